@@ -1,0 +1,177 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "varmoe/error.hpp"
+#include "varmoe/kernel_config.hpp"
+#include "varmoe/layer_spec.hpp"
+#include "varmoe/weights.hpp"
+
+/// The engine: create → create_layer → prepare → bind → forward.
+namespace varmoe {
+
+enum class LogLevel : std::uint8_t { trace, debug, info, warn, error, off };
+/// Receives one line at a time, without newline; may be called from any thread.
+using LogCallback = std::function<void(LogLevel, std::string_view)>;
+
+enum class CacheMode : std::uint8_t { rw, ro, off };
+enum class JitMode : std::uint8_t {
+  on,           ///< a missing kernel is compiled
+  cached_only,  ///< a missing kernel is an error (not_prepared)
+};
+
+/// The device number of the CPU backend.
+inline constexpr int kCpuDevice = -1;
+
+/// Everything left empty or unset falls back to the VARMOE_* variable, then to the default.
+struct EngineOptions {
+  int device = 0;                          ///< CUDA device ordinal, or kCpuDevice
+  std::string cache_dir;                   ///< writable cubin cache; VARMOE_CACHE_DIR
+  std::optional<CacheMode> cache_mode;     ///< VARMOE_CACHE
+  std::optional<std::uint64_t> cache_max_bytes;  ///< VARMOE_CACHE_MAX_SIZE
+  std::vector<std::string> cubin_path;     ///< read-only prebuilt layers, first wins; VARMOE_CUBIN_PATH
+  std::optional<JitMode> jit;              ///< VARMOE_JIT
+  std::string nvrtc_lib;                   ///< VARMOE_NVRTC_LIB
+  std::string dump_dir;                    ///< VARMOE_DUMP_DIR
+  int compile_threads = 0;                 ///< VARMOE_COMPILE_THREADS; 0: one per core
+  std::string fc1_config, fc2_config;      ///< tile overrides; VARMOE_FC1_CONFIG, VARMOE_FC2_CONFIG, VARMOE_CONFIG
+  int cpu_threads = 0;                     ///< CPU backend only; 0: one per core
+  LogCallback log;                         ///< null: stderr
+};
+
+/// Monotonic counters of an engine.
+struct Counters {
+  std::uint64_t cache_hits = 0;      ///< kernels taken from memory, disk or a read-only layer
+  std::uint64_t cache_misses = 0;
+  std::uint64_t compiles = 0;
+  std::uint64_t kernels_loaded = 0;  ///< distinct kernels resident on the device
+  std::uint64_t module_bytes = 0;    ///< bytes of the cubins loaded
+  std::uint64_t forwards = 0;
+  std::uint64_t configs_override = 0, configs_tuned = 0, configs_predicted = 0;
+};
+
+struct LayerOptions {
+  /// Upper bound of the workspace; tokens are then processed in chunks. 0: no bound.
+  std::size_t max_workspace_bytes = 0;
+  /// Upper bound of SMs that a launch occupies (MPS, green contexts). 0: all.
+  int max_sms = 0;
+};
+
+struct PrepareOptions {
+  /// Token counts to prepare for; each is rounded up to its token bucket. Empty: all buckets of [min_tokens, max_tokens].
+  std::vector<std::int64_t> tokens;
+  std::int64_t min_tokens = 1;
+  std::int64_t max_tokens = 4096;
+  /// Called after each kernel with (done, total), from a compile thread.
+  std::function<void(std::size_t, std::size_t)> progress;
+  /// Set to true from any thread to stop between kernels; prepare then returns `cancelled`, keeping what is done.
+  const std::atomic<bool>* cancel = nullptr;
+};
+
+/// One kernel of a prepare.
+struct KernelReport {
+  std::string stage;          ///< "sort", "gather", "fc1", "fc2", "combine"
+  std::string name;           ///< entry name: stage, config, key digest
+  std::string key;            ///< cubin key, hex
+  std::string config;         ///< text of its config
+  std::vector<std::int64_t> token_buckets;  ///< buckets that use it
+  ConfigSource config_source = ConfigSource::predicted;
+  bool runtime_width = false;
+  bool hit = false;           ///< taken from a cache, not compiled
+  std::string origin;         ///< "memory", "disk", "readonly:<path>", "compiled"
+  int registers = 0;          ///< per thread
+  int spill_bytes = 0;        ///< stores + loads
+  int static_smem_bytes = 0;
+  int dynamic_smem_bytes = 0;
+  double compile_ms = 0;      ///< of the compile that made it, now or earlier
+  std::string error;          ///< empty when it is ready
+};
+
+struct PrepareReport {
+  std::vector<KernelReport> kernels;
+  double total_ms = 0;
+};
+
+enum class IdType : std::uint8_t { int32, int64 };
+
+/// Arguments of one forward. Pointers are device pointers on a GPU engine, host pointers on the CPU engine.
+struct ForwardArgs {
+  std::int64_t tokens = 0;             ///< T; 0 is allowed and does nothing
+  const void* x = nullptr;             ///< [T, H], spec dtype, 16-byte aligned
+  std::int64_t x_stride = 0;           ///< elements between rows; 0: H; multiple of 8
+  const void* topk_ids = nullptr;      ///< [T, k] contiguous; −1 or ≥ E contributes zero
+  IdType id_type = IdType::int32;
+  const float* topk_weights = nullptr; ///< [T, k] contiguous, fp32
+  void* out = nullptr;                 ///< [T, H], spec dtype, 16-byte aligned; must not overlap x
+  std::int64_t out_stride = 0;         ///< elements between rows; 0: H; multiple of 8
+  bool accumulate = false;             ///< out += result instead of out = result
+  /// Optional device-side token count n ≤ T: rows at and beyond n are neither read nor written. int32, 4-byte aligned.
+  const std::int32_t* token_count = nullptr;
+  void* workspace = nullptr;           ///< 256-byte aligned; needs no initial contents; not shared by concurrent forwards
+  std::size_t workspace_bytes = 0;     ///< ≥ Layer::workspace_bytes(tokens)
+  void* stream = nullptr;              ///< CUstream / cudaStream_t; null: the legacy default stream. CPU: ignored
+};
+
+class Layer;
+
+/// One device's kernels and caches. Thread-safe. Keep it alive while any captured graph of its layers is used.
+class VARMOE_API Engine {
+ public:
+  static Result<Engine> create(const EngineOptions& options = {});
+  Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
+  ~Engine();
+
+  Result<Layer> create_layer(const LayerSpec& spec, const LayerOptions& options = {});
+  Counters counters() const noexcept;
+  /// "NVIDIA H200, sm_90a, 132 SMs, driver 13.0" or "CPU, 8 threads".
+  std::string device_description() const;
+
+  struct Impl;
+
+ private:
+  explicit Engine(std::shared_ptr<Impl>);
+  std::shared_ptr<Impl> impl_;
+};
+
+/// A layer on an engine. Layers may outlive the Engine object (they share its state). Thread-safe: `forward` may run
+/// concurrently with itself (distinct workspaces) and with `prepare`; `bind` must not run concurrently with `forward`.
+class VARMOE_API Layer {
+ public:
+  Layer(Layer&&) noexcept;
+  Layer& operator=(Layer&&) noexcept;
+  ~Layer();
+
+  const LayerSpec& spec() const noexcept;
+
+  /// Compiles or loads every kernel of the named buckets, in parallel; all kernels are resident when it returns.
+  Result<PrepareReport> prepare(const PrepareOptions& options = {});
+
+  /// Records where the weights lie (one small device table). May be repeated after the weights moved.
+  Status bind(const Weights& weights);
+
+  /// Bytes of workspace that a forward of `tokens` needs (monotonic in tokens, until max_workspace_bytes bounds it).
+  Result<std::size_t> workspace_bytes(std::int64_t tokens) const;
+
+  /// Enqueues the layer on args.stream. On the prepared path: no host synchronisation, allocation, file access, lock, log
+  /// line, environment look-up or compile; can be captured in a CUDA graph. Without `prepare`, the first use of a bucket
+  /// prepares it there and then (one log line), unless the stream is capturing: then any prepared bucket serves, else
+  /// `not_prepared`.
+  Status forward(const ForwardArgs& args) noexcept;
+
+  struct Impl;
+
+ private:
+  friend class Engine;
+  explicit Layer(std::shared_ptr<Impl>);
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace varmoe

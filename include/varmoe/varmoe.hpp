@@ -1,0 +1,9 @@
+#pragma once
+
+/// Everything of the C++ API. The C API is varmoe.h.
+#include "varmoe/engine.hpp"
+#include "varmoe/error.hpp"
+#include "varmoe/kernel_config.hpp"
+#include "varmoe/layer_spec.hpp"
+#include "varmoe/version.hpp"
+#include "varmoe/weights.hpp"

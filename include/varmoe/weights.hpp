@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "varmoe/error.hpp"
+#include "varmoe/layer_spec.hpp"
+
+/// Where a layer's weights lie. Every storage that varmoe supports is, per expert, three base pointers and two strides.
+namespace varmoe {
+
+/// One expert's matrices. Pointers are device pointers on a GPU engine, host pointers on the CPU engine; the caller owns
+/// them and keeps them valid while the layer is bound. Values may change freely between forwards.
+struct ExpertWeights {
+  /// Gate matrix, or null when the activation is not gated. With interleaved kn weights: the fc1 matrix itself.
+  const void* gate = nullptr;
+  /// Up matrix (the only fc1 matrix when not gated). With interleaved kn weights: ignored.
+  const void* up = nullptr;
+  const void* down = nullptr;
+  /// Elements from one stored row to the next. nk: a row is one output (K contiguous); kn: a row is one k (outputs
+  /// contiguous). Multiples of 8. For interleaved nk weights this is twice the stored row length.
+  std::int64_t fc1_stride = 0;
+  std::int64_t fc2_stride = 0;
+};
+
+/// Weights of all experts, in expert order.
+struct Weights {
+  std::vector<ExpertWeights> experts;
+
+  /// Storage "blocks": each expert's matrices contiguous, experts one after another: nk fc1 [Σ 2I_e, H], fc2 blocks [H, I_e];
+  /// kn fc1 blocks [H, 2I_e], fc2 [Σ I_e, H]. With equal widths this is the usual [E, 2I, H] / [E, H, I].
+  static VARMOE_API Result<Weights> blocks(const LayerSpec& spec, const void* fc1, const void* fc2);
+
+  /// Storage "padded": as if every expert had width `padded_width` ≥ max I_e; the first I_e rows (columns) of each are valid.
+  /// A gated fc1's second half begins at row (column) `padded_width`.
+  static VARMOE_API Result<Weights> padded(const LayerSpec& spec, const void* fc1, const void* fc2,
+                                           std::int64_t padded_width);
+
+  /// Storage "packed", kn only: gate and up each [H, ΣI], fc2 [ΣI, H]. `gate` is null when not gated.
+  static VARMOE_API Result<Weights> packed(const LayerSpec& spec, const void* gate, const void* up, const void* down);
+
+  /// Storage "packed_joint", kn only: fc1 [H, 2ΣI] with each expert's gate and up columns side by side, fc2 [ΣI, H].
+  static VARMOE_API Result<Weights> packed_joint(const LayerSpec& spec, const void* fc1, const void* fc2);
+
+  /// Storage "pointers": one fc1 and one fc2 pointer per expert. Strides in elements; 0 means contiguous.
+  static VARMOE_API Result<Weights> pointers(const LayerSpec& spec, const std::vector<const void*>& fc1,
+                                             const std::vector<const void*>& fc2, std::int64_t fc1_stride = 0,
+                                             std::int64_t fc2_stride = 0);
+
+  /// Checks count, nulls, 16-byte alignment and strides against the spec; the error names the expert and the matrix.
+  VARMOE_API Status validate(const LayerSpec& spec) const;
+};
+
+/// The smallest width ≥ `width` that kernels take (a multiple of 8).
+VARMOE_API std::int64_t packed_width(std::int64_t width) noexcept;
+
+/// Packs one expert of any width into the storage "blocks" of a spec whose width for it is packed_width(width): new
+/// columns are zero, which is exact for every activation with f(0) = 0; others are refused. Host memory; two-byte elements.
+/// `fc1` and `fc2` are contiguous in the spec's layouts and gate order with the true width; outputs likewise with the packed one.
+VARMOE_API Status pack_expert(const LayerSpec& spec, std::int64_t width, const void* fc1, const void* fc2,
+                              void* packed_fc1, void* packed_fc2);
+
+}  // namespace varmoe
