@@ -7,6 +7,8 @@ function(varmoe_common_settings target)
   set_target_properties(${target} PROPERTIES
     CXX_EXTENSIONS OFF POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
   target_compile_options(${target} PRIVATE ${VARMOE_WARNINGS})
+  # Unique symbols cannot be made local, as the static library does with those of fmt and spdlog (Library.cmake).
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fno-gnu-unique>)
   if(VARMOE_SANITIZE)
     target_compile_options(${target} PUBLIC -fsanitize=${VARMOE_SANITIZE} -fno-omit-frame-pointer)
     target_link_options(${target} PUBLIC -fsanitize=${VARMOE_SANITIZE})
@@ -38,5 +40,28 @@ function(varmoe_test name)
   target_compile_definitions(varmoe_test_${name} PRIVATE
     VARMOE_SOURCE_DIR="${PROJECT_SOURCE_DIR}" VARMOE_BINARY_DIR="${PROJECT_BINARY_DIR}" ${ARG_DEFINITIONS})
   add_test(NAME ${name} COMMAND varmoe_test_${name})
-  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+  varmoe_test_settings(${name} ${ARG_TIMEOUT} "${ARG_LABELS}")
+endfunction()
+
+# varmoe_script_test(stories COMMAND python3 … [TIMEOUT s] [LABELS …]): a test that is no doctest runner.
+function(varmoe_script_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "COMMAND;LABELS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  add_test(NAME ${name} COMMAND ${ARG_COMMAND})
+  varmoe_test_settings(${name} ${ARG_TIMEOUT} "${ARG_LABELS}")
+endfunction()
+
+# What every test gets: a time limit, labels, and the places of what was fetched into the build folder.
+function(varmoe_test_settings name timeout labels)
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} LABELS "${labels}")
+  set(changes "")
+  if(VARMOE_TEST_CUDA_HOME)
+    list(APPEND changes "CUDA_HOME=set:${VARMOE_TEST_CUDA_HOME}")
+  endif()
+  if(VARMOE_TEST_PATH)
+    list(APPEND changes "PATH=path_list_append:${VARMOE_TEST_PATH}")
+  endif()
+  set_tests_properties(${name} PROPERTIES ENVIRONMENT_MODIFICATION "${changes}")
 endfunction()

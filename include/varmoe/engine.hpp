@@ -120,6 +120,7 @@ struct ForwardArgs {
 };
 
 class Layer;
+struct EngineAccess;
 
 /// One device's kernels and caches. Thread-safe. Keep it alive while any captured graph of its layers is used.
 class VARMOE_API Engine {
@@ -137,6 +138,7 @@ class VARMOE_API Engine {
   struct Impl;
 
  private:
+  friend struct EngineAccess;
   explicit Engine(std::shared_ptr<Impl>);
   std::shared_ptr<Impl> impl_;
 };

@@ -8,3 +8,10 @@
 #else
 #define VARMOE_API
 #endif
+
+/// VARMOE_HIDDEN marks what lies inside an exported class and is not exported itself.
+#if defined(__GNUC__)
+#define VARMOE_HIDDEN __attribute__((visibility("hidden")))
+#else
+#define VARMOE_HIDDEN
+#endif

@@ -40,7 +40,7 @@ struct GemmConfig {
 struct SortConfig {
   std::int32_t block_threads = 1024;  ///< multiple of 32
   /// Up to this many routed rows one launch of one block sorts; above, two launches of many blocks.
-  std::int32_t single_block_rows = 8192;
+  std::int32_t single_block_rows = 3072;
   bool operator==(const SortConfig&) const = default;
 };
 

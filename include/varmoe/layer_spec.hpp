@@ -87,12 +87,13 @@ struct LayerSpec {
 
   std::int64_t num_experts() const noexcept { return static_cast<std::int64_t>(expert_widths.size()); }
   bool gated() const noexcept { return activation_info(activation).gated; }
-  std::int64_t max_width() const noexcept;
+  /// The widest expert; 0 without experts.
+  VARMOE_API std::int64_t max_width() const noexcept;
   /// Σ I_e.
-  std::int64_t total_width() const noexcept;
+  VARMOE_API std::int64_t total_width() const noexcept;
 
   /// Every field in range; the error names field, value and what is allowed.
-  Status validate() const;
+  VARMOE_API Status validate() const;
 
   bool operator==(const LayerSpec&) const = default;
 };
@@ -107,14 +108,16 @@ struct WidthClass {
 /// The layer's distinct widths, ascending. Order of experts does not enter.
 VARMOE_API std::vector<WidthClass> width_classes(const LayerSpec& spec);
 
-/// Canonical text of what keys kernels: H, E, k, class set (widths, not counts), activation and its parameters, dtype,
-/// layouts, gate order. Two layers with equal signatures share kernels however their experts are arranged.
+/// Canonical text of what keys kernels: H, E, k, class set (widths, not counts; "runtime" beyond kMaxWidthClasses),
+/// activation and its parameters, dtype, layouts, gate order, batch_invariant; what a layer ignores (the gate order of an
+/// ungated one, unused parameters) does not enter. Two layers with equal signatures share kernels however their experts are
+/// arranged.
 VARMOE_API std::string kernel_signature(const LayerSpec& spec);
 
-/// Canonical text of what keys tuning records: kernel_signature plus the count of each width.
+/// Canonical text of what keys tuning records: as kernel_signature, with every width and its count.
 VARMOE_API std::string tuning_signature(const LayerSpec& spec);
 
-/// A spec with `num_experts` experts of one width.
+/// A spec with `num_experts` experts of one width. Out-of-range arguments give a spec that `validate` refuses.
 VARMOE_API LayerSpec uniform_spec(std::int64_t hidden_size, std::int64_t num_experts, std::int64_t width,
                                   std::int64_t top_k, Activation activation = Activation::silu_mul,
                                   DType dtype = DType::bf16);

@@ -23,11 +23,11 @@ struct CompilerVersion {
 
 /// What ptxas reported of one kernel.
 struct ResourceUsage {
-  std::int32_t registers = 0;        ///< per thread
-  std::int32_t spill_stores = 0;     ///< bytes
-  std::int32_t spill_loads = 0;      ///< bytes
+  std::int32_t registers = 0;     ///< per thread
+  std::int32_t spill_stores = 0;  ///< bytes
+  std::int32_t spill_loads = 0;   ///< bytes
   std::int32_t stack_bytes = 0;
-  std::int32_t static_smem = 0;      ///< bytes
+  std::int32_t static_smem = 0;  ///< bytes
   bool operator==(const ResourceUsage&) const = default;
 };
 
@@ -35,12 +35,12 @@ struct ResourceUsage {
 struct KernelBinary {
   std::vector<std::byte> image;
   bool is_ptx = false;
-  std::string arch;                  ///< e.g. "sm_90a"
+  std::string arch;  ///< e.g. "sm_90a"
   std::string entry_name;
   CompilerVersion compiler;
   ResourceUsage resources;
   double compile_ms = 0;
-  std::string log;                   ///< the compiler's log, warnings included
+  std::string log;  ///< the compiler's log, warnings included
 };
 
 }  // namespace varmoe

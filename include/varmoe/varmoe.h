@@ -1,0 +1,307 @@
+#ifndef VARMOE_VARMOE_H_
+#define VARMOE_VARMOE_H_
+
+/*
+ * The C API of varmoe: Mixture-of-Experts layers, compiled for each layer's expert sizes.
+ *
+ *   engine → layer → prepare → bind → forward
+ *
+ * Conventions
+ * - Every function that can fail returns an int: VARMOE_OK or one of VARMOE_E_*. The sentence that belongs to
+ * the last failure on the calling thread is varmoe_last_error(). Nothing is thrown through this interface.
+ * - A failing function leaves its outputs null or zero, and the objects it was given as they were.
+ * - Structs are versioned by their first member. Set one up with its _init function, which takes sizeof the
+ * struct as the caller was compiled; a struct smaller than that of version 0.1 is refused, a larger one (a
+ * newer caller) is taken if the members that this library does not know are zero.
+ * - Null where a pointer is required is VARMOE_E_INVALID_ARGUMENT. Every _destroy function accepts null.
+ * - Thread safety is that of the C++ API (engine.hpp): engines and layers may be used by several threads at
+ * once; bind must not run concurrently with forward of the same layer.
+ * - Callbacks must not throw or longjmp.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(VARMOE_STATIC)
+#define VARMOE_C_API
+#elif defined(__GNUC__)
+#define VARMOE_C_API __attribute__((visibility("default")))
+#else
+#define VARMOE_C_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Return codes; the numbers are stable. */
+enum {
+  VARMOE_OK = 0,
+  VARMOE_E_INVALID_ARGUMENT = 1,
+  VARMOE_E_INVALID_SPEC = 2,
+  VARMOE_E_INVALID_CONFIG = 3,
+  VARMOE_E_INVALID_ENVIRONMENT = 4,
+  VARMOE_E_UNSUPPORTED = 5,
+  VARMOE_E_NOT_PREPARED = 6,
+  VARMOE_E_NOT_BOUND = 7,
+  VARMOE_E_NO_DEVICE = 8,
+  VARMOE_E_DRIVER_TOO_OLD = 9,
+  VARMOE_E_NO_COMPILER = 10,
+  VARMOE_E_COMPILE_FAILED = 11,
+  VARMOE_E_OUT_OF_MEMORY = 12,
+  VARMOE_E_WORKSPACE_TOO_SMALL = 13,
+  VARMOE_E_IO_ERROR = 14,
+  VARMOE_E_DEVICE_ERROR = 15,
+  VARMOE_E_CANCELLED = 16,
+  VARMOE_E_INTERNAL = 17
+};
+
+enum { VARMOE_DTYPE_BF16 = 0, VARMOE_DTYPE_FP16 = 1 };
+
+enum {
+  VARMOE_ACTIVATION_SILU_MUL = 0,      /* silu(gate) * up */
+  VARMOE_ACTIVATION_GELU_TANH_MUL = 1, /* gelu(gate) * up, tanh approximation */
+  VARMOE_ACTIVATION_GELU_ERF_MUL = 2,  /* gelu(gate) * up, exact */
+  VARMOE_ACTIVATION_SWIGLU_OAI = 3,    /* gpt-oss; reads alpha and limit */
+  VARMOE_ACTIVATION_SILU = 4,
+  VARMOE_ACTIVATION_GELU_TANH = 5,
+  VARMOE_ACTIVATION_GELU_ERF = 6,
+  VARMOE_ACTIVATION_RELU = 7,
+  VARMOE_ACTIVATION_RELU2 = 8, /* max(x, 0)^2 */
+  VARMOE_ACTIVATION_IDENTITY = 9
+};
+
+enum { VARMOE_LAYOUT_NK = 0, VARMOE_LAYOUT_KN = 1 };
+enum { VARMOE_GATE_FIRST = 0, VARMOE_GATE_UP_FIRST = 1, VARMOE_GATE_INTERLEAVED = 2 };
+enum { VARMOE_ID_INT32 = 0, VARMOE_ID_INT64 = 1 };
+enum { VARMOE_CACHE_RW = 0, VARMOE_CACHE_RO = 1, VARMOE_CACHE_OFF = 2 };
+enum { VARMOE_JIT_ON = 0, VARMOE_JIT_CACHED_ONLY = 1 };
+enum {
+  VARMOE_LOG_TRACE = 0,
+  VARMOE_LOG_DEBUG = 1,
+  VARMOE_LOG_INFO = 2,
+  VARMOE_LOG_WARN = 3,
+  VARMOE_LOG_ERROR = 4
+};
+enum { VARMOE_CONFIG_OVERRIDE = 0, VARMOE_CONFIG_TUNED = 1, VARMOE_CONFIG_PREDICTED = 2 };
+
+/* How the weights of a layer are stored; see weights.hpp for the shapes. */
+enum {
+  VARMOE_STORAGE_BLOCKS = 0, /* fc1, fc2: each expert's matrices contiguous, one expert after another */
+  VARMOE_STORAGE_PADDED = 1, /* fc1, fc2: as if every expert had width padded_width */
+  VARMOE_STORAGE_PACKED = 2, /* kn only. gate (null when not gated) and up [H, sum I], fc2 [sum I, H] */
+  VARMOE_STORAGE_PACKED_JOINT =
+      3, /* kn only. fc1 [H, 2 sum I], each expert's gate and up side by side; fc2 [sum I, H] */
+  VARMOE_STORAGE_POINTERS = 4, /* fc1_pointers, fc2_pointers: one of each per expert */
+  VARMOE_STORAGE_EXPERTS = 5   /* experts: pointers and strides of every matrix */
+};
+
+/* The device number of the CPU backend. */
+#define VARMOE_CPU_DEVICE (-1)
+
+typedef struct varmoe_engine varmoe_engine;
+typedef struct varmoe_layer varmoe_layer;
+typedef struct varmoe_report varmoe_report;
+
+/* Receives one line at a time, without newline, from any thread. `line` is valid during the call. */
+typedef void (*varmoe_log_fn)(void* user, int level, const char* line);
+/* Called after each kernel, from a compile thread. A value other than 0 stops the prepare between kernels. */
+typedef int (*varmoe_progress_fn)(void* user, size_t done, size_t total);
+
+/* What is left null or negative falls back to the VARMOE_* variable, then to the default. */
+typedef struct varmoe_engine_options {
+  size_t struct_size;
+  int32_t device;                /* CUDA device ordinal, or VARMOE_CPU_DEVICE; 0 */
+  int32_t cache_mode;            /* VARMOE_CACHE_*; -1: unset */
+  int32_t jit;                   /* VARMOE_JIT_*; -1: unset */
+  int32_t compile_threads;       /* 0: unset */
+  int32_t cpu_threads;           /* CPU backend; 0: one per core */
+  int64_t cache_max_bytes;       /* -1: unset */
+  const char* cache_dir;         /* writable cubin cache */
+  const char* const* cubin_path; /* read-only prebuilt layers, first wins */
+  size_t cubin_path_count;
+  const char* nvrtc_lib;
+  const char* dump_dir;
+  const char* fc1_config; /* tile overrides, e.g. "block_m=64,stages=4" */
+  const char* fc2_config;
+  varmoe_log_fn log; /* null: stderr */
+  void* log_user;
+} varmoe_engine_options;
+
+typedef struct varmoe_layer_spec {
+  size_t struct_size;
+  int64_t hidden_size;          /* multiple of 8, at least 64 */
+  const int64_t* expert_widths; /* one per expert; multiples of 8; copied */
+  size_t num_experts;
+  int64_t top_k;
+  int32_t activation;      /* VARMOE_ACTIVATION_*; SILU_MUL */
+  int32_t dtype;           /* VARMOE_DTYPE_*; BF16 */
+  int32_t fc1_layout;      /* VARMOE_LAYOUT_*; NK */
+  int32_t fc2_layout;      /* VARMOE_LAYOUT_*; NK */
+  int32_t gate_order;      /* VARMOE_GATE_*; FIRST */
+  int32_t batch_invariant; /* 0 or 1 */
+  float alpha;             /* swiglu_oai; 1.702 */
+  float limit;             /* swiglu_oai; 7.0 */
+} varmoe_layer_spec;
+
+typedef struct varmoe_layer_options {
+  size_t struct_size;
+  size_t max_workspace_bytes; /* 0: no bound; else tokens are processed in chunks */
+  int32_t max_sms;            /* 0: all */
+  int32_t reserved;           /* 0 */
+} varmoe_layer_options;
+
+typedef struct varmoe_prepare_options {
+  size_t struct_size;
+  const int64_t*
+      tokens; /* token counts, each rounded up to its bucket; null: all of [min_tokens, max_tokens] */
+  size_t token_count;
+  int64_t min_tokens;          /* 1 */
+  int64_t max_tokens;          /* 4096 */
+  varmoe_progress_fn progress; /* may be null */
+  void* progress_user;
+} varmoe_prepare_options;
+
+/* One expert's matrices. This struct is an array element: it never changes. */
+typedef struct varmoe_expert_weights {
+  const void* gate; /* null when not gated; interleaved kn: the fc1 matrix itself */
+  const void* up;
+  const void* down;
+  int64_t fc1_stride; /* elements between stored rows */
+  int64_t fc2_stride;
+} varmoe_expert_weights;
+
+/* Only the members of the chosen storage are read. */
+typedef struct varmoe_weights {
+  size_t struct_size;
+  int32_t storage;  /* VARMOE_STORAGE_* */
+  int32_t reserved; /* 0 */
+  const void* fc1;
+  const void* fc2;
+  const void* gate;     /* PACKED */
+  const void* up;       /* PACKED */
+  int64_t padded_width; /* PADDED */
+  const void* const* fc1_pointers;
+  const void* const* fc2_pointers;
+  int64_t fc1_stride; /* POINTERS: elements; 0: contiguous */
+  int64_t fc2_stride;
+  const varmoe_expert_weights* experts;
+  size_t num_experts; /* POINTERS, EXPERTS: entries of the arrays; must be the layer's number of experts */
+} varmoe_weights;
+
+/* Device pointers on a GPU engine, host pointers on the CPU engine. */
+typedef struct varmoe_forward_args {
+  size_t struct_size;
+  int64_t tokens;
+  const void* x;              /* [tokens, H], 16-byte aligned */
+  int64_t x_stride;           /* elements; 0: H */
+  const void* topk_ids;       /* [tokens, k]; -1 or >= E contributes zero */
+  const float* topk_weights;  /* [tokens, k] */
+  void* out;                  /* [tokens, H], 16-byte aligned; must not overlap x */
+  int64_t out_stride;         /* elements; 0: H */
+  int32_t id_type;            /* VARMOE_ID_* */
+  int32_t accumulate;         /* 0: out = result; 1: out += result */
+  const int32_t* token_count; /* optional device-side token count */
+  void* workspace;            /* 256-byte aligned */
+  size_t workspace_bytes;
+  void* stream; /* CUstream or cudaStream_t; ignored on the CPU */
+} varmoe_forward_args;
+
+typedef struct varmoe_counters {
+  size_t struct_size;
+  uint64_t cache_hits;
+  uint64_t cache_misses;
+  uint64_t compiles;
+  uint64_t kernels_loaded;
+  uint64_t module_bytes;
+  uint64_t forwards;
+  uint64_t configs_override;
+  uint64_t configs_tuned;
+  uint64_t configs_predicted;
+} varmoe_counters;
+
+/* One kernel of a prepare. Strings belong to the report. */
+typedef struct varmoe_kernel_report {
+  size_t struct_size;
+  const char* stage;
+  const char* name;
+  const char* key;
+  const char* config;
+  const char* origin;
+  const char* error; /* "" when it is ready */
+  const int64_t* token_buckets;
+  size_t token_bucket_count;
+  int32_t config_source; /* VARMOE_CONFIG_* */
+  int32_t runtime_width; /* 0 or 1 */
+  int32_t hit;           /* 0 or 1 */
+  int32_t registers;
+  int32_t spill_bytes;
+  int32_t static_smem_bytes;
+  int32_t dynamic_smem_bytes;
+  int32_t reserved;
+  double compile_ms;
+} varmoe_kernel_report;
+
+/* The version of the library that is loaded, e.g. "0.1.0". */
+VARMOE_C_API const char* varmoe_version(void);
+/* The name of a return code, e.g. "not_prepared"; "unknown" for other numbers. */
+VARMOE_C_API const char* varmoe_status_name(int status);
+/* The sentence of the last failure on this thread, "" when there was none. Valid until the next failure on
+ * this thread. */
+VARMOE_C_API const char* varmoe_last_error(void);
+
+/* Each sets struct_size and the defaults. `struct_size` is sizeof the struct as the caller was compiled. */
+VARMOE_C_API int varmoe_engine_options_init(varmoe_engine_options* options, size_t struct_size);
+VARMOE_C_API int varmoe_layer_spec_init(varmoe_layer_spec* spec, size_t struct_size);
+VARMOE_C_API int varmoe_layer_options_init(varmoe_layer_options* options, size_t struct_size);
+VARMOE_C_API int varmoe_prepare_options_init(varmoe_prepare_options* options, size_t struct_size);
+VARMOE_C_API int varmoe_weights_init(varmoe_weights* weights, size_t struct_size);
+VARMOE_C_API int varmoe_forward_args_init(varmoe_forward_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_counters_init(varmoe_counters* counters, size_t struct_size);
+VARMOE_C_API int varmoe_kernel_report_init(varmoe_kernel_report* report, size_t struct_size);
+
+/* `options` may be null: all defaults. */
+VARMOE_C_API int varmoe_engine_create(const varmoe_engine_options* options, varmoe_engine** engine);
+/* Layers may outlive the engine handle; captured graphs must not outlive both. */
+VARMOE_C_API void varmoe_engine_destroy(varmoe_engine* engine);
+VARMOE_C_API int varmoe_engine_counters(const varmoe_engine* engine, varmoe_counters* counters);
+/*
+ * "NVIDIA H200, sm_90a, 132 SMs, driver 13.0" or "CPU, 8 threads". Writes at most `capacity` bytes, always
+ * terminated;
+ * `*needed` (may be null) is the length with the terminator. `buffer` may be null when `capacity` is 0.
+ */
+VARMOE_C_API int varmoe_engine_description(const varmoe_engine* engine, char* buffer, size_t capacity,
+                                           size_t* needed);
+
+/* `options` may be null. */
+VARMOE_C_API int varmoe_layer_create(varmoe_engine* engine, const varmoe_layer_spec* spec,
+                                     const varmoe_layer_options* options, varmoe_layer** layer);
+VARMOE_C_API void varmoe_layer_destroy(varmoe_layer* layer);
+
+/* Compiles or loads every kernel of the named buckets. `options` and `report` may be null. */
+VARMOE_C_API int varmoe_layer_prepare(varmoe_layer* layer, const varmoe_prepare_options* options,
+                                      varmoe_report** report);
+VARMOE_C_API void varmoe_report_destroy(varmoe_report* report);
+/* 0 for null. */
+VARMOE_C_API size_t varmoe_report_kernel_count(const varmoe_report* report);
+VARMOE_C_API int varmoe_report_kernel(const varmoe_report* report, size_t index,
+                                      varmoe_kernel_report* kernel);
+VARMOE_C_API double varmoe_report_total_ms(const varmoe_report* report);
+
+/* Records where the weights lie; may be repeated. Not while a stream captures. */
+VARMOE_C_API int varmoe_layer_bind(varmoe_layer* layer, const varmoe_weights* weights);
+VARMOE_C_API int varmoe_layer_workspace_bytes(const varmoe_layer* layer, int64_t tokens, size_t* bytes);
+/* Enqueues the layer on args->stream; may be captured in a CUDA graph once the layer is prepared. */
+VARMOE_C_API int varmoe_layer_forward(varmoe_layer* layer, const varmoe_forward_args* args);
+
+/* The smallest width >= width that kernels take. */
+VARMOE_C_API int64_t varmoe_packed_width(int64_t width);
+/* Pads one expert of any width with zero columns (host memory); see pack_expert in weights.hpp. */
+VARMOE_C_API int varmoe_pack_expert(const varmoe_layer_spec* spec, int64_t width, const void* fc1,
+                                    const void* fc2, void* packed_fc1, void* packed_fc2);
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* VARMOE_VARMOE_H_ */

@@ -1,0 +1,122 @@
+#pragma once
+
+// Structures that host and device share. The host includes this file too: no CUDA in it. Emitted source asserts sizes and
+// offsets against what the host saw when it was built, so a stale kernel text cannot be launched with other parameters.
+
+#if defined(__CUDACC_RTC__) || defined(__CUDACC__)
+namespace varmoe {
+using i32 = int;
+using u32 = unsigned int;
+using i64 = long long;
+using u64 = unsigned long long;
+}  // namespace varmoe
+#else
+#include <cstdint>
+namespace varmoe {
+using i32 = std::int32_t;
+using u32 = std::uint32_t;
+using i64 = long long;
+using u64 = unsigned long long;
+}  // namespace varmoe
+#endif
+
+namespace varmoe::abi {
+
+/// Raised whenever a structure below changes meaning.
+inline constexpr int kAbiVersion = 1;
+/// Width classes that a specialised kernel may have.
+inline constexpr int kMaxClasses = 16;
+
+/// One expert of a bound layer. Addresses of 16-byte aligned matrices; strides in elements.
+struct alignas(16) ExpertEntry {
+  u64 gate;        // fc1 gate matrix; interleaved kn: the whole fc1 matrix; 0 when not gated
+  u64 up;          // fc1 up matrix
+  u64 down;        // fc2 matrix
+  i64 fc1_stride;
+  i64 fc2_stride;
+  i32 width;       // I_e
+  i32 width_class; // index into the class list, widest first; 0 in runtime-width layers
+};
+
+/// Up to block_m consecutive routed rows of one expert.
+struct alignas(16) RowTile {
+  i32 expert;
+  i32 row_begin;   // in expert order
+  i32 rows;        // 1 … block_m
+  i32 width_class;
+};
+
+/// Written by the sort: where each class's row tiles begin in the two tile lists (its last entry used is the list's length).
+struct TileCounts {
+  i32 fc1_begin[kMaxClasses + 1];
+  i32 fc2_begin[kMaxClasses + 1];
+  i32 rows;        // valid routed rows
+  i32 reserved;
+};
+
+/// Parameters of the three sort kernels.
+struct SortParams {
+  const void* topk_ids;          // [tokens, k] int32 or int64
+  const float* topk_weights;     // [tokens, k]
+  const i32* token_count;        // device-side token count of the whole batch, or null
+  const ExpertEntry* experts;    // [E]
+  const i32* expert_order;       // [E] experts by class, widest class first, then by index
+  const i32* class_begin;        // [classes + 1] into expert_order
+  i32* expert_offsets;           // [E + 1] first row of each expert
+  i32* row_source;               // [rows] row → token·k + slot
+  float* row_weight;             // [rows] routing weight of each row
+  i32* slot_row;                 // [tokens·k] token·k + slot → row, or −1
+  i32* block_histogram;          // [blocks, E], two-launch sort only
+  RowTile* fc1_tiles;
+  RowTile* fc2_tiles;
+  TileCounts* tile_counts;
+  i32* fc1_tile_prefix;          // [E + 1] output tiles before the experts of expert_order; runtime-width layers only
+  i32 tokens;                    // of this chunk
+  i32 token_begin;               // of this chunk within the batch
+  i32 ids_are_64bit;
+  i32 slots_per_block;           // two-launch sort: routed slots that one block handles
+  i32 fc1_block_m;
+  i32 fc2_block_m;
+  i32 fc1_tile_columns;          // columns of h per output tile; 0 unless runtime-width
+  i32 classes;
+};
+
+/// Parameters of the gather kernel: out[r] = x[row_source[r] / k].
+struct GatherParams {
+  const void* x;
+  void* out;                     // [rows, H] contiguous
+  const i32* row_source;
+  const TileCounts* tile_counts;
+  i64 x_stride;
+};
+
+/// Parameters of fc1 and fc2.
+struct GemmParams {
+  const void* a;                 // fc1: x, or its gathered copy; fc2: h
+  void* out;                     // fc1: h; fc2: y
+  const ExpertEntry* experts;
+  const RowTile* tiles;
+  const TileCounts* tile_counts;
+  const i32* row_source;
+  const float* row_weight;       // fc2: [rows]
+  const i32* expert_offsets;     // runtime-width fc1
+  const i32* expert_order;       // runtime-width fc1
+  const i32* tile_prefix;        // runtime-width fc1
+  i64 a_stride;                  // elements
+  i64 out_stride;                // elements
+};
+
+/// Parameters of the combine kernel: out[t] (+)= Σ_slot y[slot_row[t·k + slot]], ascending slot.
+struct CombineParams {
+  const void* y;                 // [rows, H] contiguous
+  void* out;
+  const i32* slot_row;
+  const i32* token_count;
+  i64 out_stride;
+  i32 tokens;
+  i32 token_begin;
+  i32 accumulate;
+  i32 reserved;
+};
+
+}  // namespace varmoe::abi

@@ -1,0 +1,255 @@
+#pragma once
+
+#include "prelude.cuh"
+
+// Stable counting sort of the routed slots (token·k + slot) by expert, without atomics on shared state: every count has one owner, so
+// the order, and with it every later bit, is the same on each run.
+//
+// Small batches: one block does it all (sort_single). Larger ones: sort_count writes a histogram per block of slots, sort_scatter
+// sums the histograms before its own and places its slots; its last block also writes the tile lists.
+namespace varmoe::moe {
+
+template <class Layer, int kThreads>
+struct Sort {
+  static constexpr int kWarps = kThreads / 32;
+  static constexpr int kExperts = Layer::kExperts;
+  static constexpr int kPerLane = (kExperts + 31) / 32;
+
+  struct Shared {
+    i32 warp_count[kWarps][kExperts];  // per warp: slots of each expert; then where its next one goes
+    i32 total[kExperts];               // rows of each expert
+    i32 offset[kExperts + 1];          // first row of each expert
+    i32 fc1_first[kExperts + 1];       // by position in expert_order: row tiles before it
+    i32 fc2_first[kExperts + 1];
+    i32 fc1_outputs[kExperts + 1];     // output tiles before it (runtime-width layers)
+  };
+
+  VARMOE_DEVICE static i32 warp() { return static_cast<i32>(threadIdx.x) / 32; }
+  VARMOE_DEVICE static i32 lane() { return static_cast<i32>(threadIdx.x) % 32; }
+
+  /// Routed slots of this chunk that exist.
+  VARMOE_DEVICE static i32 slots(const abi::SortParams& p) {
+    i32 tokens = p.tokens;
+    if (p.token_count != nullptr) tokens = max_of(0, min_of(tokens, *p.token_count - p.token_begin));
+    return tokens * Layer::kTopK;
+  }
+
+  /// The expert of a slot, or −1 when it has none.
+  VARMOE_DEVICE static i32 expert_of(const abi::SortParams& p, i32 slot) {
+    if (p.ids_are_64bit) {
+      const i64 id = static_cast<const i64*>(p.topk_ids)[slot];
+      return id >= 0 && id < kExperts ? static_cast<i32>(id) : -1;
+    }
+    const i32 id = static_cast<const i32*>(p.topk_ids)[slot];
+    return id >= 0 && id < kExperts ? id : -1;
+  }
+
+  /// Slots [begin, end) that a warp walks, a multiple of 32 each but for the last.
+  VARMOE_DEVICE static void warp_range(i32 begin, i32 end, i32& first, i32& last) {
+    const i32 per_warp = ceil_div(ceil_div(end - begin, kWarps), 32) * 32;
+    first = min_of(begin + warp() * per_warp, end);
+    last = min_of(first + per_warp, end);
+  }
+
+  /// Counts slots [begin, end) into s.warp_count.
+  VARMOE_DEVICE static void count(const abi::SortParams& p, Shared& s, i32 begin, i32 end) {
+    for (i32 i = threadIdx.x; i < kWarps * kExperts; i += kThreads) (&s.warp_count[0][0])[i] = 0;
+    __syncthreads();
+    i32 first, last;
+    warp_range(begin, end, first, last);
+    for (i32 i = first; i < last; i += 32) {
+      const i32 expert = i + lane() < last ? expert_of(p, i + lane()) : -1;
+      const u32 peers = __match_any_sync(0xffffffffu, expert);
+      if (expert >= 0 && lane() == __ffs(peers) - 1) s.warp_count[warp()][expert] += __popc(peers);
+      __syncwarp();
+    }
+    __syncthreads();
+  }
+
+  /// Turns s.warp_count into running positions from `before(expert)` on; returns through s.total the block's rows of each expert.
+  template <class Before>
+  VARMOE_DEVICE static void positions(Shared& s, Before before) {
+    for (i32 e = threadIdx.x; e < kExperts; e += kThreads) {
+      i32 next = before(e);
+#pragma unroll 4
+      for (int w = 0; w < kWarps; ++w) {
+        const i32 n = s.warp_count[w][e];
+        s.warp_count[w][e] = next;
+        next += n;
+      }
+    }
+    __syncthreads();
+  }
+
+  /// Places slots [begin, end): s.warp_count holds where each warp's next row of each expert goes.
+  VARMOE_DEVICE static void place(const abi::SortParams& p, Shared& s, i32 begin, i32 end) {
+    i32 first, last;
+    warp_range(begin, end, first, last);
+    for (i32 i = first; i < last; i += 32) {
+      const i32 slot = i + lane();
+      const bool exists = slot < last;
+      const i32 expert = exists ? expert_of(p, slot) : -1;
+      const u32 peers = __match_any_sync(0xffffffffu, expert);
+      const i32 rank = __popc(peers & ((1u << lane()) - 1u));
+      i32 row = -1;
+      if (expert >= 0) row = s.warp_count[warp()][expert] + rank;
+      __syncwarp();
+      if (expert >= 0 && rank == 0) s.warp_count[warp()][expert] += __popc(peers);
+      __syncwarp();
+      if (exists) {
+        p.slot_row[slot] = row;
+        if (row >= 0) {
+          p.row_source[row] = slot;
+          p.row_weight[row] = p.topk_weights[slot];
+        }
+      }
+    }
+  }
+
+  /// Exclusive prefix sum by one warp: out[0 … kExperts], out[kExperts] the total.
+  template <class Value>
+  VARMOE_DEVICE static void scan(i32* out, Value value) {
+    i32 mine = 0;
+#pragma unroll 4
+    for (int i = 0; i < kPerLane; ++i) {
+      const i32 e = lane() * kPerLane + i;
+      if (e < kExperts) mine += value(e);
+    }
+    i32 sum = mine;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const i32 lower = __shfl_up_sync(0xffffffffu, sum, d);
+      if (lane() >= d) sum += lower;
+    }
+    i32 next = sum - mine;
+    for (int i = 0; i < kPerLane; ++i) {
+      const i32 e = lane() * kPerLane + i;
+      if (e < kExperts) {
+        out[e] = next;
+        next += value(e);
+      }
+    }
+    if (lane() == 31) out[kExperts] = sum;
+  }
+
+  /// Prefix sums over s.total, by as many warps as there are sums to make.
+  VARMOE_DEVICE static void scan_all(const abi::SortParams& p, Shared& s, bool tiles) {
+    for (i32 job = warp(); job < (tiles ? 4 : 1); job += kWarps) {
+      if (job == 0) {
+        scan(s.offset, [&](i32 e) { return s.total[e]; });
+      } else if (job == 1) {
+        scan(s.fc1_first, [&](i32 i) { return ceil_div(s.total[p.expert_order[i]], p.fc1_block_m); });
+      } else if (job == 2) {
+        scan(s.fc2_first, [&](i32 i) { return ceil_div(s.total[p.expert_order[i]], p.fc2_block_m); });
+      } else if (p.fc1_tile_columns > 0) {
+        scan(s.fc1_outputs, [&](i32 i) {
+          const i32 e = p.expert_order[i];
+          return ceil_div(s.total[e], p.fc1_block_m) * ceil_div(p.experts[e].width, p.fc1_tile_columns);
+        });
+      }
+    }
+    __syncthreads();
+  }
+
+  VARMOE_DEVICE static void write_tiles(abi::RowTile* list, i32 first, i32 begin, i32 rows, i32 block_m, i32 expert, i32 c) {
+    const i32 tiles = ceil_div(rows, block_m);
+    for (i32 t = lane(); t < tiles; t += 32) {
+      list[first + t] = abi::RowTile{expert, begin + t * block_m, min_of(block_m, rows - t * block_m), c};
+    }
+  }
+
+  /// Row offsets, tile lists and their class boundaries.
+  VARMOE_DEVICE static void write_schedule(const abi::SortParams& p, Shared& s) {
+    for (i32 e = threadIdx.x; e <= kExperts; e += kThreads) p.expert_offsets[e] = s.offset[e];
+    for (i32 i = warp(); i < kExperts; i += kWarps) {
+      const i32 e = p.expert_order[i];
+      const i32 c = p.experts[e].width_class;
+      write_tiles(p.fc1_tiles, s.fc1_first[i], s.offset[e], s.total[e], p.fc1_block_m, e, c);
+      write_tiles(p.fc2_tiles, s.fc2_first[i], s.offset[e], s.total[e], p.fc2_block_m, e, c);
+    }
+    for (i32 c = threadIdx.x; c <= p.classes; c += kThreads) {
+      const i32 position = p.class_begin[c];
+      p.tile_counts->fc1_begin[c] = s.fc1_first[position];
+      p.tile_counts->fc2_begin[c] = s.fc2_first[position];
+    }
+    if (threadIdx.x == 0) {
+      p.tile_counts->rows = s.offset[kExperts];
+      p.tile_counts->reserved = 0;
+    }
+    if (p.fc1_tile_columns > 0) {
+      for (i32 i = threadIdx.x; i <= kExperts; i += kThreads) p.fc1_tile_prefix[i] = s.fc1_outputs[i];
+    }
+  }
+};
+
+template <class Layer, int kThreads>
+VARMOE_DEVICE void sort_single(const abi::SortParams& p) {
+  using S = Sort<Layer, kThreads>;
+  extern __shared__ Vec16 shared[];
+  auto& s = *reinterpret_cast<typename S::Shared*>(shared);
+  const i32 n = S::slots(p);
+  S::count(p, s, 0, n);
+  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) {
+    i32 sum = 0;
+#pragma unroll 8
+    for (int w = 0; w < S::kWarps; ++w) sum += s.warp_count[w][e];
+    s.total[e] = sum;
+  }
+  __syncthreads();
+  S::scan_all(p, s, true);
+  S::positions(s, [&](i32 e) { return s.offset[e]; });
+  S::place(p, s, 0, n);
+  S::write_schedule(p, s);
+}
+
+template <class Layer, int kThreads>
+VARMOE_DEVICE void sort_count(const abi::SortParams& p) {
+  using S = Sort<Layer, kThreads>;
+  extern __shared__ Vec16 shared[];
+  auto& s = *reinterpret_cast<typename S::Shared*>(shared);
+  const i32 n = S::slots(p);
+  const i32 begin = min_of(n, static_cast<i32>(blockIdx.x) * p.slots_per_block);
+  S::count(p, s, begin, min_of(n, begin + p.slots_per_block));
+  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) {
+    i32 sum = 0;
+#pragma unroll 8
+    for (int w = 0; w < S::kWarps; ++w) sum += s.warp_count[w][e];
+    p.block_histogram[static_cast<i64>(blockIdx.x) * S::kExperts + e] = sum;
+  }
+}
+
+template <class Layer, int kThreads>
+VARMOE_DEVICE void sort_scatter(const abi::SortParams& p) {
+  using S = Sort<Layer, kThreads>;
+  extern __shared__ Vec16 shared[];
+  auto& s = *reinterpret_cast<typename S::Shared*>(shared);
+  const i32 n = S::slots(p);
+  const i32 blocks = static_cast<i32>(gridDim.x), block = static_cast<i32>(blockIdx.x);
+  const i32 begin = min_of(n, block * p.slots_per_block);
+  const i32 end = min_of(n, begin + p.slots_per_block);
+  S::count(p, s, begin, end);
+  // fc1_outputs serves as scratch for the rows that earlier blocks hold.
+  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) {
+    i32 before = 0, total = 0;
+#pragma unroll 8
+    for (i32 b = 0; b < blocks; ++b) {
+      const i32 rows = p.block_histogram[static_cast<i64>(b) * S::kExperts + e];
+      before += b < block ? rows : 0;
+      total += rows;
+    }
+    s.total[e] = total;
+    s.fc1_outputs[e] = before;
+  }
+  __syncthreads();
+  const bool last = block == blocks - 1;
+  S::scan_all(p, s, false);
+  S::positions(s, [&](i32 e) { return s.offset[e] + s.fc1_outputs[e]; });
+  S::place(p, s, begin, end);
+  if (last) {
+    __syncthreads();
+    S::scan_all(p, s, true);
+    S::write_schedule(p, s);
+  }
+}
+
+}  // namespace varmoe::moe

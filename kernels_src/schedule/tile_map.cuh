@@ -1,0 +1,100 @@
+#pragma once
+
+#include "prelude.cuh"
+#include "schedule/raster.cuh"
+
+// From the index of an output tile to what it computes. `Layer` (emitted) has kClasses and width(class); with kClasses = 0 widths
+// come from the device table (the runtime-width kernels). Shared with the host, whose tests walk whole layers.
+namespace varmoe::schedule {
+
+/// An output tile: routed rows [row_begin, row_begin + rows) of `expert`, columns from `column_tile`·columns on.
+struct OutputTile {
+  i32 expert;
+  i32 row_begin;
+  i32 rows;
+  i32 column_tile;
+  i32 width;
+};
+
+/// Column tiles of h for one class.
+template <class Layer, int kColumns>
+VARMOE_SHARED_CODE constexpr i32 fc1_column_tiles(i32 width_class) {
+  return ceil_div(Layer::width(width_class), kColumns);
+}
+
+/// Output tiles of fc1: classes one after another, widest first.
+template <class Layer, int kColumns>
+VARMOE_SHARED_CODE i32 fc1_tile_count(const i32* begin) {
+  i32 total = 0;
+  for (i32 c = 0; c < Layer::kClasses; ++c) total += (begin[c + 1] - begin[c]) * fc1_column_tiles<Layer, kColumns>(c);
+  return total;
+}
+
+/// A short chain over the classes, then closed form.
+template <class Layer, int kColumns, int kGroup>
+VARMOE_SHARED_CODE OutputTile fc1_tile(const i32* begin, const abi::RowTile* tiles, i32 index) {
+  i32 first = begin[0];
+  i32 row_tiles = 0, columns = 1, width = 0;
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (i32 c = 0; c < Layer::kClasses; ++c) {
+    const i32 next = begin[c + 1];
+    row_tiles = next - first;
+    columns = fc1_column_tiles<Layer, kColumns>(c);
+    width = Layer::width(c);
+    const i32 in_class = row_tiles * columns;
+    if (index < in_class) break;
+    index -= in_class;
+    first = next;
+  }
+  const TileCoordinate at = raster<kGroup>(index, row_tiles, columns);
+  const abi::RowTile t = tiles[first + at.row_tile];
+  return {t.expert, t.row_begin, t.rows, at.column_tile, width};
+}
+
+/// fc2's columns are H for every expert: one region, closed form. Only K differs by class.
+template <class Layer, int kColumns, int kGroup>
+VARMOE_SHARED_CODE OutputTile fc2_tile(const abi::RowTile* tiles, const abi::ExpertEntry* experts, i32 row_tiles, i32 index) {
+  const TileCoordinate at = raster<kGroup>(index, row_tiles, ceil_div(Layer::kHidden, kColumns));
+  const abi::RowTile t = tiles[at.row_tile];
+  i32 width;
+  if constexpr (Layer::kClasses == 0) {
+    width = experts[t.expert].width;
+  } else if constexpr (Layer::kClasses == 1) {
+    width = Layer::width(0);
+  } else {
+    width = Layer::width(t.width_class);
+  }
+  return {t.expert, t.row_begin, t.rows, at.column_tile, width};
+}
+
+/// The last position p of [0, n) with prefix[p] ≤ value, where prefix ascends and prefix[n] > value.
+VARMOE_SHARED_CODE i32 upper_position(const i32* prefix, i32 n, i32 value) {
+  i32 low = 0, high = n;
+  while (high - low > 1) {
+    const i32 mid = (low + high) / 2;
+    if (prefix[mid] <= value) {
+      low = mid;
+    } else {
+      high = mid;
+    }
+  }
+  return low;
+}
+
+/// fc1 of a runtime-width layer: a search over the experts, then closed form within one.
+template <class Layer, int kColumns, int kBlockM, int kGroup>
+VARMOE_SHARED_CODE OutputTile fc1_tile_runtime(const i32* prefix, const i32* expert_order, const i32* expert_offsets,
+                                               const abi::ExpertEntry* experts, i32 index) {
+  const i32 p = upper_position(prefix, Layer::kExperts, index);
+  const i32 expert = expert_order[p];
+  const i32 begin = expert_offsets[expert];
+  const i32 rows = expert_offsets[expert + 1] - begin;
+  const i32 width = experts[expert].width;
+  const TileCoordinate at = raster<kGroup>(index - prefix[p], ceil_div(rows, kBlockM), ceil_div(width, kColumns));
+  const i32 first = at.row_tile * kBlockM;
+  return {expert, begin + first, min_of(kBlockM, rows - first), at.column_tile, width};
+}
+
+}  // namespace varmoe::schedule

@@ -1,0 +1,182 @@
+#include "c_api/convert.hpp"
+
+#include <fmt/format.h>
+
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "c_api/structs.hpp"
+
+namespace varmoe::c_api {
+namespace {
+
+Error bad_member(const char* where, const char* member, long long value, const char* allowed) {
+  return {ErrorCode::invalid_argument, fmt::format("{}: {} = {}: must be {}", where, member, value, allowed)};
+}
+
+Error null_member(const char* where, const char* member) {
+  return {ErrorCode::invalid_argument, fmt::format("{}: {} is null", where, member)};
+}
+
+std::string text(const char* given) {
+  return given ? std::string(given) : std::string();
+}
+
+static_assert(VARMOE_E_INTERNAL == static_cast<int>(ErrorCode::internal));
+static_assert(VARMOE_E_NOT_PREPARED == static_cast<int>(ErrorCode::not_prepared));
+static_assert(VARMOE_E_CANCELLED == static_cast<int>(ErrorCode::cancelled));
+static_assert(VARMOE_DTYPE_FP16 == static_cast<int>(DType::fp16));
+static_assert(VARMOE_ACTIVATION_SWIGLU_OAI == static_cast<int>(Activation::swiglu_oai));
+static_assert(VARMOE_ACTIVATION_IDENTITY == static_cast<int>(Activation::identity));
+static_assert(VARMOE_LAYOUT_KN == static_cast<int>(WeightLayout::kn));
+static_assert(VARMOE_GATE_INTERLEAVED == static_cast<int>(GateOrder::interleaved));
+static_assert(VARMOE_ID_INT64 == static_cast<int>(IdType::int64));
+static_assert(VARMOE_CACHE_OFF == static_cast<int>(CacheMode::off));
+static_assert(VARMOE_JIT_CACHED_ONLY == static_cast<int>(JitMode::cached_only));
+static_assert(VARMOE_LOG_ERROR == static_cast<int>(LogLevel::error));
+static_assert(VARMOE_CONFIG_PREDICTED == static_cast<int>(ConfigSource::predicted));
+static_assert(VARMOE_CPU_DEVICE == kCpuDevice);
+
+}  // namespace
+
+Result<EngineOptions> to_cpp(const varmoe_engine_options* given) {
+  constexpr const char* where = "varmoe_engine_options";
+  if (!given) return EngineOptions{};
+  auto read = read_struct(given, where, default_engine_options());
+  if (!read) return std::move(read).error();
+  const varmoe_engine_options& c = *read;
+  EngineOptions o;
+  o.device = c.device;
+  if (c.cache_mode < -1 || c.cache_mode > VARMOE_CACHE_OFF)
+    return bad_member(where, "cache_mode", c.cache_mode, "-1 (unset) or one of VARMOE_CACHE_*");
+  if (c.cache_mode >= 0) o.cache_mode = static_cast<CacheMode>(c.cache_mode);
+  if (c.jit < -1 || c.jit > VARMOE_JIT_CACHED_ONLY)
+    return bad_member(where, "jit", c.jit, "-1 (unset) or one of VARMOE_JIT_*");
+  if (c.jit >= 0) o.jit = static_cast<JitMode>(c.jit);
+  o.compile_threads = c.compile_threads;
+  o.cpu_threads = c.cpu_threads;
+  if (c.cache_max_bytes < -1)
+    return bad_member(where, "cache_max_bytes", c.cache_max_bytes, "-1 (unset), 0 (no limit) or more");
+  if (c.cache_max_bytes >= 0) o.cache_max_bytes = static_cast<std::uint64_t>(c.cache_max_bytes);
+  o.cache_dir = text(c.cache_dir);
+  if (c.cubin_path_count > 0 && !c.cubin_path) return null_member(where, "cubin_path");
+  for (std::size_t i = 0; i < c.cubin_path_count; ++i) {
+    if (!c.cubin_path[i]) return null_member(where, fmt::format("cubin_path[{}]", i).c_str());
+    o.cubin_path.emplace_back(c.cubin_path[i]);
+  }
+  o.nvrtc_lib = text(c.nvrtc_lib);
+  o.dump_dir = text(c.dump_dir);
+  o.fc1_config = text(c.fc1_config);
+  o.fc2_config = text(c.fc2_config);
+  if (c.log)
+    o.log = [log = c.log, user = c.log_user](LogLevel level, std::string_view line) {
+      const std::string terminated(line);
+      log(user, static_cast<int>(level), terminated.c_str());
+    };
+  return o;
+}
+
+Result<LayerSpec> to_cpp(const varmoe_layer_spec* given) {
+  constexpr const char* where = "varmoe_layer_spec";
+  if (!given) return Error(ErrorCode::invalid_argument, "varmoe_layer_spec is null");
+  auto read = read_struct(given, where, default_layer_spec());
+  if (!read) return std::move(read).error();
+  const varmoe_layer_spec& c = *read;
+  const struct {
+    const char* member;
+    std::int32_t value;
+    std::int32_t last;
+  } enumerators[] = {{"activation", c.activation, VARMOE_ACTIVATION_IDENTITY},
+                     {"dtype", c.dtype, VARMOE_DTYPE_FP16},
+                     {"fc1_layout", c.fc1_layout, VARMOE_LAYOUT_KN},
+                     {"fc2_layout", c.fc2_layout, VARMOE_LAYOUT_KN},
+                     {"gate_order", c.gate_order, VARMOE_GATE_INTERLEAVED},
+                     {"batch_invariant", c.batch_invariant, 1}};
+  for (const auto& e : enumerators)
+    if (e.value < 0 || e.value > e.last)
+      return bad_member(where, e.member, e.value, fmt::format("in 0 … {}", e.last).c_str());
+  if (c.num_experts > static_cast<std::size_t>(kMaxExperts))
+    return bad_member(where, "num_experts", static_cast<long long>(c.num_experts),
+                      fmt::format("at most {}", kMaxExperts).c_str());
+  if (c.num_experts > 0 && !c.expert_widths) return null_member(where, "expert_widths");
+  LayerSpec s;
+  s.hidden_size = c.hidden_size;
+  s.expert_widths.assign(c.expert_widths, c.expert_widths + c.num_experts);
+  s.top_k = c.top_k;
+  s.activation = static_cast<Activation>(c.activation);
+  s.activation_params = {c.alpha, c.limit};
+  s.dtype = static_cast<DType>(c.dtype);
+  s.fc1_layout = static_cast<WeightLayout>(c.fc1_layout);
+  s.fc2_layout = static_cast<WeightLayout>(c.fc2_layout);
+  s.gate_order = static_cast<GateOrder>(c.gate_order);
+  s.batch_invariant = c.batch_invariant != 0;
+  return s;
+}
+
+Result<LayerOptions> to_cpp(const varmoe_layer_options* given) {
+  if (!given) return LayerOptions{};
+  auto read = read_struct(given, "varmoe_layer_options", default_layer_options());
+  if (!read) return std::move(read).error();
+  LayerOptions o;
+  o.max_workspace_bytes = read->max_workspace_bytes;
+  o.max_sms = read->max_sms;
+  return o;
+}
+
+Result<PrepareOptions> to_cpp(const varmoe_prepare_options& c) {
+  PrepareOptions o;
+  if (c.token_count > 0 && !c.tokens) return null_member("varmoe_prepare_options", "tokens");
+  // An empty list would mean "all buckets of the range", which is not what an array of no elements says.
+  if (c.tokens && c.token_count == 0)
+    return bad_member("varmoe_prepare_options", "token_count", 0, "at least 1 when tokens is given");
+  if (c.tokens) o.tokens.assign(c.tokens, c.tokens + c.token_count);
+  o.min_tokens = c.min_tokens;
+  o.max_tokens = c.max_tokens;
+  return o;
+}
+
+Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec) {
+  constexpr const char* where = "varmoe_weights";
+  if (!given) return Error(ErrorCode::invalid_argument, "varmoe_weights is null");
+  auto read = read_struct(given, where, default_weights());
+  if (!read) return std::move(read).error();
+  const varmoe_weights& c = *read;
+  const auto check_count = [&]() -> Status {
+    if (c.num_experts == static_cast<std::size_t>(spec.num_experts())) return {};
+    return bad_member(where, "num_experts", static_cast<long long>(c.num_experts),
+                      fmt::format("the layer's number of experts, {}", spec.num_experts()).c_str());
+  };
+  switch (c.storage) {
+    case VARMOE_STORAGE_BLOCKS:
+      return Weights::blocks(spec, c.fc1, c.fc2);
+    case VARMOE_STORAGE_PADDED:
+      return Weights::padded(spec, c.fc1, c.fc2, c.padded_width);
+    case VARMOE_STORAGE_PACKED:
+      return Weights::packed(spec, c.gate, c.up, c.fc2);
+    case VARMOE_STORAGE_PACKED_JOINT:
+      return Weights::packed_joint(spec, c.fc1, c.fc2);
+    case VARMOE_STORAGE_POINTERS: {
+      if (Status status = check_count(); !status) return std::move(status).error();
+      if (!c.fc1_pointers) return null_member(where, "fc1_pointers");
+      if (!c.fc2_pointers) return null_member(where, "fc2_pointers");
+      return Weights::pointers(spec, {c.fc1_pointers, c.fc1_pointers + c.num_experts},
+                               {c.fc2_pointers, c.fc2_pointers + c.num_experts}, c.fc1_stride, c.fc2_stride);
+    }
+    case VARMOE_STORAGE_EXPERTS: {
+      if (Status status = check_count(); !status) return std::move(status).error();
+      if (!c.experts) return null_member(where, "experts");
+      Weights w;
+      for (std::size_t i = 0; i < c.num_experts; ++i) {
+        const varmoe_expert_weights& e = c.experts[i];
+        w.experts.push_back({e.gate, e.up, e.down, e.fc1_stride, e.fc2_stride});
+      }
+      return w;
+    }
+    default:
+      break;
+  }
+  return bad_member(where, "storage", c.storage, "one of VARMOE_STORAGE_*");
+}
+
+}  // namespace varmoe::c_api

@@ -1,0 +1,20 @@
+#pragma once
+
+#include "varmoe/engine.hpp"
+#include "varmoe/error.hpp"
+#include "varmoe/layer_spec.hpp"
+#include "varmoe/varmoe.h"
+#include "varmoe/weights.hpp"
+
+/// From the C structs to the C++ ones. Sizes, enumerators, pointers and counts are checked here; what the
+/// values mean is the C++ API's business. Errors name struct and member.
+namespace varmoe::c_api {
+
+Result<EngineOptions> to_cpp(const varmoe_engine_options* options);
+Result<LayerSpec> to_cpp(const varmoe_layer_spec* spec);
+Result<LayerOptions> to_cpp(const varmoe_layer_options* options);
+/// Without the callback, which the caller wires up.
+Result<PrepareOptions> to_cpp(const varmoe_prepare_options& options);
+Result<Weights> to_cpp(const varmoe_weights* weights, const LayerSpec& spec);
+
+}  // namespace varmoe::c_api

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <utility>
+
+#include "varmoe/engine.hpp"
+#include "varmoe/varmoe.h"
+
+/// What the opaque handles point to.
+struct varmoe_engine {
+  varmoe::Engine engine;
+};
+struct varmoe_layer {
+  varmoe::Layer layer;
+};
+struct varmoe_report {
+  varmoe::PrepareReport report;
+};

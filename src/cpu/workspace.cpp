@@ -1,0 +1,44 @@
+#include "cpu/workspace.hpp"
+
+#include "cpu/kernels.hpp"
+
+namespace varmoe::cpu {
+
+// The product's panels and two tiles of results (gate and up).
+const std::size_t kThreadScratch =
+    (kProductScratch + 2 * std::size_t{kTileRows} * kTileOutputs) * sizeof(float);
+
+WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t tokens, int threads) noexcept {
+  WorkspaceLayout layout;
+  const auto experts = static_cast<std::size_t>(spec.num_experts());
+  const auto rows = static_cast<std::size_t>(tokens) * static_cast<std::size_t>(spec.top_k);
+  const auto take = [&](std::size_t bytes) {
+    const std::size_t at = layout.total_bytes;
+    layout.total_bytes = (at + bytes + 255) / 256 * 256;
+    return at;
+  };
+  layout.expert_rows = take((experts + 1) * sizeof(std::int64_t));
+  layout.expert_h = take(experts * sizeof(std::int64_t));
+  layout.fc1_tasks = take((experts + 1) * sizeof(std::int64_t));
+  layout.fc2_tasks = take((experts + 1) * sizeof(std::int64_t));
+  layout.row_slot = take(rows * sizeof(std::int64_t));
+  layout.slot_row = take(rows * sizeof(std::int64_t));
+  layout.h = take(rows * static_cast<std::size_t>(spec.max_width()) * 2);
+  layout.y = take(rows * static_cast<std::size_t>(spec.hidden_size) * 2);
+  layout.scratch = take(static_cast<std::size_t>(threads) * kThreadScratch);
+  return layout;
+}
+
+std::int64_t tokens_that_fit(const LayerSpec& spec, std::int64_t tokens, int threads,
+                             std::size_t bytes) noexcept {
+  const auto fits = [&](std::int64_t t) { return workspace_layout(spec, t, threads).total_bytes <= bytes; };
+  if (fits(tokens)) return tokens;
+  std::int64_t low = 0, high = tokens;  // low fits (or is 0), high does not
+  while (high - low > 1) {
+    const std::int64_t middle = low + (high - low) / 2;
+    (fits(middle) ? low : high) = middle;
+  }
+  return low;
+}
+
+}  // namespace varmoe::cpu

@@ -1,0 +1,148 @@
+#include "emit/emitter.hpp"
+
+#include <fmt/format.h>
+
+#include "base/digest.hpp"
+#include "emit/kernel_sources.hpp"
+#include "emit/layer_traits.hpp"
+#include "emit/sort_shape.hpp"
+#include "model/config_space.hpp"
+
+namespace varmoe::emit {
+namespace {
+
+/// What the stages differ in: the header of the kernel's body, its parameter structure and how it is called.
+struct StageText {
+  const char* include;
+  const char* params;
+  std::string call;
+};
+
+StageText stage_text(Stage stage, std::int32_t block_threads) {
+  switch (stage) {
+    case Stage::sort_single:
+      return {"moe/sort.cuh", "SortParams", fmt::format("sort_single<Layer, {}>", block_threads)};
+    case Stage::sort_count:
+      return {"moe/sort.cuh", "SortParams", fmt::format("sort_count<Layer, {}>", block_threads)};
+    case Stage::sort_scatter:
+      return {"moe/sort.cuh", "SortParams", fmt::format("sort_scatter<Layer, {}>", block_threads)};
+    case Stage::gather:
+      return {"moe/gather.cuh", "GatherParams", fmt::format("gather<Layer, {}>", block_threads)};
+    case Stage::combine:
+      return {"moe/combine.cuh", "CombineParams", fmt::format("combine<Layer, {}>", block_threads)};
+    case Stage::fc1:
+      return {"moe/fc1.cuh", "GemmParams", "fc1<Layer, Config>"};
+    case Stage::fc2:
+      return {"moe/fc2.cuh", "GemmParams", "fc2<Layer, Config>"};
+  }
+  return {};
+}
+
+std::string config_traits(Stage stage, const GemmConfig& c) {
+  std::string s = fmt::format(
+      "struct Config {{\n"
+      "  static constexpr int kBlockM = {}, kBlockN = {}, kBlockK = {}, kStages = {}, kWarpsM = {}, kWarpsN "
+      "= {}, kRaster = {};\n",
+      c.block_m, c.block_n, c.block_k, c.stages, c.warps_m, c.warps_n, c.raster);
+  if (stage == Stage::fc1) {
+    s += fmt::format("  static constexpr bool kFusedGather = {};\n",
+                     c.gather == GatherMode::fused ? "true" : "false");
+  }
+  return s + "};\n";
+}
+
+std::string config_name(const KernelRequest& r) {
+  if (r.stage != Stage::fc1 && r.stage != Stage::fc2) return fmt::format("t{}", r.block_threads);
+  const GemmConfig& c = r.gemm;
+  return fmt::format("m{}n{}k{}s{}w{}x{}c{}r{}{}{}", c.block_m, c.block_n, c.block_k, c.stages, c.warps_m,
+                     c.warps_n, c.ctas_per_sm, c.raster,
+                     r.stage == Stage::fc1 && c.gather == GatherMode::copy ? "_copied" : "",
+                     r.runtime_width ? "_anywidth" : "");
+}
+
+Status check_request(const LayerSpec& spec, const KernelRequest& r) {
+  if (auto ok = spec.validate(); !ok) return ok;
+  if (r.stage == Stage::fc1 || r.stage == Stage::fc2) {
+    if (!r.runtime_width && width_classes(spec).size() > kMaxWidthClasses) {
+      return Error(
+          ErrorCode::unsupported,
+          fmt::format(
+              "{} distinct widths; specialised kernels take up to {}, more need the runtime-width kernels",
+              width_classes(spec).size(), kMaxWidthClasses));
+    }
+    return model::check_gemm_shape(
+        spec, r.stage == Stage::fc1 ? model::GemmStage::fc1 : model::GemmStage::fc2, r.gemm);
+  }
+  if (r.block_threads < 32 || r.block_threads > 1024 || r.block_threads % 32 != 0) {
+    return Error(ErrorCode::invalid_config,
+                 fmt::format("{}: block_threads={} must be a multiple of 32 from 32 to 1024",
+                             to_string(r.stage), r.block_threads));
+  }
+  return {};
+}
+
+}  // namespace
+
+const char* to_string(Stage stage) noexcept {
+  switch (stage) {
+    case Stage::sort_single:
+      return "sort_single";
+    case Stage::sort_count:
+      return "sort_count";
+    case Stage::sort_scatter:
+      return "sort_scatter";
+    case Stage::gather:
+      return "gather";
+    case Stage::fc1:
+      return "fc1";
+    case Stage::fc2:
+      return "fc2";
+    case Stage::combine:
+      return "combine";
+  }
+  return "unknown";
+}
+
+Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& request) {
+  if (auto ok = check_request(spec, request); !ok) return ok.error();
+  const bool gemm = request.stage == Stage::fc1 || request.stage == Stage::fc2;
+
+  EmittedKernel kernel;
+  kernel.stage = request.stage;
+  kernel.options = {"--std=c++17", "--no-source-include"};
+  kernel.block_threads = gemm ? 32 * request.gemm.warps_m * request.gemm.warps_n : request.block_threads;
+  kernel.ctas_per_sm = gemm ? request.gemm.ctas_per_sm : 1;
+  if (gemm) {
+    kernel.dynamic_smem_bytes = static_cast<std::int32_t>(model::gemm_smem_bytes(request.gemm));
+    // The fused gather keeps its rows' tokens behind the ring.
+    if (request.stage == Stage::fc1 && request.gemm.gather == GatherMode::fused) {
+      kernel.dynamic_smem_bytes += request.gemm.block_m * 4;
+    }
+  } else if (request.stage != Stage::gather && request.stage != Stage::combine) {
+    kernel.dynamic_smem_bytes = sort_smem_bytes(spec.num_experts(), request.block_threads);
+  }
+
+  const StageText stage = stage_text(request.stage, kernel.block_threads);
+  std::string head = fmt::format("// varmoe {}\n", to_string(request.stage));
+  if (request.stage == Stage::fc1) head += "#include \"epilogue/activation.cuh\"\n";
+  head += fmt::format("#include \"{}\"\n\nnamespace {{\n", stage.include);
+  head += layer_traits(spec, request.stage, request.runtime_width);
+  if (gemm) head += config_traits(request.stage, request.gemm);
+  head += "}  // namespace\n\n" + abi_assertions(request.stage) + "\n";
+  const std::string body = fmt::format(
+      "(const __grid_constant__ varmoe::abi::{} p) {{ varmoe::moe::{}(p); }}\n", stage.params, stage.call);
+  const std::string entry = fmt::format("extern \"C\" __global__ void __launch_bounds__({}, {}) ",
+                                        kernel.block_threads, kernel.ctas_per_sm);
+
+  auto headers = KernelSources::current()->reachable(head);
+  if (!headers) return headers.error();
+  kernel.headers = std::move(*headers);
+  // The name is part of the text, so its digest is of the text without it.
+  const std::string digest = Hasher().field(head).field(entry).field(body).finish().hex();
+  kernel.entry_name =
+      fmt::format("varmoe_{}_{}_{}", to_string(request.stage), config_name(request), digest.substr(0, 16));
+  kernel.text = head + entry + kernel.entry_name + body;
+  return kernel;
+}
+
+}  // namespace varmoe::emit

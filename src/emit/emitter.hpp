@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/kernel_artifact.hpp"
+#include "varmoe/error.hpp"
+#include "varmoe/kernel_config.hpp"
+#include "varmoe/layer_spec.hpp"
+
+/// Spec + config → CUDA source text. Takes integers, booleans, enumerators and floats (as bit patterns)
+/// alone: no string from outside reaches source, options or comments.
+namespace varmoe::emit {
+
+/// One kernel of a layer's forward.
+enum class Stage : std::uint8_t {
+  sort_single,   ///< one block sorts all routed rows
+  sort_count,    ///< first of two launches: per-block histograms
+  sort_scatter,  ///< second of two launches: offsets, row index, tile lists
+  gather,        ///< copies rows of x into expert order (GatherMode::copy)
+  fc1,
+  fc2,
+  combine,
+};
+inline constexpr std::size_t kStageCount = 7;
+const char* to_string(Stage) noexcept;
+
+/// What to emit. Only the fields that concern `stage` are read.
+struct KernelRequest {
+  Stage stage = Stage::fc1;
+  GemmConfig gemm;                 ///< fc1, fc2
+  std::int32_t block_threads = 0;  ///< sort_*, gather, combine
+  bool runtime_width = false;      ///< fc1, fc2: widths from the device table instead of compiled in
+  bool operator==(const KernelRequest&) const = default;
+};
+
+/// A kernel ready to be compiled, and how it is launched.
+struct EmittedKernel {
+  Stage stage = Stage::fc1;
+  std::string entry_name;             ///< varmoe_<stage>_<config>_<16 hex digits of the text's digest>
+  std::string text;                   ///< the translation unit
+  std::vector<SourceHeader> headers;  ///< exactly those the text reaches
+  std::vector<std::string> options;   ///< canonical NVRTC options without the arch, e.g. "--std=c++17"
+  std::int32_t block_threads = 0;
+  std::int32_t dynamic_smem_bytes = 0;
+  std::int32_t ctas_per_sm = 1;  ///< what __launch_bounds__ asked for
+};
+
+/// Emits one kernel. Fails on a spec or config that no kernel takes; device limits are config_space's
+/// business.
+Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& request);
+
+/// The kernels that one LayerConfig needs for a token bucket: sort_single or the sort pair, gather when fc1
+/// copies, fc1, fc2, combine. `sort_single` serves bucket·k ≤ sort.single_block_rows; both kinds are listed
+/// where smaller T of the same bucket need it.
+std::vector<KernelRequest> required_kernels(const LayerSpec& spec, const LayerConfig& config,
+                                            std::int64_t bucket, bool runtime_width);
+
+/// Reads kernels_src/ from `directory` instead of the embedded copy (VARMOE_KERNELS_DIR, development only).
+/// Call before the first emit_kernel; empty returns to the embedded copy.
+Status use_kernels_dir(const std::string& directory);
+
+}  // namespace varmoe::emit

@@ -1,0 +1,170 @@
+#include "emit/layer_traits.hpp"
+
+#include <fmt/format.h>
+
+#include <bit>
+#include <cstddef>
+
+#include "abi.cuh"
+
+namespace varmoe::emit {
+namespace {
+
+std::string constant(const char* type, const char* name, const std::string& value) {
+  return fmt::format("  static constexpr {} {} = {};\n", type, name, value);
+}
+std::string integer(const char* name, std::int64_t value) {
+  return constant("int", name, std::to_string(value));
+}
+std::string boolean(const char* name, bool value) {
+  return constant("bool", name, value ? "true" : "false");
+}
+
+std::string element(DType dtype) {
+  return constant("varmoe::Element", "kElement",
+                  dtype == DType::bf16 ? "varmoe::Element::bf16" : "varmoe::Element::fp16");
+}
+
+/// The struct of epilogue/activation.cuh; floats travel as bit patterns.
+std::string activation_type(const LayerSpec& spec) {
+  switch (spec.activation) {
+    case Activation::silu_mul:
+      return "SiluMul";
+    case Activation::gelu_tanh_mul:
+      return "GeluTanhMul";
+    case Activation::gelu_erf_mul:
+      return "GeluErfMul";
+    case Activation::swiglu_oai:
+      return fmt::format("SwigluOai<0x{:08x}u, 0x{:08x}u>",
+                         std::bit_cast<std::uint32_t>(spec.activation_params.alpha),
+                         std::bit_cast<std::uint32_t>(spec.activation_params.limit));
+    case Activation::silu:
+      return "Silu";
+    case Activation::gelu_tanh:
+      return "GeluTanh";
+    case Activation::gelu_erf:
+      return "GeluErf";
+    case Activation::relu:
+      return "Relu";
+    case Activation::relu2:
+      return "Relu2";
+    case Activation::identity:
+      return "Identity";
+  }
+  return "Identity";
+}
+
+/// kClasses and width(c), widest class first; kClasses = 0: widths are read on the device.
+std::string width_table(const LayerSpec& spec, bool runtime_width) {
+  if (runtime_width) return integer("kClasses", 0);
+  const auto classes = width_classes(spec);
+  std::string body = "return ";
+  for (std::size_t c = 0; c + 1 < classes.size(); ++c) {
+    body += fmt::format("c == {} ? {} : ", c, classes[classes.size() - 1 - c].width);
+  }
+  body += fmt::format("{};", classes.front().width);
+  const char* argument = classes.size() == 1 ? "int" : "int c";
+  return integer("kClasses", static_cast<std::int64_t>(classes.size())) +
+         fmt::format("  VARMOE_SHARED_CODE static constexpr int width({}) {{ {} }}\n", argument, body);
+}
+
+}  // namespace
+
+std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width) {
+  std::string s = "struct Layer {\n";
+  switch (stage) {
+    case Stage::sort_single:
+    case Stage::sort_count:
+    case Stage::sort_scatter:
+      s += integer("kExperts", spec.num_experts());
+      s += integer("kTopK", spec.top_k);
+      break;
+    case Stage::gather:
+      s += integer("kHidden", spec.hidden_size);
+      s += integer("kTopK", spec.top_k);
+      break;
+    case Stage::combine:
+      s += element(spec.dtype);
+      s += integer("kHidden", spec.hidden_size);
+      s += integer("kTopK", spec.top_k);
+      break;
+    case Stage::fc1:
+      s += element(spec.dtype);
+      s += integer("kHidden", spec.hidden_size);
+      s += integer("kExperts", spec.num_experts());
+      s += integer("kTopK", spec.top_k);
+      s += width_table(spec, runtime_width);
+      s += boolean("kFc1Kn", spec.fc1_layout == WeightLayout::kn);
+      s += boolean("kInterleaved", spec.gated() && spec.gate_order == GateOrder::interleaved);
+      s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
+      break;
+    case Stage::fc2:
+      s += element(spec.dtype);
+      s += integer("kHidden", spec.hidden_size);
+      s += width_table(spec, runtime_width);
+      s += boolean("kFc2Kn", spec.fc2_layout == WeightLayout::kn);
+      break;
+  }
+  return s + "};\n";
+}
+
+std::string abi_assertions(Stage stage) {
+  std::string s = fmt::format(
+      "static_assert(varmoe::abi::kAbiVersion == {}, \"kernel text of another ABI\");\n", abi::kAbiVersion);
+  const auto size = [&](const char* type, std::size_t bytes) {
+    s += fmt::format("static_assert(sizeof(varmoe::abi::{}) == {}, \"{} differs from the host's\");\n", type,
+                     bytes, type);
+  };
+  const auto offset = [&](const char* type, const char* field, std::size_t at) {
+    s += fmt::format(
+        "static_assert(VARMOE_OFFSET_OF(varmoe::abi::{}, {}) == {}, \"{}::{} differs from the host's\");\n",
+        type, field, at, type, field);
+  };
+#define VARMOE_SIZE(type) size(#type, sizeof(abi::type))
+#define VARMOE_OFFSET(type, field) offset(#type, #field, offsetof(abi::type, field))
+  switch (stage) {
+    case Stage::sort_single:
+    case Stage::sort_count:
+    case Stage::sort_scatter:
+      VARMOE_SIZE(SortParams);
+      VARMOE_OFFSET(SortParams, slot_row);
+      VARMOE_OFFSET(SortParams, tile_counts);
+      VARMOE_OFFSET(SortParams, tokens);
+      VARMOE_OFFSET(SortParams, classes);
+      VARMOE_SIZE(ExpertEntry);
+      VARMOE_OFFSET(ExpertEntry, width_class);
+      VARMOE_SIZE(RowTile);
+      VARMOE_SIZE(TileCounts);
+      VARMOE_OFFSET(TileCounts, rows);
+      break;
+    case Stage::gather:
+      VARMOE_SIZE(GatherParams);
+      VARMOE_OFFSET(GatherParams, x_stride);
+      VARMOE_OFFSET(TileCounts, rows);
+      break;
+    case Stage::combine:
+      VARMOE_SIZE(CombineParams);
+      VARMOE_OFFSET(CombineParams, out_stride);
+      VARMOE_OFFSET(CombineParams, accumulate);
+      break;
+    case Stage::fc1:
+    case Stage::fc2:
+      VARMOE_SIZE(GemmParams);
+      VARMOE_OFFSET(GemmParams, row_weight);
+      VARMOE_OFFSET(GemmParams, tile_prefix);
+      VARMOE_OFFSET(GemmParams, out_stride);
+      VARMOE_SIZE(ExpertEntry);
+      VARMOE_OFFSET(ExpertEntry, down);
+      VARMOE_OFFSET(ExpertEntry, width);
+      VARMOE_SIZE(RowTile);
+      VARMOE_OFFSET(RowTile, width_class);
+      VARMOE_SIZE(TileCounts);
+      VARMOE_OFFSET(TileCounts, fc2_begin);
+      break;
+  }
+#undef VARMOE_SIZE
+#undef VARMOE_OFFSET
+  return s;
+}
+
+}  // namespace varmoe::emit

@@ -1,0 +1,99 @@
+#include "engine/config_choice.hpp"
+
+#include <fmt/format.h>
+
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "model/config_space.hpp"
+#include "model/cost_model.hpp"
+
+namespace varmoe::engine {
+
+struct ConfigChooser::Memory {
+  std::mutex mutex;
+  std::map<std::string, LayerConfig> predicted;  ///< by tuning signature and bucket
+};
+
+LayerConfig ConfigChooser::predict(const LayerSpec& spec, std::int64_t bucket) const {
+  const std::string name = fmt::format("{}#{}", tuning_signature(spec), bucket);
+  {
+    std::lock_guard lock(memory_->mutex);
+    if (const auto found = memory_->predicted.find(name); found != memory_->predicted.end())
+      return found->second;
+  }
+  const LayerConfig config = model::predict_layer_config(spec, bucket, device_);
+  std::lock_guard lock(memory_->mutex);
+  return memory_->predicted.try_emplace(name, config).first->second;
+}
+
+Status ConfigChooser::add_rules(std::string_view text, const char* origin, ErrorCode code, bool fc1,
+                                bool fc2) {
+  if (text.empty()) return {};
+  auto parsed = parse_gemm_overrides(text);
+  if (!parsed) return Error(code, fmt::format("{}: {}", origin, parsed.error().message()));
+  for (auto& change : *parsed) rules_.push_back({std::move(change), origin, fc1, fc2});
+  return {};
+}
+
+Result<ConfigChooser> ConfigChooser::create(const model::DeviceProfile& device, const OverrideTexts& texts) {
+  ConfigChooser chooser;
+  chooser.memory_ = std::make_shared<Memory>();
+  chooser.device_ = device;
+  // A text of the API for one stage replaces whatever the environment says of that stage.
+  const bool env_fc1 = texts.api_fc1.empty(), env_fc2 = texts.api_fc2.empty();
+  const auto environment = ErrorCode::invalid_environment, api = ErrorCode::invalid_config;
+  Status status = chooser.add_rules(texts.env_both, "VARMOE_CONFIG", environment, env_fc1, env_fc2);
+  if (status && env_fc1)
+    status = chooser.add_rules(texts.env_fc1, "VARMOE_FC1_CONFIG", environment, true, false);
+  if (status && env_fc2)
+    status = chooser.add_rules(texts.env_fc2, "VARMOE_FC2_CONFIG", environment, false, true);
+  if (status) status = chooser.add_rules(texts.api_fc1, "EngineOptions::fc1_config", api, true, false);
+  if (status) status = chooser.add_rules(texts.api_fc2, "EngineOptions::fc2_config", api, false, true);
+  if (!status) return std::move(status).error();
+  return chooser;
+}
+
+Result<ConfigChoice> ConfigChooser::choose(const LayerSpec& spec, std::int64_t bucket) const {
+  ConfigChoice choice;
+  choice.config = predict(spec, bucket);
+  const GatherMode fc2_gather = choice.config.fc2.gather;
+  std::string fc1_by, fc2_by;
+  for (const Rule& rule : rules_) {
+    if (bucket < rule.change.min_tokens || bucket > rule.change.max_tokens) continue;
+    const auto note = [&rule](std::string& by) {
+      if (!by.empty()) by += " and ";
+      by += fmt::format("{} \"{}\"", rule.origin, rule.change.text);
+    };
+    if (rule.fc1) {
+      choice.config.fc1 = rule.change.apply(choice.config.fc1);
+      note(fc1_by);
+    }
+    if (rule.fc2) {
+      choice.config.fc2 = rule.change.apply(choice.config.fc2);
+      // "gather" in a text for both stages speaks of fc1, the only one that gathers.
+      if (rule.fc1) choice.config.fc2.gather = fc2_gather;
+      note(fc2_by);
+    }
+  }
+  if (fc1_by.empty() && fc2_by.empty()) return choice;
+  choice.source = ConfigSource::override_;
+  const auto reject = [bucket](const char* stage, const std::string& by, const Error& error) {
+    return Error(error.code(),
+                 fmt::format("{} override {} at {} tokens: {}", stage, by, bucket, error.message()));
+  };
+  if (!fc1_by.empty()) {
+    Status status = model::check_gemm_config(spec, model::GemmStage::fc1, choice.config.fc1, device_);
+    if (!status) return reject("fc1", fc1_by, status.error());
+  }
+  if (!fc2_by.empty()) {
+    Status status = model::check_gemm_config(spec, model::GemmStage::fc2, choice.config.fc2, device_);
+    if (!status) return reject("fc2", fc2_by, status.error());
+  }
+  Status status = model::check_layer_config(spec, choice.config, device_);
+  if (!status) return std::move(status).error();
+  return choice;
+}
+
+}  // namespace varmoe::engine

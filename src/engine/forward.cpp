@@ -1,0 +1,219 @@
+#include <fmt/format.h>
+
+#include <bit>
+#include <new>
+#include <utility>
+
+#include "cuda/device.hpp"
+#include "cuda/stream.hpp"
+#include "engine/layer_impl.hpp"
+#include "model/token_bucket.hpp"
+
+/// Layer::forward: what a server calls for every layer of every step. On the prepared path nothing here
+/// allocates, locks, logs or asks the system anything.
+namespace varmoe {
+namespace engine {
+namespace {
+
+constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;
+
+std::int64_t stride_of(std::int64_t given, const LayerSpec& spec) noexcept {
+  return given != 0 ? given : spec.hidden_size;
+}
+
+bool aligned(const void* p, std::uintptr_t alignment) noexcept {
+  return (std::bit_cast<std::uintptr_t>(p) & (alignment - 1)) == 0;
+}
+
+bool stride_ok(std::int64_t stride, const LayerSpec& spec) noexcept {
+  return stride >= spec.hidden_size && stride % kWidthMultiple == 0 && stride <= kMaxStride;
+}
+
+/// Bytes that T rows span.
+std::uint64_t span_bytes(std::int64_t tokens, std::int64_t stride, std::int64_t row) noexcept {
+  return (static_cast<std::uint64_t>(tokens - 1) * static_cast<std::uint64_t>(stride) +
+          static_cast<std::uint64_t>(row)) *
+         2;
+}
+
+bool overlap(const void* a, std::uint64_t a_bytes, const void* b, std::uint64_t b_bytes) noexcept {
+  const auto x = std::bit_cast<std::uintptr_t>(a), y = std::bit_cast<std::uintptr_t>(b);
+  return x < y ? y - x < a_bytes : x - y < b_bytes;
+}
+
+/// Tokens are counted in 32 bits on the device, chunks or not.
+constexpr std::int64_t kMaxTokens = INT32_MAX;
+
+std::uintptr_t id_bytes(const ForwardArgs& args) noexcept {
+  return args.id_type == IdType::int64 ? 8 : 4;
+}
+
+}  // namespace
+
+bool forward_arguments_ok(const LayerSpec& spec, const ForwardArgs& a,
+                          std::size_t workspace_needed) noexcept {
+  const std::int64_t x_stride = stride_of(a.x_stride, spec), out_stride = stride_of(a.out_stride, spec);
+  if (a.tokens < 1 || a.tokens > kMaxTokens || (a.id_type != IdType::int32 && a.id_type != IdType::int64))
+    return false;
+  if (!a.x || !a.out || !a.topk_ids || !a.topk_weights || !a.workspace) return false;
+  if (!aligned(a.x, 16) || !aligned(a.out, 16) || !aligned(a.topk_ids, id_bytes(a)) ||
+      !aligned(a.topk_weights, 4) || !aligned(a.token_count, 4) || !aligned(a.workspace, 256))
+    return false;
+  if (!stride_ok(x_stride, spec) || !stride_ok(out_stride, spec)) return false;
+  if (a.workspace_bytes < workspace_needed) return false;
+  const std::uint64_t x_bytes = span_bytes(a.tokens, x_stride, spec.hidden_size);
+  const std::uint64_t out_bytes = span_bytes(a.tokens, out_stride, spec.hidden_size);
+  return !overlap(a.x, x_bytes, a.out, out_bytes) &&
+         !overlap(a.workspace, workspace_needed, a.out, out_bytes) &&
+         !overlap(a.workspace, workspace_needed, a.x, x_bytes);
+}
+
+std::string forward_argument_problem(const LayerSpec& spec, const ForwardArgs& a,
+                                     std::size_t workspace_needed) {
+  if (a.tokens < 0) return fmt::format("tokens = {}: must be 0 or more", a.tokens);
+  if (a.tokens > kMaxTokens)
+    return fmt::format("tokens = {}: at most {} go in one call", a.tokens, kMaxTokens);
+  if (a.id_type != IdType::int32 && a.id_type != IdType::int64)
+    return fmt::format("id_type = {}: must be int32 (0) or int64 (1)", static_cast<int>(a.id_type));
+  const struct {
+    const char* name;
+    const void* pointer;
+    std::uintptr_t alignment;
+  } pointers[] = {{"x", a.x, 16},
+                  {"topk_ids", a.topk_ids, id_bytes(a)},
+                  {"topk_weights", a.topk_weights, 4},
+                  {"out", a.out, 16},
+                  {"workspace", a.workspace, 256}};
+  for (const auto& p : pointers) {
+    if (!p.pointer) return fmt::format("{} is null", p.name);
+    if (!aligned(p.pointer, p.alignment))
+      return fmt::format("{} = {}: must be {}-byte aligned", p.name, fmt::ptr(p.pointer), p.alignment);
+  }
+  if (!aligned(a.token_count, 4))
+    return fmt::format("token_count = {}: must be 4-byte aligned",
+                       fmt::ptr(static_cast<const void*>(a.token_count)));
+  const std::int64_t x_stride = stride_of(a.x_stride, spec), out_stride = stride_of(a.out_stride, spec);
+  const struct {
+    const char* name;
+    std::int64_t stride;
+  } strides[] = {{"x_stride", x_stride}, {"out_stride", out_stride}};
+  for (const auto& s : strides)
+    if (!stride_ok(s.stride, spec))
+      return fmt::format("{} = {}: must be 0 (the hidden size), or a multiple of {} from {} to {}", s.name,
+                         s.stride, kWidthMultiple, spec.hidden_size, kMaxStride);
+  const std::uint64_t x_bytes = span_bytes(a.tokens, x_stride, spec.hidden_size);
+  const std::uint64_t out_bytes = span_bytes(a.tokens, out_stride, spec.hidden_size);
+  if (overlap(a.x, x_bytes, a.out, out_bytes)) return "out overlaps x";
+  if (overlap(a.workspace, workspace_needed, a.out, out_bytes)) return "workspace overlaps out";
+  if (overlap(a.workspace, workspace_needed, a.x, x_bytes)) return "workspace overlaps x";
+  return {};
+}
+
+}  // namespace engine
+
+namespace {
+
+Error argument_error(const LayerSpec& spec, const ForwardArgs& args, std::size_t needed) {
+  std::string problem = engine::forward_argument_problem(spec, args, needed);
+  if (!problem.empty()) return {ErrorCode::invalid_argument, "ForwardArgs: " + problem};
+  return {ErrorCode::workspace_too_small,
+          fmt::format("ForwardArgs: workspace_bytes = {}: {} tokens need {} (Layer::workspace_bytes)",
+                      args.workspace_bytes, args.tokens, needed)};
+}
+
+}  // namespace
+
+Status Layer::Impl::forward(const ForwardArgs& args) noexcept try {
+  if (!engine_->fork.same_process()) [[unlikely]]
+    return engine_->fork.error();
+  if (args.tokens == 0) return {};
+  if (args.tokens < 0) [[unlikely]]
+    return argument_error(spec_, args, 0);
+  const std::size_t needed = needed_workspace(args.tokens);
+  if (!engine::forward_arguments_ok(spec_, args, needed)) [[unlikely]]
+    return argument_error(spec_, args, needed);
+  const std::uint64_t table = table_.load(std::memory_order_acquire);
+  if (table == 0) [[unlikely]]
+    return Error(ErrorCode::not_bound, "forward before bind: the layer does not know where its weights lie");
+  if (cpu_) {
+    engine_->forwards.fetch_add(1, std::memory_order_relaxed);
+    return cpu_->forward(args);
+  }
+
+  const cuda::ContextScope current(*engine_->device);
+  if (!current.ok()) [[unlikely]]
+    return current.status();
+  const engine::PublishedSets* published = published_.load(std::memory_order_acquire);
+  const std::int64_t part = chunk(args.tokens);
+  const plan::KernelSet* set = nullptr;
+  if (published) [[likely]]
+    set = published->by_prepare ? published->nearest(part) : published->exact(model::bucket_of(part));
+  if (!set) [[unlikely]] {
+    auto found = first_use(part, args.stream);
+    if (!found) return std::move(found).error();
+    set = *found;
+  }
+  plan::RunContext context = context_;
+  context.expert_table = table;
+  engine_->forwards.fetch_add(1, std::memory_order_relaxed);
+  return plan::run(context, *set, args, part);
+} catch (const std::bad_alloc&) {
+  return Error(ErrorCode::out_of_memory, "out of memory");
+} catch (...) {
+  return Error(ErrorCode::internal, "exception");
+}
+
+Result<const plan::KernelSet*> Layer::Impl::first_use(std::int64_t tokens, void* stream) {
+  auto capture = cuda::capture_status(engine_->device->driver(), stream);
+  if (!capture) return std::move(capture).error();
+  const std::int64_t bucket = model::bucket_of(tokens);
+  if (*capture != cuda::CaptureStatus::none) {
+    const engine::PublishedSets* published = published_.load(std::memory_order_acquire);
+    const plan::KernelSet* any = published ? published->nearest(tokens) : nullptr;
+    if (any) return any;
+    return Error(
+        ErrorCode::not_prepared,
+        fmt::format("no kernels are prepared for {} and none may be made while a stream is captured: call "
+                    "prepare before capturing (token bucket {})",
+                    name(), bucket));
+  }
+  if (Status status = prepare_at_first_use(bucket); !status) return std::move(status).error();
+  const engine::PublishedSets* published = published_.load(std::memory_order_acquire);
+  const plan::KernelSet* set = published ? published->exact(bucket) : nullptr;
+  if (!set) return Error(ErrorCode::internal, "a bucket was prepared and is not there");
+  return set;
+}
+
+Status Layer::Impl::prepare_at_first_use(std::int64_t bucket) {
+  std::lock_guard lock(first_use_mutex_);
+  // Another thread may have been first.
+  if (const engine::PublishedSets* published = published_.load(std::memory_order_acquire);
+      published && published->exact(bucket))
+    return {};
+  if (const auto failed = failed_first_uses_.find(bucket); failed != failed_first_uses_.end())
+    return failed->second;
+  const auto start = std::chrono::steady_clock::now();
+  const std::int64_t buckets[] = {bucket};
+  auto build = engine::build_layer(spec_, buckets, *engine_->chooser, *engine_->builder, engine_->hooks({}));
+  const auto fail = [&](const Error& error) -> Status {
+    failed_first_uses_.insert_or_assign(bucket, error);
+    engine_->log.error("first use of {} at {} tokens: {}", name(), bucket, error.message());
+    return error;
+  };
+  if (!build) return fail(build.error());
+  engine_->count(*build);
+  if (!build->complete()) return fail(engine::build_error(*build));
+  if (Status status = publish(*build, false); !status) return fail(status.error());
+  std::size_t compiled = 0;
+  for (const KernelReport& kernel : build->kernels) compiled += kernel.hit ? 0 : 1;
+  const double ms =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  engine_->log.warn(
+      "forward prepared {} for {} tokens at first use: {} kernels, {} compiled, {:.0f} ms; call prepare to "
+      "do "
+      "this beforehand",
+      name(), bucket, build->kernels.size(), compiled, ms);
+  return {};
+}
+
+}  // namespace varmoe

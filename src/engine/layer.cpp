@@ -1,0 +1,257 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <new>
+#include <utility>
+
+#include "cuda/driver.hpp"
+#include "engine/layer_impl.hpp"
+
+namespace varmoe {
+
+namespace engine {
+
+const plan::KernelSet* PublishedSets::nearest(std::int64_t tokens) const noexcept {
+  if (buckets.empty()) return nullptr;
+  const auto at = std::lower_bound(buckets.begin(), buckets.end(), tokens);
+  return at == buckets.end() ? sets.back() : sets[static_cast<std::size_t>(at - buckets.begin())];
+}
+
+const plan::KernelSet* PublishedSets::exact(std::int64_t bucket) const noexcept {
+  const auto at = std::lower_bound(buckets.begin(), buckets.end(), bucket);
+  return at == buckets.end() || *at != bucket ? nullptr
+                                              : sets[static_cast<std::size_t>(at - buckets.begin())];
+}
+
+}  // namespace engine
+
+namespace {
+
+/// Routed rows are counted in 32 bits on the device; more go in chunks. Some room is left for what is rounded
+/// up.
+constexpr std::int64_t kMaxRowsAtOnce = INT32_MAX - (1 << 20);
+
+}  // namespace
+
+Layer::Impl::Impl(std::shared_ptr<Engine::Impl> engine, const LayerSpec& spec, const LayerOptions& options)
+    : engine_(std::move(engine)), spec_(spec), options_(options) {}
+
+Layer::Impl::~Impl() {
+  // The threads of a CPU layer are the parent's; a child forked from it has none to join.
+  if (cpu_ && !engine_->fork.same_process()) static_cast<void>(cpu_.release());
+}
+
+Result<std::shared_ptr<Layer::Impl>> Layer::Impl::create(std::shared_ptr<Engine::Impl> engine,
+                                                         const LayerSpec& spec, const LayerOptions& options) {
+  if (Status status = engine->check_process(); !status) return std::move(status).error();
+  if (Status status = spec.validate(); !status) return std::move(status).error();
+  if (options.max_sms < 0)
+    return Error(ErrorCode::invalid_argument,
+                 fmt::format("LayerOptions::max_sms = {}: must be 0 (all) or more", options.max_sms));
+  auto layer = std::make_shared<Impl>(engine, spec, options);
+  if (engine->on_cpu()) {
+    auto cpu = cpu::CpuLayer::create(spec, engine->cpu_threads);
+    if (!cpu) return std::move(cpu).error();
+    layer->cpu_ = *std::move(cpu);
+  } else {
+    const int sms = engine->device->attributes().sm_count;
+    layer->context_.driver = &engine->device->driver();
+    layer->context_.spec = &layer->spec_;
+    layer->context_.classes = static_cast<std::int32_t>(width_classes(layer->spec_).size());
+    layer->context_.classes = static_cast<std::int32_t>(width_classes(spec).size());
+    layer->context_.sm_limited = options.max_sms > 0 && options.max_sms < sms;
+    layer->context_.sm_count = options.max_sms > 0 ? std::min(options.max_sms, sms) : sms;
+  }
+  // A bound that not even one token fits in is a mistake better told here than at the first forward.
+  const std::size_t bound = options.max_workspace_bytes;
+  const auto bytes = [&](std::int64_t tokens) {
+    return layer->cpu_ ? layer->cpu_->workspace_bytes(tokens)
+                       : plan::workspace_layout(spec, nullptr, tokens).total_bytes;
+  };
+  if (bound != 0 && bytes(1) > bound)
+    return Error(ErrorCode::workspace_too_small,
+                 fmt::format("LayerOptions::max_workspace_bytes = {}: one token needs {}", bound, bytes(1)));
+  std::int64_t low = 1, high = kMaxRowsAtOnce / spec.top_k + 1;  // low fits, high does not
+  while (bound != 0 && high - low > 1) {
+    const std::int64_t middle = low + (high - low) / 2;
+    (bytes(middle) <= bound ? low : high) = middle;
+  }
+  layer->max_chunk_ = bound != 0 ? low : high - 1;
+  return layer;
+}
+
+std::string Layer::Impl::name() const {
+  return kernel_signature(spec_);
+}
+
+Result<PrepareReport> Layer::Impl::prepare(const PrepareOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  if (Status status = engine_->check_process(); !status) return std::move(status).error();
+  auto buckets = engine::buckets_to_prepare(options);
+  if (!buckets) return std::move(buckets).error();
+  PrepareReport report;
+  if (!cpu_) {
+    {
+      std::lock_guard lock(first_use_mutex_);
+      failed_first_uses_.clear();
+    }
+    auto build =
+        engine::build_layer(spec_, *buckets, *engine_->chooser, *engine_->builder, engine_->hooks(options));
+    if (!build) return std::move(build).error();
+    engine_->count(*build);
+    if (Status status = publish(*build, true); !status) return std::move(status).error();
+    if (!build->complete()) return engine::build_error(*build);
+    report.kernels = std::move(build->kernels);
+  }
+  report.total_ms =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  return report;
+}
+
+Status Layer::Impl::publish(const engine::LayerBuild& build, bool by_prepare) {
+  std::lock_guard lock(publish_mutex_);
+  const engine::PublishedSets* old = published_.load(std::memory_order_relaxed);
+  std::map<std::int64_t, const plan::KernelSet*> all;
+  if (old)
+    for (std::size_t i = 0; i < old->buckets.size(); ++i) all.emplace(old->buckets[i], old->sets[i]);
+  bool any = false, changed = false;
+  for (const engine::BuiltBucket& bucket : build.buckets) {
+    if (bucket.units.empty()) continue;
+    any = true;
+    // Choices do not change while an engine lives, so a bucket that is there mostly stays as it is; but
+    // specialised kernels may come to replace runtime-width ones.
+    plan::KernelSet set;
+    set.config = bucket.plan.choice.config;
+    set.runtime_width = bucket.plan.runtime_width;
+    set.runtime_width = bucket.plan.runtime_width;
+    for (const auto& unit : bucket.units) {
+      const engine::ResidentKernel* resident = engine_->kernels->find(unit->key);
+      if (!resident)
+        return Error(ErrorCode::internal,
+                     fmt::format("{} is built and not resident", unit->emitted.entry_name));
+      set[unit->emitted.stage] = resident->launch;
+    }
+    const auto same = [](const plan::LoadedKernel& a, const plan::LoadedKernel& b) {
+      return a.function == b.function;
+    };
+    if (const auto found = all.find(bucket.plan.bucket);
+        found != all.end() &&
+        std::equal(set.kernels.begin(), set.kernels.end(), found->second->kernels.begin(), same))
+      continue;
+    sets_.push_back(set);
+    all.insert_or_assign(bucket.plan.bucket, &sets_.back());
+    changed = true;
+  }
+  by_prepare = (by_prepare && any) || (old && old->by_prepare);
+  if (!changed && (!old || old->by_prepare == by_prepare)) return {};
+  auto next = std::make_unique<engine::PublishedSets>();
+  next->by_prepare = by_prepare;
+  for (const auto& [bucket, set] : all) {
+    next->buckets.push_back(bucket);
+    next->sets.push_back(set);
+  }
+  history_.push_back(std::move(next));
+  published_.store(history_.back().get(), std::memory_order_release);
+  return {};
+}
+
+Status Layer::Impl::bind(const Weights& weights) {
+  if (Status status = engine_->check_process(); !status) return status;
+  if (Status status = weights.validate(spec_); !status) return status;
+  if (cpu_) {
+    Status status = cpu_->bind(weights);
+    if (status) table_.store(1, std::memory_order_release);  // bound; the CPU has no table
+    return status;
+  }
+  auto table = plan::make_expert_table(spec_, weights);
+  if (!table) return std::move(table).error();
+  std::lock_guard lock(bind_mutex_);
+  const std::uint64_t address = table_.load(std::memory_order_relaxed);
+  if (address != 0) {
+    // In place: graphs captured before follow the new binding.
+    if (table->size() != table_bytes_) return Error(ErrorCode::internal, "the expert table changed its size");
+    return cuda::copy_to_device(*engine_->device, address, table->data(), table->size());
+  }
+  auto kept = engine_->keep_on_device(table->data(), table->size());
+  if (!kept) return std::move(kept).error();
+  table_bytes_ = table->size();
+  table_.store(*kept, std::memory_order_release);
+  return {};
+}
+
+std::int64_t Layer::Impl::chunk(std::int64_t tokens) const noexcept {
+  if (tokens <= max_chunk_) return tokens;
+  const std::int64_t chunks = (tokens + max_chunk_ - 1) / max_chunk_;
+  return (tokens + chunks - 1) / chunks;
+}
+
+std::size_t Layer::Impl::needed_workspace(std::int64_t tokens) const noexcept {
+  if (cpu_) {
+    // It works in chunks that fit.
+    const std::size_t bytes = cpu_->workspace_bytes(tokens), bound = options_.max_workspace_bytes;
+    return bound == 0 ? bytes : std::min(bytes, bound);
+  }
+  // Of the largest chunk, not of the even ones: who allocates for the most tokens has enough for fewer.
+  return plan::workspace_layout(spec_, nullptr, std::min(tokens, max_chunk_)).total_bytes;
+}
+
+Result<std::size_t> Layer::Impl::workspace_bytes(std::int64_t tokens) const {
+  if (tokens < 0)
+    return Error(ErrorCode::invalid_argument,
+                 fmt::format("workspace_bytes: tokens = {}: must be 0 or more", tokens));
+  return tokens == 0 ? std::size_t{0} : needed_workspace(tokens);
+}
+
+Layer::Layer(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Layer::Layer(Layer&&) noexcept = default;
+Layer& Layer::operator=(Layer&&) noexcept = default;
+Layer::~Layer() = default;
+
+namespace {
+
+Error moved_from(const char* call) {
+  return {ErrorCode::invalid_argument, fmt::format("{} on a Layer that was moved from", call)};
+}
+
+}  // namespace
+
+const LayerSpec& Layer::spec() const noexcept {
+  static const LayerSpec none;
+  return impl_ ? impl_->spec() : none;
+}
+
+Result<PrepareReport> Layer::prepare(const PrepareOptions& options) try {
+  if (!impl_) return moved_from("prepare");
+  return impl_->prepare(options);
+} catch (const std::bad_alloc&) {
+  return Error(ErrorCode::out_of_memory, "out of memory");
+} catch (const std::exception& e) {
+  return Error(ErrorCode::internal, e.what());
+}
+
+Status Layer::bind(const Weights& weights) try {
+  if (!impl_) return moved_from("bind");
+  return impl_->bind(weights);
+} catch (const std::bad_alloc&) {
+  return Error(ErrorCode::out_of_memory, "out of memory");
+} catch (const std::exception& e) {
+  return Error(ErrorCode::internal, e.what());
+}
+
+Result<std::size_t> Layer::workspace_bytes(std::int64_t tokens) const try {
+  if (!impl_) return moved_from("workspace_bytes");
+  return impl_->workspace_bytes(tokens);
+} catch (const std::bad_alloc&) {
+  return Error(ErrorCode::out_of_memory, "out of memory");
+} catch (const std::exception& e) {
+  return Error(ErrorCode::internal, e.what());
+}
+
+Status Layer::forward(const ForwardArgs& args) noexcept {
+  if (!impl_) [[unlikely]]
+    return Error(ErrorCode::invalid_argument, "moved from");
+  return impl_->forward(args);
+}
+
+}  // namespace varmoe

@@ -1,0 +1,162 @@
+#include "model/config_space.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "model/gemm_fields.hpp"
+
+namespace varmoe::model {
+namespace {
+
+constexpr std::int64_t kElementBytes = 2;
+constexpr std::int32_t kMinThreads = 64, kMaxThreads = 256;
+
+Error bad_config(std::string message) {
+  return Error(ErrorCode::invalid_config, std::move(message));
+}
+
+std::int64_t threads(const GemmConfig& c) {
+  return std::int64_t{32} * c.warps_m * c.warps_n;
+}
+
+/// Columns that one k row of a kn tile spans contiguously; 0 when the stage's weights are nk.
+std::int32_t contiguous_columns(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
+  const WeightLayout layout = stage == GemmStage::fc1 ? spec.fc1_layout : spec.fc2_layout;
+  if (layout != WeightLayout::kn) return 0;
+  const bool apart = stage == GemmStage::fc1 && spec.gated() && spec.gate_order != GateOrder::interleaved;
+  return apart ? c.block_n / 2 : c.block_n;
+}
+
+/// Each field alone.
+Status check_fields(const GemmConfig& c) {
+  if (c.schedule != Schedule::mma_sync) {
+    return bad_config(fmt::format("schedule is {}; must be mma_sync", static_cast<int>(c.schedule)));
+  }
+  if (c.gather > GatherMode::copy) {
+    return bad_config(fmt::format("gather is {}; must be fused or copy", static_cast<int>(c.gather)));
+  }
+  for (const GemmField& field : gemm_fields()) {
+    const std::int32_t value = c.*field.member;
+    if (!field.takes(value))
+      return bad_config(fmt::format("{} is {}; must be {}", field.key, value, field.allowed()));
+  }
+  return {};
+}
+
+/// What the fields must be together, on any device.
+Status check_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
+  if (threads(c) < kMinThreads || threads(c) > kMaxThreads) {
+    return bad_config(fmt::format("warps_m={},warps_n={} are {} threads; must be from {} to {}", c.warps_m,
+                                  c.warps_n, threads(c), kMinThreads, kMaxThreads));
+  }
+  if (c.block_m % (16 * c.warps_m) != 0) {
+    return bad_config(fmt::format("block_m is {}; with warps_m={} must be a multiple of {}", c.block_m,
+                                  c.warps_m, 16 * c.warps_m));
+  }
+  if (c.block_n % (16 * c.warps_n) != 0) {
+    return bad_config(fmt::format("block_n is {}; with warps_n={} must be a multiple of {}", c.block_n,
+                                  c.warps_n, 16 * c.warps_n));
+  }
+  if (const std::int32_t columns = contiguous_columns(spec, stage, c); columns % 32 != 0) {
+    return bad_config(
+        fmt::format("block_n is {}; kn weights would be read {} columns at a time, which must be a multiple "
+                    "of 32",
+                    c.block_n, columns));
+  }
+  if (accumulators_per_thread(c) > kMaxAccumulators) {
+    return bad_config(
+        fmt::format("block_m={},block_n={} over {} threads are {} accumulators a thread; at most {}",
+                    c.block_m, c.block_n, threads(c), accumulators_per_thread(c), kMaxAccumulators));
+  }
+  return {};
+}
+
+Status check_device(const GemmConfig& c, const DeviceProfile& device) {
+  const std::int64_t smem = gemm_smem_bytes(c) + gemm_extra_smem_bytes(c);
+  if (smem > device.smem_per_block) {
+    return bad_config(fmt::format(
+        "stages={} of block_m={},block_n={},block_k={} take {} bytes of shared memory; a block of "
+        "{} has {}",
+        c.stages, c.block_m, c.block_n, c.block_k, smem, device.name, device.smem_per_block));
+  }
+  const auto over = [&](std::string_view what, std::int64_t needed, std::int64_t available) {
+    return bad_config(fmt::format("ctas_per_sm is {}; that many blocks take {} {} of an SM, and {} has {}",
+                                  c.ctas_per_sm, needed, what, device.name, available));
+  };
+  const std::int64_t blocks = c.ctas_per_sm;
+  if (blocks * (smem + kReservedSmemPerBlock) > device.smem_per_sm) {
+    return over("bytes of shared memory", blocks * (smem + kReservedSmemPerBlock), device.smem_per_sm);
+  }
+  const std::int64_t registers = (accumulators_per_thread(c) + kGemmExtraRegisters) * threads(c);
+  if (blocks * registers > device.regs_per_sm)
+    return over("registers", blocks * registers, device.regs_per_sm);
+  if (blocks * threads(c) > device.threads_per_sm)
+    return over("threads", blocks * threads(c), device.threads_per_sm);
+  return {};
+}
+
+Status check_block_threads(const char* kernel, std::int32_t block_threads) {
+  if (block_threads >= 32 && block_threads <= 1024 && block_threads % 32 == 0) return {};
+  return bad_config(
+      fmt::format("{}.block_threads is {}; must be a multiple of 32 from 32 to 1024", kernel, block_threads));
+}
+
+}  // namespace
+
+std::int64_t gemm_smem_bytes(const GemmConfig& c) {
+  return std::int64_t{c.stages} * (std::int64_t{c.block_m} + c.block_n) * c.block_k * kElementBytes;
+}
+
+std::int64_t gemm_extra_smem_bytes(const GemmConfig& c) {
+  return std::max(std::int64_t{16} * c.block_m, std::int64_t{512});
+}
+
+std::int64_t accumulators_per_thread(const GemmConfig& c) {
+  return std::int64_t{c.block_m} * c.block_n / std::max<std::int64_t>(threads(c), 1);
+}
+
+std::int32_t resident_blocks(const GemmConfig& c, const DeviceProfile& device) {
+  const std::int64_t smem = gemm_smem_bytes(c) + gemm_extra_smem_bytes(c);
+  if (smem > device.smem_per_block) return 0;
+  const std::int64_t by_smem = device.smem_per_sm / (smem + kReservedSmemPerBlock);
+  const std::int64_t by_threads = device.threads_per_sm / threads(c);
+  const std::int64_t by_registers =
+      device.regs_per_sm / ((accumulators_per_thread(c) + kGemmExtraRegisters) * threads(c));
+  return static_cast<std::int32_t>(std::min({by_smem, by_threads, by_registers}));
+}
+
+std::int32_t tile_columns(const LayerSpec& spec, GemmStage stage, const GemmConfig& config) {
+  return stage == GemmStage::fc1 && spec.gated() ? config.block_n / 2 : config.block_n;
+}
+
+Status check_gemm_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& config) {
+  if (auto status = check_fields(config); !status) return status;
+  return check_shape(spec, stage, config);
+}
+
+Status check_gemm_config(const LayerSpec& spec, GemmStage stage, const GemmConfig& config,
+                         const DeviceProfile& device) {
+  if (auto status = check_gemm_shape(spec, stage, config); !status) return status;
+  return check_device(config, device);
+}
+
+Status check_layer_config(const LayerSpec& spec, const LayerConfig& config, const DeviceProfile& device) {
+  const auto named = [](const char* kernel, const Status& status) {
+    return Error(status.error().code(), fmt::format("{}: {}", kernel, status.error().message()));
+  };
+  if (auto status = check_gemm_config(spec, GemmStage::fc1, config.fc1, device); !status)
+    return named("fc1", status);
+  if (auto status = check_gemm_config(spec, GemmStage::fc2, config.fc2, device); !status)
+    return named("fc2", status);
+  if (auto status = check_block_threads("sort", config.sort.block_threads); !status) return status;
+  if (auto status = check_block_threads("gather", config.gather.block_threads); !status) return status;
+  if (auto status = check_block_threads("combine", config.combine.block_threads); !status) return status;
+  if (config.sort.single_block_rows < 0 || config.sort.single_block_rows > kMaxSingleBlockRows) {
+    return bad_config(fmt::format("sort.single_block_rows is {}; must be from 0 to {}",
+                                  config.sort.single_block_rows, kMaxSingleBlockRows));
+  }
+  return {};
+}
+
+}  // namespace varmoe::model

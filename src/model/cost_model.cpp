@@ -1,0 +1,220 @@
+#include "model/cost_model.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/routing_stats.hpp"
+
+/// A roofline of one persistent grouped GEMM, with what bends it: tiles that rows and columns do not fill,
+/// waves that SMs do not share evenly, shared-memory and L2 traffic per FLOP, bytes in flight, and fixed
+/// costs per tile and launch. It ranks configs; its seconds are estimates.
+namespace varmoe::model {
+namespace {
+
+constexpr double kElementBytes = 2;
+/// Bytes an SM moves per clock: shared memory; L2 (a fair share when all SMs read); L2 at most.
+constexpr double kSmemBytesPerClock = 128 * 0.9, kL2BytesPerClock = 24, kL2PeakBytesPerClock = 48;
+constexpr double kMemoryLatency = 0.75e-6;  ///< s, loaded DRAM
+constexpr double kL2Latency = 0.5e-6;       ///< s, loaded L2
+constexpr double kTileFill = 1.0e-6;        ///< s until a tile's first stage has arrived
+constexpr double kTileEpilogue = 0.2e-6;    ///< s of an epilogue beside its stores
+constexpr double kStageSyncClocks = 60;     ///< barrier and wait of one pipeline stage
+constexpr double kFewWarpsFactor = 1.03;
+constexpr double kFusedGatherFactor = 1.04;  ///< main loop that gathers its rows
+
+/// Two limits that overlap imperfectly: near the larger one, above it where they are close. The fourth root
+/// of the sum of fourth powers, by square roots: this is called a thousand times for one answer.
+double overlap(double a, double b) {
+  return std::sqrt(std::sqrt(a * a * a * a + b * b * b * b));
+}
+/// Two rates of which the smaller limits.
+double bottleneck(double a, double b) {
+  return 1 / overlap(1 / a, 1 / b);
+}
+
+double ceil_div(double a, double b) {
+  return std::ceil(a / b);
+}
+
+/// One GEMM stage of a layer for one T: what does not depend on the config.
+class StageModel {
+ public:
+  StageModel(const LayerSpec& spec, GemmStage stage, std::int64_t tokens, const DeviceProfile& device)
+      : spec_(spec),
+        stage_(stage),
+        device_(device),
+        classes_(width_classes(spec)),
+        rows_(static_cast<double>(tokens) * static_cast<double>(spec.top_k)),
+        tokens_(static_cast<double>(tokens)),
+        routing_(spec, tokens) {}
+
+  double seconds(const GemmConfig& config) const;
+
+ private:
+  double columns(const WidthClass& c) const {
+    return static_cast<double>(stage_ == GemmStage::fc1 ? c.width : spec_.hidden_size);
+  }
+  double depth(const WidthClass& c) const {
+    return static_cast<double>(stage_ == GemmStage::fc1 ? spec_.hidden_size : c.width);
+  }
+  double weight_rows_per_column() const { return stage_ == GemmStage::fc1 && spec_.gated() ? 2 : 1; }
+
+  double dram_bytes(const GemmConfig& config, double row_tiles) const;
+  /// Time in which each SM does one k step of one tile, `warps` of all its blocks being resident.
+  double step_seconds(const GemmConfig& config, double filled_rows, double warps) const;
+
+  const LayerSpec& spec_;
+  GemmStage stage_;
+  const DeviceProfile& device_;
+  std::vector<WidthClass> classes_;
+  double rows_, tokens_;
+  RoutingStats routing_;
+};
+
+double StageModel::dram_bytes(const GemmConfig& config, double row_tiles) const {
+  double bytes = 0;
+  double mean_width = 0;
+  for (const WidthClass& c : classes_) {
+    const double expert = columns(c) * depth(c) * weight_rows_per_column() * kElementBytes;
+    // The row tiles of a raster group share what L2 holds; an expert too large for it is read again by each
+    // group.
+    const double groups = std::max(1.0, row_tiles / routing_.hit_share() / config.raster);
+    const double reads = expert > 0.5 * static_cast<double>(device_.l2_bytes) ? groups : 1.0;
+    bytes += static_cast<double>(c.count) * routing_.hit_share() * expert * reads;
+    mean_width += static_cast<double>(c.count * c.width) / static_cast<double>(spec_.num_experts());
+  }
+  const double hidden = static_cast<double>(spec_.hidden_size);
+  // fc1 reads x and writes h; fc2 reads h and writes rows of H.
+  const double input = stage_ == GemmStage::fc1 ? std::min(tokens_, rows_) * hidden : rows_ * mean_width;
+  const double output = stage_ == GemmStage::fc1 ? rows_ * mean_width : rows_ * hidden;
+  return bytes + (input + output) * kElementBytes;
+}
+
+double StageModel::step_seconds(const GemmConfig& config, double filled_rows, double warps) const {
+  const double m = config.block_m, n = config.block_n, k = config.block_k;
+  const double mma = 2 * m * n * k / (device_.mma_sync_flops / device_.sm_count);
+  // Each warp reads its rows of A and of B; the pipeline writes both once.
+  const double smem_bytes = ((config.warps_n + 1) * m + (config.warps_m + 1) * n) * k * kElementBytes;
+  const double smem = smem_bytes / (kSmemBytesPerClock * device_.sm_clock);
+  const double l2 = (filled_rows + n) * k * kElementBytes / (kL2BytesPerClock * device_.sm_clock);
+  // Few warps hide little of each other's latency; 8 are the measure.
+  const double hiding = (warps + 1) / warps * (8.0 / 9.0);
+  return overlap(overlap(mma, smem) * hiding, l2);
+}
+
+double StageModel::seconds(const GemmConfig& config) const {
+  const double sms = device_.sm_count;
+  const double tile_cols = tile_columns(spec_, stage_, config);
+  const RowTiles row_tiles = routing_.row_tiles(config.block_m);
+  const double filled_rows =
+      row_tiles.mean > 0 ? std::min<double>(config.block_m, routing_.mean() / row_tiles.mean) : 0;
+
+  double tiles = 0, steps = 0, most_steps = 0, tile_variance = 0;
+  for (const WidthClass& c : classes_) {
+    const double column_tiles = ceil_div(columns(c), tile_cols);
+    const double count = static_cast<double>(c.count) * column_tiles * row_tiles.mean;
+    const double class_steps = ceil_div(depth(c), config.block_k);
+    tiles += count;
+    steps += count * class_steps;
+    most_steps = std::max(most_steps, class_steps);
+    tile_variance += static_cast<double>(c.count) * column_tiles * column_tiles * row_tiles.variance;
+  }
+  if (tiles <= 0) return device_.launch_overhead;
+  steps /= tiles;  // of the mean tile
+  const double bytes_per_tile = dram_bytes(config, row_tiles.mean) / tiles;
+  const double warps = config.warps_m * config.warps_n;
+  const double gather =
+      stage_ == GemmStage::fc1 && config.gather == GatherMode::fused ? kFusedGatherFactor : 1;
+  const double sync = kStageSyncClocks / device_.sm_clock;
+  const double epilogue =
+      kTileEpilogue + filled_rows * tile_cols * kElementBytes / (kL2BytesPerClock * device_.sm_clock);
+  const double stage_bytes =
+      (config.stages - 1) * (config.block_n + filled_rows) * config.block_k * kElementBytes;
+
+  // `count` tiles of n steps run at once, `blocks` on each of `active` SMs.
+  const auto wave = [&](double count, double active, double blocks, double n) {
+    const double step = step_seconds(config, filled_rows, blocks * warps) * gather;
+    // A stage's data must have come by the time the pipeline is back at it, however little there is to
+    // compute.
+    const double round = overlap(blocks * step + sync, kL2Latency / (config.stages - 1));
+    const double compute = n * round + kTileFill / blocks + blocks * epilogue;
+    const double per_sm =
+        std::min(blocks * stage_bytes / kMemoryLatency, kL2PeakBytesPerClock * device_.sm_clock);
+    const double bandwidth = bottleneck(device_.bandwidth, active * per_sm);
+    return overlap(compute, count * bytes_per_tile * (n / steps) / bandwidth);
+  };
+  const double resident = config.ctas_per_sm, slots = sms * resident;
+  const double full_wave = wave(slots, sms, resident, steps);
+  const auto total = [&](double count) {
+    const double full = std::floor(count / slots);
+    const double rest = count - full * slots;
+    double time = full * full_wave;
+    if (rest > 0) time += wave(rest, std::min(sms, std::ceil(rest)), std::ceil(rest / sms), steps);
+    return time;
+  };
+  // Routing scatters the number of tiles, which blurs where a wave ends.
+  const double spread = std::sqrt(tile_variance);
+  double time = 0.25 * total(std::max(1.0, tiles - spread)) + 0.5 * total(std::max(1.0, tiles)) +
+                0.25 * total(tiles + spread);
+  // The longest tile may come last.
+  if (most_steps > steps) time += 0.5 * (wave(1, 1, 1, most_steps) - wave(1, 1, 1, steps));
+  if (stage_ == GemmStage::fc1 && config.gather == GatherMode::copy) {
+    const double copied = rows_ * static_cast<double>(spec_.hidden_size) * kElementBytes;
+    time += device_.launch_overhead + 2 * copied / device_.bandwidth;
+  }
+  // With two warps each issues twice the loads, and one barrier stops half of them.
+  if (warps < 4) time *= kFewWarpsFactor;
+  return time + device_.launch_overhead;
+}
+
+GemmConfig best_config(const LayerSpec& spec, GemmStage stage, std::int64_t tokens,
+                       const DeviceProfile& device) {
+  const StageModel model(spec, stage, tokens, device);
+  GemmConfig best;
+  double best_seconds = -1;
+  for (const GemmConfig& config : gemm_candidates(spec, stage, device)) {
+    const double seconds = model.seconds(config);
+    if (best_seconds >= 0 && !(seconds < best_seconds)) continue;
+    best = config;
+    best_seconds = seconds;
+  }
+  return best;
+}
+
+}  // namespace
+
+Floor layer_floor(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device,
+                  const std::vector<std::int64_t>& rows_per_expert) {
+  const double hidden = static_cast<double>(spec.hidden_size);
+  const double matrices = spec.gated() ? 3 : 2;
+  const RoutingStats routing(spec, tokens);
+  Floor floor;
+  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e) {
+    double rows = routing.mean(), hit = routing.hit_share();
+    if (!rows_per_expert.empty()) {
+      rows = e < rows_per_expert.size() ? static_cast<double>(rows_per_expert[e]) : 0;
+      hit = rows > 0 ? 1 : 0;
+    }
+    const double weights = matrices * hidden * static_cast<double>(spec.expert_widths[e]);
+    floor.flops += 2 * rows * weights;
+    floor.bytes += hit * weights * kElementBytes;
+  }
+  floor.bytes += 2 * static_cast<double>(std::max<std::int64_t>(tokens, 0)) * hidden * kElementBytes;
+  floor.seconds = std::max(floor.flops / device.tensor_flops, floor.bytes / device.bandwidth);
+  return floor;
+}
+
+double predict_gemm_seconds(const LayerSpec& spec, GemmStage stage, const GemmConfig& config,
+                            std::int64_t tokens, const DeviceProfile& device) {
+  return StageModel(spec, stage, std::max<std::int64_t>(tokens, 1), device).seconds(config);
+}
+
+LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, const DeviceProfile& device) {
+  LayerConfig config;
+  const std::int64_t tokens = std::max<std::int64_t>(bucket, 1);
+  config.fc1 = best_config(spec, GemmStage::fc1, tokens, device);
+  config.fc2 = best_config(spec, GemmStage::fc2, tokens, device);
+  return config;
+}
+
+}  // namespace varmoe::model

@@ -1,0 +1,136 @@
+#include <fmt/format.h>
+
+#include <limits>
+
+#include "model/model_readers.hpp"
+
+/// Our own layer file; its grammar is in model_config.hpp.
+namespace varmoe::model {
+namespace {
+
+constexpr std::int64_t kVersion = 1;
+
+const std::vector<std::string_view> kSpecFields = {
+    "hidden_size", "expert_widths", "top_k",      "activation", "activation_params",
+    "dtype",       "fc1_layout",    "fc2_layout", "gate_order", "batch_invariant"};
+
+std::vector<std::string_view> with(std::vector<std::string_view> names,
+                                   std::initializer_list<std::string_view> more) {
+  names.insert(names.end(), more);
+  return names;
+}
+
+/// A string field that one of our parsers reads; keeps `value` when absent.
+template <class T, class Parse>
+void read_name(const JsonFields& fields, std::string_view name, Parse parse, T& value) {
+  if (!fields.has(name)) return;
+  auto parsed = parse(fields.string(name));
+  if (!parsed) fields.fail(fmt::format("{}: {}", name, parsed.error().message()));
+  value = *parsed;
+}
+
+void read_widths(const JsonFields& fields, LayerSpec& spec) {
+  constexpr std::string_view name = "expert_widths";
+  const Json* value = fields.find(name);
+  if (value == nullptr) return;
+  if (value->as<Json::Array>()) {
+    spec.expert_widths = fields.integers_or_empty(name, 1, kMaxWidth);
+    return;
+  }
+  if (!value->as<Json::Object>())
+    fields.fail(name, *value, "must be a list of widths or {\"repeat\": [...], \"times\": n}");
+  const JsonFields repeat(*value, fmt::format("{}: {}", fields.where(), name), NullField::is_wrong);
+  repeat.refuse_unknown({"repeat", "times"});
+  const std::int64_t times = repeat.integer("times", 1, kMaxExperts);
+  const std::vector<std::int64_t> pattern = repeat.integers_or_empty("repeat", 1, kMaxWidth);
+  const std::int64_t experts = static_cast<std::int64_t>(pattern.size()) * times;
+  if (experts < 1 || experts > kMaxExperts) {
+    repeat.fail(fmt::format("{} widths {} times are {} experts; a layer has from 1 to {}", pattern.size(),
+                            times, experts, kMaxExperts));
+  }
+  spec.expert_widths.clear();
+  for (std::int64_t i = 0; i < times; ++i) {
+    spec.expert_widths.insert(spec.expert_widths.end(), pattern.begin(), pattern.end());
+  }
+}
+
+void read_activation_params(const JsonFields& fields, LayerSpec& spec) {
+  const Json* value = fields.find("activation_params");
+  if (value == nullptr) return;
+  if (!activation_info(spec.activation).uses_params) {
+    fields.fail(fmt::format("activation_params: activation {} has none", to_string(spec.activation)));
+  }
+  const JsonFields params(*value, fields.where() + ": activation_params", NullField::is_wrong);
+  params.refuse_unknown({"alpha", "limit"});
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  spec.activation_params.alpha =
+      static_cast<float>(params.real_or("alpha", -kLargest, kLargest, spec.activation_params.alpha));
+  spec.activation_params.limit = static_cast<float>(
+      params.real_or("limit", std::numeric_limits<float>::min(), kLargest, spec.activation_params.limit));
+}
+
+/// Replaces the fields of `spec` that the object names.
+void read_spec_fields(const JsonFields& fields, LayerSpec& spec) {
+  spec.hidden_size = fields.integer_or("hidden_size", kMinHidden, kMaxHidden, spec.hidden_size);
+  read_widths(fields, spec);
+  spec.top_k = fields.integer_or("top_k", 1, kMaxTopK, spec.top_k);
+  read_name(fields, "activation", parse_activation, spec.activation);
+  read_activation_params(fields, spec);
+  read_name(fields, "dtype", parse_dtype, spec.dtype);
+  read_name(fields, "fc1_layout", parse_weight_layout, spec.fc1_layout);
+  read_name(fields, "fc2_layout", parse_weight_layout, spec.fc2_layout);
+  read_name(fields, "gate_order", parse_gate_order, spec.gate_order);
+  spec.batch_invariant = fields.boolean_or("batch_invariant", spec.batch_invariant);
+}
+
+void require_spec(const LayerSpec& spec, const JsonFields& fields) {
+  if (spec.hidden_size == 0) fields.fail("hidden_size is missing");
+  if (spec.expert_widths.empty()) fields.fail("expert_widths is missing or empty");
+  if (spec.top_k == 0) fields.fail("top_k is missing");
+}
+
+}  // namespace
+
+ModelConfig read_layer_file(const Json& root, const std::string& origin, const ReadOptions& options) {
+  const JsonFields fields(root, origin, NullField::is_wrong);
+  const std::int64_t version = fields.integer("varmoe_layer", 1, std::numeric_limits<std::int64_t>::max());
+  if (version > kVersion) {
+    fields.fail(fmt::format("varmoe_layer is {}; this library reads {}: update it to read this file", version,
+                            kVersion));
+  }
+  fields.refuse_unknown(with(kSpecFields, {"varmoe_layer", "name", "num_layers", "layers"}));
+  if (fields.has("name")) fields.string("name");
+
+  ModelConfig model;
+  model.family = "layer_file";
+  LayerSpec base;
+  read_spec_fields(fields, base);
+  const auto finish = [&options](LayerSpec spec) {
+    if (options.dtype) spec.dtype = *options.dtype;
+    return spec;
+  };
+
+  const Json* layers = fields.find("layers");
+  if (layers == nullptr) {
+    require_spec(base, fields);
+    const std::int64_t count = fields.integer_or("num_layers", 1, kMaxLayers, 1);
+    for (int i = 0; i < count; ++i) add_layer(model, finish(base), i, origin);
+    return model;
+  }
+  if (fields.has("num_layers")) fields.fail("num_layers and layers exclude each other");
+  const auto* list = layers->as<Json::Array>();
+  if (list == nullptr || list->empty() || static_cast<std::int64_t>(list->size()) > kMaxLayers) {
+    fields.fail("layers", *layers, fmt::format("must be a list of 1 to {} objects", kMaxLayers));
+  }
+  for (std::size_t i = 0; i < list->size(); ++i) {
+    const JsonFields layer((*list)[i], fmt::format("{}: layers[{}]", origin, i), NullField::is_wrong);
+    layer.refuse_unknown(kSpecFields);
+    LayerSpec spec = base;
+    read_spec_fields(layer, spec);
+    require_spec(spec, layer);
+    add_layer(model, finish(spec), static_cast<int>(i), origin);
+  }
+  return model;
+}
+
+}  // namespace varmoe::model

@@ -1,0 +1,51 @@
+#include <fmt/format.h>
+
+#include <bit>
+
+#include "varmoe/layer_spec.hpp"
+
+/// Canonical texts of a layer. What the computation does not read is written as "-", so that it cannot tell
+/// layers apart.
+namespace varmoe {
+namespace {
+
+/// -0 and +0 compute the same.
+std::uint32_t float_bits(float value) {
+  return std::bit_cast<std::uint32_t>(value == 0.0f ? 0.0f : value);
+}
+
+std::string signature(const LayerSpec& spec, const std::string& widths) {
+  const ActivationInfo& activation = activation_info(spec.activation);
+  std::string params = "-";
+  if (activation.uses_params) {
+    params = fmt::format("{:08x}:{:08x}", float_bits(spec.activation_params.alpha),
+                         float_bits(spec.activation_params.limit));
+  }
+  return fmt::format(
+      "hidden={} experts={} top_k={} widths={} activation={} params={} dtype={} fc1={} fc2={} gate={} "
+      "batch_invariant={}",
+      spec.hidden_size, spec.num_experts(), spec.top_k, widths, to_string(spec.activation), params,
+      to_string(spec.dtype), to_string(spec.fc1_layout), to_string(spec.fc2_layout),
+      activation.gated ? to_string(spec.gate_order) : "-", spec.batch_invariant ? 1 : 0);
+}
+
+}  // namespace
+
+std::string kernel_signature(const LayerSpec& spec) {
+  const std::vector<WidthClass> classes = width_classes(spec);
+  if (classes.size() > kMaxWidthClasses) return signature(spec, "runtime");
+  std::string widths;
+  for (const WidthClass& c : classes)
+    fmt::format_to(std::back_inserter(widths), "{}{}", widths.empty() ? "" : ",", c.width);
+  return signature(spec, widths);
+}
+
+std::string tuning_signature(const LayerSpec& spec) {
+  std::string widths;
+  for (const WidthClass& c : width_classes(spec)) {
+    fmt::format_to(std::back_inserter(widths), "{}{}x{}", widths.empty() ? "" : ",", c.count, c.width);
+  }
+  return signature(spec, widths);
+}
+
+}  // namespace varmoe

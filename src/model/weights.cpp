@@ -1,0 +1,334 @@
+#include "varmoe/weights.hpp"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <optional>
+#include <utility>
+
+namespace varmoe {
+namespace {
+
+/// Both element types have two bytes.
+constexpr std::int64_t kElementBytes = 2;
+constexpr std::uintptr_t kAlignment = 16;
+/// No matrix has rows this far apart; keeps every product of strides and counts inside 64 bits.
+constexpr std::int64_t kMaxStride = std::int64_t{1} << 32;
+
+Error bad_argument(std::string message) {
+  return Error(ErrorCode::invalid_argument, std::move(message));
+}
+
+/// `base` moved by a number of elements. Integer arithmetic: these may be device addresses.
+const void* advance(const void* base, std::int64_t elements) {
+  return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) +
+                                       static_cast<std::uintptr_t>(elements * kElementBytes));
+}
+
+bool interleaved(const LayerSpec& spec) {
+  return spec.gated() && spec.gate_order == GateOrder::interleaved;
+}
+
+/// Points one expert's fc1 fields into a matrix whose stored rows are `stride` elements apart and whose
+/// second half begins `half` rows (nk) or columns (kn) after the first.
+void set_fc1(const LayerSpec& spec, const void* base, std::int64_t stride, std::int64_t half,
+             ExpertWeights& expert) {
+  expert.fc1_stride = stride;
+  if (!spec.gated()) {
+    expert.up = base;
+    return;
+  }
+  const bool nk = spec.fc1_layout == WeightLayout::nk;
+  if (spec.gate_order == GateOrder::interleaved) {
+    // nk: gate and up rows alternate, so that each is a matrix of every other row. kn: columns alternate, one
+    // matrix.
+    expert.gate = base;
+    if (nk) {
+      expert.up = advance(base, stride);
+      expert.fc1_stride = 2 * stride;
+    }
+    return;
+  }
+  const void* second = advance(base, nk ? half * stride : half);
+  const bool gate_first = spec.gate_order == GateOrder::gate_first;
+  expert.gate = gate_first ? base : second;
+  expert.up = gate_first ? second : base;
+}
+
+std::int64_t fc1_columns(const LayerSpec& spec, std::int64_t width) {
+  return (spec.gated() ? 2 : 1) * width;
+}
+
+/// Elements from one stored row of a contiguous matrix to the next.
+std::int64_t fc1_contiguous_stride(const LayerSpec& spec, std::int64_t width) {
+  return spec.fc1_layout == WeightLayout::nk ? spec.hidden_size : fc1_columns(spec, width);
+}
+std::int64_t fc2_contiguous_stride(const LayerSpec& spec, std::int64_t width) {
+  return spec.fc2_layout == WeightLayout::nk ? width : spec.hidden_size;
+}
+
+Status require(const void* pointer, const char* name) {
+  if (pointer == nullptr) return bad_argument(fmt::format("{} is null", name));
+  return {};
+}
+
+Status require_kn(const LayerSpec& spec, const char* storage) {
+  if (spec.fc1_layout == WeightLayout::kn && spec.fc2_layout == WeightLayout::kn) return {};
+  return bad_argument(
+      fmt::format("storage {} needs both weight layouts kn; fc1_layout is {}, fc2_layout is {}", storage,
+                  to_string(spec.fc1_layout), to_string(spec.fc2_layout)));
+}
+
+Result<Weights> checked(const LayerSpec& spec, Weights weights) {
+  if (auto status = weights.validate(spec); !status) return status.error();
+  return weights;
+}
+
+Status check_pointer(const void* pointer, const char* name, std::size_t expert) {
+  if (pointer == nullptr) return bad_argument(fmt::format("expert {}: {} is null", expert, name));
+  if (reinterpret_cast<std::uintptr_t>(pointer) % kAlignment != 0) {
+    return bad_argument(fmt::format("expert {}: {} is at {}, which is not {}-byte aligned", expert, name,
+                                    fmt::ptr(pointer), kAlignment));
+  }
+  return {};
+}
+
+Status check_stride(std::int64_t stride, std::int64_t least, const char* name, std::size_t expert) {
+  if (stride >= least && stride <= kMaxStride && stride % kWidthMultiple == 0) return {};
+  return bad_argument(fmt::format("expert {}: {} is {}; must be a multiple of {} from {} to {}", expert, name,
+                                  stride, kWidthMultiple, least, kMaxStride));
+}
+
+/// Experts one after another, each stored with `padded_width`, or with its own width when there is none.
+Result<Weights> one_after_another(const LayerSpec& spec, const void* fc1, const void* fc2,
+                                  std::optional<std::int64_t> padded_width) {
+  if (auto status = require(fc1, "fc1"); !status) return status.error();
+  if (auto status = require(fc2, "fc2"); !status) return status.error();
+  Weights weights;
+  std::int64_t before = 0;  // sum of the stored widths of the experts before this one
+  for (const std::int64_t width : spec.expert_widths) {
+    const std::int64_t stored = padded_width.value_or(width);
+    ExpertWeights expert;
+    set_fc1(spec, advance(fc1, fc1_columns(spec, before) * spec.hidden_size),
+            fc1_contiguous_stride(spec, stored), stored, expert);
+    expert.down = advance(fc2, before * spec.hidden_size);
+    expert.fc2_stride = fc2_contiguous_stride(spec, stored);
+    weights.experts.push_back(expert);
+    before += stored;
+  }
+  return checked(spec, std::move(weights));
+}
+
+}  // namespace
+
+Result<Weights> Weights::blocks(const LayerSpec& spec, const void* fc1, const void* fc2) {
+  if (auto status = spec.validate(); !status) return status.error();
+  return one_after_another(spec, fc1, fc2, std::nullopt);
+}
+
+Result<Weights> Weights::padded(const LayerSpec& spec, const void* fc1, const void* fc2,
+                                std::int64_t padded_width) {
+  if (auto status = spec.validate(); !status) return status.error();
+  if (padded_width < spec.max_width() || padded_width > kMaxWidth || padded_width % kWidthMultiple != 0) {
+    return bad_argument(
+        fmt::format("padded_width is {}; must be a multiple of {} from {} (the widest expert) to {}",
+                    padded_width, kWidthMultiple, spec.max_width(), kMaxWidth));
+  }
+  return one_after_another(spec, fc1, fc2, padded_width);
+}
+
+Result<Weights> Weights::packed(const LayerSpec& spec, const void* gate, const void* up, const void* down) {
+  if (auto status = spec.validate(); !status) return status.error();
+  if (auto status = require_kn(spec, "packed"); !status) return status.error();
+  if (interleaved(spec)) {
+    return bad_argument("storage packed has gate and up apart; with gate_order interleaved use packed_joint");
+  }
+  if (spec.gated()) {
+    if (auto status = require(gate, "gate"); !status) return status.error();
+  } else if (gate != nullptr) {
+    return bad_argument(
+        fmt::format("gate must be null: activation {} is not gated", to_string(spec.activation)));
+  }
+  if (auto status = require(up, "up"); !status) return status.error();
+  if (auto status = require(down, "down"); !status) return status.error();
+  Weights weights;
+  const std::int64_t total = spec.total_width();
+  std::int64_t before = 0;
+  for (const std::int64_t width : spec.expert_widths) {
+    ExpertWeights expert;
+    if (spec.gated()) expert.gate = advance(gate, before);
+    expert.up = advance(up, before);
+    expert.down = advance(down, before * spec.hidden_size);
+    expert.fc1_stride = total;
+    expert.fc2_stride = spec.hidden_size;
+    weights.experts.push_back(expert);
+    before += width;
+  }
+  return checked(spec, std::move(weights));
+}
+
+Result<Weights> Weights::packed_joint(const LayerSpec& spec, const void* fc1, const void* fc2) {
+  if (auto status = spec.validate(); !status) return status.error();
+  if (auto status = require_kn(spec, "packed_joint"); !status) return status.error();
+  if (auto status = require(fc1, "fc1"); !status) return status.error();
+  if (auto status = require(fc2, "fc2"); !status) return status.error();
+  Weights weights;
+  const std::int64_t stride = fc1_columns(spec, spec.total_width());
+  std::int64_t before = 0;
+  for (const std::int64_t width : spec.expert_widths) {
+    ExpertWeights expert;
+    set_fc1(spec, advance(fc1, fc1_columns(spec, before)), stride, width, expert);
+    expert.down = advance(fc2, before * spec.hidden_size);
+    expert.fc2_stride = spec.hidden_size;
+    weights.experts.push_back(expert);
+    before += width;
+  }
+  return checked(spec, std::move(weights));
+}
+
+Result<Weights> Weights::pointers(const LayerSpec& spec, const std::vector<const void*>& fc1,
+                                  const std::vector<const void*>& fc2, std::int64_t fc1_stride,
+                                  std::int64_t fc2_stride) {
+  if (auto status = spec.validate(); !status) return status.error();
+  if (fc1.size() != spec.expert_widths.size() || fc2.size() != spec.expert_widths.size()) {
+    return bad_argument(fmt::format("{} fc1 and {} fc2 pointers; the layer has {} experts", fc1.size(),
+                                    fc2.size(), spec.num_experts()));
+  }
+  for (const auto& [stride, name] :
+       {std::pair{fc1_stride, "fc1_stride"}, std::pair{fc2_stride, "fc2_stride"}}) {
+    if (stride < 0 || stride > kMaxStride) {
+      return bad_argument(
+          fmt::format("{} is {}; must be 0 (contiguous) or up to {}", name, stride, kMaxStride));
+    }
+  }
+  Weights weights;
+  for (std::size_t e = 0; e < fc1.size(); ++e) {
+    const std::int64_t width = spec.expert_widths[e];
+    if (auto status = check_pointer(fc1[e], "fc1", e); !status) return status.error();
+    if (fc1_stride != 0) {
+      // Before set_fc1: the stride of one stored row, which interleaved nk weights double.
+      const std::int64_t least = fc1_contiguous_stride(spec, width);
+      if (auto status = check_stride(fc1_stride, least, "fc1_stride", e); !status) return status.error();
+    }
+    ExpertWeights expert;
+    set_fc1(spec, fc1[e], fc1_stride != 0 ? fc1_stride : fc1_contiguous_stride(spec, width), width, expert);
+    expert.down = fc2[e];
+    expert.fc2_stride = fc2_stride != 0 ? fc2_stride : fc2_contiguous_stride(spec, width);
+    weights.experts.push_back(expert);
+  }
+  return checked(spec, std::move(weights));
+}
+
+Status Weights::validate(const LayerSpec& spec) const {
+  if (experts.size() != spec.expert_widths.size()) {
+    return bad_argument(
+        fmt::format("weights of {} experts; the layer has {}", experts.size(), spec.num_experts()));
+  }
+  const bool gated = spec.gated();
+  const bool one_matrix = interleaved(spec) && spec.fc1_layout == WeightLayout::kn;
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    const ExpertWeights& expert = experts[e];
+    const std::int64_t width = spec.expert_widths[e];
+    if (gated) {
+      if (auto status = check_pointer(expert.gate, "gate", e); !status) return status;
+    } else if (expert.gate != nullptr) {
+      return bad_argument(fmt::format("expert {}: gate must be null: activation {} is not gated", e,
+                                      to_string(spec.activation)));
+    }
+    if (!one_matrix) {
+      if (auto status = check_pointer(expert.up, "up", e); !status) return status;
+    }
+    if (auto status = check_pointer(expert.down, "down", e); !status) return status;
+    std::int64_t least = spec.hidden_size;
+    if (spec.fc1_layout == WeightLayout::kn) least = one_matrix ? 2 * width : width;
+    if (auto status = check_stride(expert.fc1_stride, least, "fc1_stride", e); !status) return status;
+    if (auto status = check_stride(expert.fc2_stride, fc2_contiguous_stride(spec, width), "fc2_stride", e);
+        !status) {
+      return status;
+    }
+  }
+  return {};
+}
+
+std::int64_t packed_width(std::int64_t width) noexcept {
+  return (width + kWidthMultiple - 1) / kWidthMultiple * kWidthMultiple;
+}
+
+namespace {
+
+/// Copies `rows` rows of `columns` elements between contiguous matrices; what the target has more is zeroed.
+void copy_rows(const std::byte* source, std::int64_t rows, std::int64_t columns, std::byte* target,
+               std::int64_t target_rows, std::int64_t target_columns) {
+  const auto bytes = [](std::int64_t elements) { return static_cast<std::size_t>(elements * kElementBytes); };
+  for (std::int64_t row = 0; row < target_rows; ++row) {
+    const std::int64_t copied = row < rows ? columns : 0;
+    std::byte* to = target + bytes(row * target_columns);
+    if (copied > 0) std::memcpy(to, source + bytes(row * columns), bytes(copied));
+    std::memset(to + bytes(copied), 0, bytes(target_columns - copied));
+  }
+}
+
+/// fc1 [H, 2w] → [H, 2p]: each half of each row grows at its end.
+void pack_kn_halves(const std::byte* source, std::int64_t hidden, std::int64_t width, std::byte* target,
+                    std::int64_t packed) {
+  const auto bytes = [](std::int64_t elements) { return static_cast<std::size_t>(elements * kElementBytes); };
+  for (std::int64_t half = 0; half < 2 * hidden; ++half) {
+    std::memcpy(target + bytes(half * packed), source + bytes(half * width), bytes(width));
+    std::memset(target + bytes(half * packed + width), 0, bytes(packed - width));
+  }
+}
+
+}  // namespace
+
+Status pack_expert(const LayerSpec& spec, std::int64_t width, const void* fc1, const void* fc2,
+                   void* packed_fc1, void* packed_fc2) {
+  if (width < 1 || width > kMaxWidth) {
+    return bad_argument(fmt::format("width is {}; must be from 1 to {}", width, kMaxWidth));
+  }
+  if (spec.hidden_size < 1 || spec.hidden_size > kMaxHidden) {
+    return bad_argument(fmt::format("hidden_size is {}; must be from 1 to {}", spec.hidden_size, kMaxHidden));
+  }
+  for (const auto& [pointer, name] : {std::pair<const void*, const char*>{fc1, "fc1"},
+                                      {fc2, "fc2"},
+                                      {packed_fc1, "packed_fc1"},
+                                      {packed_fc2, "packed_fc2"}}) {
+    if (auto status = require(pointer, name); !status) return status;
+  }
+  const std::int64_t packed = packed_width(width);
+  const ActivationInfo& activation = activation_info(spec.activation);
+  if (packed != width && !activation.keeps_zero) {
+    return Error(ErrorCode::unsupported,
+                 fmt::format("width {} cannot be padded to {}: activation {} of zero is not zero", width,
+                             packed, activation.name));
+  }
+  const auto* in1 = static_cast<const std::byte*>(fc1);
+  const auto* in2 = static_cast<const std::byte*>(fc2);
+  auto* out1 = static_cast<std::byte*>(packed_fc1);
+  auto* out2 = static_cast<std::byte*>(packed_fc2);
+  const std::int64_t hidden = spec.hidden_size;
+  const bool halves = spec.gated() && spec.gate_order != GateOrder::interleaved;
+  const std::int64_t columns = fc1_columns(spec, width), packed_columns = fc1_columns(spec, packed);
+
+  if (spec.fc1_layout == WeightLayout::kn) {
+    if (halves) {
+      pack_kn_halves(in1, hidden, width, out1, packed);
+    } else {
+      copy_rows(in1, hidden, columns, out1, hidden, packed_columns);
+    }
+  } else if (halves) {
+    copy_rows(in1, width, hidden, out1, packed, hidden);
+    copy_rows(in1 + width * hidden * kElementBytes, width, hidden, out1 + packed * hidden * kElementBytes,
+              packed, hidden);
+  } else {
+    copy_rows(in1, columns, hidden, out1, packed_columns, hidden);
+  }
+
+  if (spec.fc2_layout == WeightLayout::nk) {
+    copy_rows(in2, hidden, width, out2, hidden, packed);
+  } else {
+    copy_rows(in2, width, hidden, out2, packed, hidden);
+  }
+  return {};
+}
+
+}  // namespace varmoe

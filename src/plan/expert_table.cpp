@@ -1,0 +1,59 @@
+#include "plan/expert_table.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "plan/plan.hpp"
+
+namespace varmoe::plan {
+namespace {
+
+u64 address(const void* p) {
+  return reinterpret_cast<u64>(p);
+}
+
+}  // namespace
+
+Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const Weights& weights) {
+  if (auto ok = weights.validate(spec); !ok) return ok.error();
+  const auto classes = width_classes(spec);  // ascending
+  const bool compiled_in = classes.size() <= kMaxWidthClasses;
+  // Widest first: the order in which kernels index their classes.
+  const auto class_of = [&](std::int64_t width) {
+    const auto at = std::lower_bound(classes.begin(), classes.end(), width,
+                                     [](const WidthClass& c, std::int64_t w) { return c.width < w; });
+    return static_cast<i32>(classes.end() - at - 1);
+  };
+
+  const ExpertTableLayout layout(spec.num_experts());
+  std::vector<std::byte> table(layout.bytes);
+  std::vector<abi::ExpertEntry> entries;
+  entries.reserve(spec.expert_widths.size());
+  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e) {
+    const ExpertWeights& w = weights.experts[e];
+    entries.push_back({address(w.gate), address(w.up), address(w.down), w.fc1_stride, w.fc2_stride,
+                       static_cast<i32>(spec.expert_widths[e]),
+                       compiled_in ? class_of(spec.expert_widths[e]) : 0});
+  }
+  std::vector<i32> order(spec.expert_widths.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](i32 a, i32 b) {
+    return spec.expert_widths[static_cast<std::size_t>(a)] > spec.expert_widths[static_cast<std::size_t>(b)];
+  });
+  i32 class_begin[abi::kMaxClasses + 1] = {};
+  if (compiled_in) {
+    for (const auto& entry : entries) ++class_begin[entry.width_class + 1];
+    std::partial_sum(std::begin(class_begin), std::end(class_begin), std::begin(class_begin));
+  }
+  const i32 one_class[2] = {0, static_cast<i32>(spec.num_experts())};
+
+  std::memcpy(table.data() + layout.entries, entries.data(), entries.size() * sizeof(entries[0]));
+  std::memcpy(table.data() + layout.order, order.data(), order.size() * sizeof(order[0]));
+  std::memcpy(table.data() + layout.class_begin, class_begin, sizeof class_begin);
+  std::memcpy(table.data() + layout.one_class, one_class, sizeof one_class);
+  return table;
+}
+
+}  // namespace varmoe::plan

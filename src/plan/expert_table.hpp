@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "abi.cuh"
+
+namespace varmoe::plan {
+
+/// Offsets in the device table of a layer with `experts` experts; see make_expert_table.
+struct ExpertTableLayout {
+  std::size_t entries = 0;
+  std::size_t order;        ///< i32[experts]
+  std::size_t class_begin;  ///< i32[kMaxClasses + 1]
+  std::size_t one_class;    ///< i32[2]: 0, experts
+  std::size_t bytes;
+
+  explicit constexpr ExpertTableLayout(std::int64_t experts)
+      : order(static_cast<std::size_t>(experts) * sizeof(abi::ExpertEntry)),
+        class_begin(order + static_cast<std::size_t>(experts) * sizeof(i32)),
+        one_class(class_begin + (abi::kMaxClasses + 1) * sizeof(i32)),
+        bytes(one_class + 2 * sizeof(i32)) {}
+};
+
+}  // namespace varmoe::plan

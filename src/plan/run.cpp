@@ -1,0 +1,208 @@
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "abi.cuh"
+#include "cuda/launch.hpp"
+#include "model/config_space.hpp"
+#include "plan/expert_table.hpp"
+#include "plan/plan.hpp"
+#include "plan/sort_grid.hpp"
+
+namespace varmoe::plan {
+namespace {
+
+using emit::Stage;
+
+template <class T>
+T* at(std::uint64_t base, std::size_t offset) {
+  return reinterpret_cast<T*>(base + offset);
+}
+
+/// One chunk of tokens on its way through the kernels.
+class ChunkRun {
+ public:
+  ChunkRun(const RunContext& context, const KernelSet& kernels, const ForwardArgs& args, std::int64_t begin,
+           std::int64_t tokens)
+      : context_(context),
+        kernels_(kernels),
+        args_(args),
+        spec_(*context.spec),
+        begin_(begin),
+        tokens_(tokens),
+        rows_(tokens * spec_.top_k),
+        layout_(workspace_layout(spec_, &kernels.config, tokens)),
+        table_(spec_.num_experts()),
+        workspace_(reinterpret_cast<std::uint64_t>(args.workspace)) {}
+
+  Status run() noexcept {
+    if (auto ok = sort(); !ok) return ok;
+    if (kernels_[Stage::gather].function != nullptr) {
+      if (auto ok = gather(); !ok) return ok;
+    }
+    if (auto ok = fc1(); !ok) return ok;
+    if (auto ok = fc2(); !ok) return ok;
+    return combine();
+  }
+
+ private:
+  template <class Params>
+  Status launch(Stage stage, std::int64_t blocks, Params& params) noexcept {
+    const LoadedKernel& kernel = kernels_[stage];
+    void* arguments[] = {&params};
+    return cuda::launch(*context_.driver, kernel.function,
+                        {static_cast<std::uint32_t>(std::max<std::int64_t>(blocks, 1))},
+                        {static_cast<std::uint32_t>(kernel.block_threads)},
+                        static_cast<std::uint32_t>(kernel.dynamic_smem_bytes), args_.stream, arguments);
+  }
+
+  /// Blocks of a grid-stride or persistent kernel: what is resident at once, or fewer where there is less to
+  /// do.
+  std::int64_t resident(Stage stage, std::int64_t work) const noexcept {
+    return std::min<std::int64_t>(work, std::int64_t{kernels_[stage].blocks_per_sm} * context_.sm_count);
+  }
+
+  Status sort() noexcept {
+    const bool two_launches =
+        rows_ > kernels_.config.sort.single_block_rows && kernels_[Stage::sort_count].function != nullptr;
+    const std::uint64_t experts = context_.expert_table;
+    const auto classes = width_class_count();
+    const SortGrid grid(rows_);
+    abi::SortParams p{};
+    const std::size_t id_bytes = args_.id_type == IdType::int64 ? 8 : 4;
+    p.topk_ids =
+        static_cast<const char*>(args_.topk_ids) + static_cast<std::size_t>(begin_ * spec_.top_k) * id_bytes;
+    p.topk_weights = args_.topk_weights + begin_ * spec_.top_k;
+    p.token_count = args_.token_count;
+    p.experts = at<const abi::ExpertEntry>(experts, table_.entries);
+    p.expert_order = at<const i32>(experts, table_.order);
+    p.class_begin = at<const i32>(experts, kernels_.runtime_width ? table_.one_class : table_.class_begin);
+    p.expert_offsets = at<i32>(workspace_, layout_.expert_offsets);
+    p.row_source = at<i32>(workspace_, layout_.row_source);
+    p.row_weight = at<float>(workspace_, layout_.row_weight);
+    p.slot_row = at<i32>(workspace_, layout_.slot_row);
+    p.block_histogram = at<i32>(workspace_, layout_.block_histogram);
+    p.fc1_tiles = at<abi::RowTile>(workspace_, layout_.fc1_tiles);
+    p.fc2_tiles = at<abi::RowTile>(workspace_, layout_.fc2_tiles);
+    p.tile_counts = at<abi::TileCounts>(workspace_, layout_.tile_counts);
+    p.fc1_tile_prefix = at<i32>(workspace_, layout_.fc1_tile_prefix);
+    p.tokens = static_cast<i32>(tokens_);
+    p.token_begin = static_cast<i32>(begin_);
+    p.ids_are_64bit = args_.id_type == IdType::int64;
+    p.slots_per_block = static_cast<i32>(grid.slots_per_block);
+    p.fc1_block_m = kernels_.config.fc1.block_m;
+    p.fc2_block_m = kernels_.config.fc2.block_m;
+    p.fc1_tile_columns =
+        kernels_.runtime_width ? model::tile_columns(spec_, model::GemmStage::fc1, kernels_.config.fc1) : 0;
+    p.classes = classes;
+    if (!two_launches) return launch(Stage::sort_single, 1, p);
+    if (auto ok = launch(Stage::sort_count, grid.blocks, p); !ok) return ok;
+    return launch(Stage::sort_scatter, grid.blocks, p);
+  }
+
+  Status gather() noexcept {
+    abi::GatherParams p{};
+    p.x = x();
+    p.out = at<void>(workspace_, layout_.y);
+    p.row_source = at<const i32>(workspace_, layout_.row_source);
+    p.tile_counts = at<const abi::TileCounts>(workspace_, layout_.tile_counts);
+    p.x_stride = x_stride();
+    return launch(Stage::gather, elementwise_blocks(Stage::gather, rows_, 4), p);
+  }
+
+  Status fc1() noexcept {
+    const GemmConfig& config = kernels_.config.fc1;
+    const bool copied = kernels_[Stage::gather].function != nullptr;
+    abi::GemmParams p = gemm_params(layout_.fc1_tiles);
+    p.a = copied ? at<const void>(workspace_, layout_.y) : x();
+    p.a_stride = copied ? spec_.hidden_size : x_stride();
+    p.out = at<void>(workspace_, layout_.h);
+    p.out_stride = spec_.max_width();
+    const std::int64_t columns = model::tile_columns(spec_, model::GemmStage::fc1, config);
+    return launch(Stage::fc1, resident(Stage::fc1, tiles(config.block_m, columns, spec_.max_width())), p);
+  }
+
+  Status fc2() noexcept {
+    const GemmConfig& config = kernels_.config.fc2;
+    abi::GemmParams p = gemm_params(layout_.fc2_tiles);
+    p.a = at<const void>(workspace_, layout_.h);
+    p.a_stride = spec_.max_width();
+    p.out = at<void>(workspace_, layout_.y);
+    p.out_stride = spec_.hidden_size;
+    return launch(Stage::fc2, resident(Stage::fc2, tiles(config.block_m, config.block_n, spec_.hidden_size)),
+                  p);
+  }
+
+  Status combine() noexcept {
+    abi::CombineParams p{};
+    p.y = at<const void>(workspace_, layout_.y);
+    p.out = static_cast<char*>(args_.out) + begin_ * out_stride() * 2;
+    p.slot_row = at<const i32>(workspace_, layout_.slot_row);
+    p.token_count = args_.token_count;
+    p.out_stride = out_stride();
+    p.tokens = static_cast<i32>(tokens_);
+    p.token_begin = static_cast<i32>(begin_);
+    p.accumulate = args_.accumulate;
+    return launch(Stage::combine, elementwise_blocks(Stage::combine, tokens_, 1), p);
+  }
+
+  abi::GemmParams gemm_params(std::size_t tile_list) const noexcept {
+    abi::GemmParams p{};
+    p.experts = at<const abi::ExpertEntry>(context_.expert_table, table_.entries);
+    p.tiles = at<const abi::RowTile>(workspace_, tile_list);
+    p.tile_counts = at<const abi::TileCounts>(workspace_, layout_.tile_counts);
+    p.row_source = at<const i32>(workspace_, layout_.row_source);
+    p.row_weight = at<const float>(workspace_, layout_.row_weight);
+    p.expert_offsets = at<const i32>(workspace_, layout_.expert_offsets);
+    p.expert_order = at<const i32>(context_.expert_table, table_.order);
+    p.tile_prefix = at<const i32>(workspace_, layout_.fc1_tile_prefix);
+    return p;
+  }
+
+  /// The most output tiles that these rows can make.
+  std::int64_t tiles(std::int64_t block_m, std::int64_t columns, std::int64_t width) const noexcept {
+    const std::int64_t row_tiles = rows_ / block_m + std::min<std::int64_t>(spec_.num_experts(), rows_);
+    return row_tiles * ((width + columns - 1) / columns);
+  }
+
+  /// Gather and combine read each byte once: one pass of as many blocks as there is work beats a resident grid by 5 % (the
+  /// hardware's own block scheduler evens out the ends). A layer held to fewer SMs keeps to its resident blocks.
+  std::int64_t elementwise_blocks(Stage stage, std::int64_t rows, std::int64_t chunks_per_thread) const noexcept {
+    const std::int64_t per_block = kernels_[stage].block_threads * chunks_per_thread;
+    const std::int64_t blocks = (rows * (spec_.hidden_size / 8) + per_block - 1) / per_block;
+    return context_.sm_limited ? resident(stage, blocks) : std::min<std::int64_t>(blocks, std::numeric_limits<i32>::max());
+  }
+
+  i32 width_class_count() const noexcept { return kernels_.runtime_width ? 1 : context_.classes; }
+  std::int64_t x_stride() const noexcept { return args_.x_stride != 0 ? args_.x_stride : spec_.hidden_size; }
+  std::int64_t out_stride() const noexcept {
+    return args_.out_stride != 0 ? args_.out_stride : spec_.hidden_size;
+  }
+  const void* x() const noexcept { return static_cast<const char*>(args_.x) + begin_ * x_stride() * 2; }
+
+  const RunContext& context_;
+  const KernelSet& kernels_;
+  const ForwardArgs& args_;
+  const LayerSpec& spec_;
+  std::int64_t begin_, tokens_, rows_;
+  WorkspaceLayout layout_;
+  ExpertTableLayout table_;
+  std::uint64_t workspace_;
+};
+
+}  // namespace
+
+Status run(const RunContext& context, const KernelSet& kernels, const ForwardArgs& args,
+           std::int64_t chunk) noexcept {
+  if (chunk * context.spec->top_k > std::numeric_limits<i32>::max()) {
+    return Error(ErrorCode::unsupported,
+                 "more than 2^31 - 1 routed rows at a time; set LayerOptions::max_workspace_bytes");
+  }
+  for (std::int64_t begin = 0; begin < args.tokens; begin += chunk) {
+    ChunkRun part(context, kernels, args, begin, std::min(chunk, args.tokens - begin));
+    if (auto ok = part.run(); !ok) return ok;
+  }
+  return {};
+}
+
+}  // namespace varmoe::plan

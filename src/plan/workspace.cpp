@@ -1,0 +1,68 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "abi.cuh"
+#include "plan/plan.hpp"
+#include "plan/sort_grid.hpp"
+
+namespace varmoe::plan {
+namespace {
+
+/// The lowest block_m of the config space: the longest tile list.
+constexpr std::int64_t kSmallestBlockM = 16;
+
+}  // namespace
+
+WorkspaceLayout workspace_layout(const LayerSpec& spec, const LayerConfig* config, std::int64_t tokens) {
+  WorkspaceLayout layout;
+  std::size_t at = 0;
+  const auto place = [&](std::int64_t count, std::size_t bytes) {
+    const std::size_t begin = at;
+    at += (static_cast<std::size_t>(count) * bytes + 255) / 256 * 256;
+    return begin;
+  };
+  const std::int64_t experts = spec.num_experts();
+  const std::int64_t rows = tokens * spec.top_k;
+  const auto row_tiles = [&](std::int64_t block_m) { return rows / block_m + std::min(experts, rows); };
+  const std::int64_t fc1_m = config ? config->fc1.block_m : kSmallestBlockM;
+  const std::int64_t fc2_m = config ? config->fc2.block_m : kSmallestBlockM;
+
+  layout.tile_counts = place(1, sizeof(abi::TileCounts));
+  layout.expert_offsets = place(experts + 1, sizeof(i32));
+  layout.fc1_tile_prefix = place(experts + 1, sizeof(i32));
+  layout.block_histogram = place(SortGrid(rows).blocks * experts, sizeof(i32));
+  layout.fc1_tiles = place(row_tiles(fc1_m), sizeof(abi::RowTile));
+  layout.fc2_tiles = place(row_tiles(fc2_m), sizeof(abi::RowTile));
+  layout.row_source = place(rows, sizeof(i32));
+  layout.row_weight = place(rows, sizeof(float));
+  layout.slot_row = place(rows, sizeof(i32));
+  layout.h = place(rows * spec.max_width(), 2);
+  layout.y = place(rows * spec.hidden_size, 2);
+  layout.total_bytes = at;
+  return layout;
+}
+
+Result<std::int64_t> chunk_tokens(const LayerSpec& spec, std::int64_t tokens,
+                                  std::size_t max_workspace_bytes) {
+  const auto fits = [&](std::int64_t t) {
+    return workspace_layout(spec, nullptr, t).total_bytes <= max_workspace_bytes;
+  };
+  if (max_workspace_bytes == 0 || fits(tokens)) return tokens;
+  if (!fits(1)) {
+    return Error(ErrorCode::workspace_too_small,
+                 fmt::format("max_workspace_bytes = {}: one token needs {}", max_workspace_bytes,
+                             workspace_layout(spec, nullptr, 1).total_bytes));
+  }
+  // Monotonic in tokens: the largest count that fits.
+  std::int64_t low = 1, high = tokens;
+  while (high - low > 1) {
+    const std::int64_t mid = low + (high - low) / 2;
+    (fits(mid) ? low : high) = mid;
+  }
+  // Even chunks, so that the last is not a sliver.
+  const std::int64_t chunks = (tokens + low - 1) / low;
+  return (tokens + chunks - 1) / chunks;
+}
+
+}  // namespace varmoe::plan

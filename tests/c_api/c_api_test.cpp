@@ -1,0 +1,336 @@
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "c_api/structs.hpp"
+#include "varmoe/varmoe.h"
+#include "varmoe/varmoe.hpp"
+
+extern "C" int varmoe_test_c_program(void);
+
+namespace {
+
+const std::int64_t kWidths[] = {64, 128, 64, 8};
+
+varmoe_layer_spec good_spec() {
+  varmoe_layer_spec spec;
+  REQUIRE(varmoe_layer_spec_init(&spec, sizeof spec) == VARMOE_OK);
+  spec.hidden_size = 128;
+  spec.expert_widths = kWidths;
+  spec.num_experts = 4;
+  spec.top_k = 2;
+  return spec;
+}
+
+struct Handles {
+  Handles() {
+    varmoe_engine_options options;
+    REQUIRE(varmoe_engine_options_init(&options, sizeof options) == VARMOE_OK);
+    options.device = VARMOE_CPU_DEVICE;
+    options.cpu_threads = 1;
+    REQUIRE(varmoe_engine_create(&options, &engine) == VARMOE_OK);
+    const varmoe_layer_spec spec = good_spec();
+    REQUIRE(varmoe_layer_create(engine, &spec, nullptr, &layer) == VARMOE_OK);
+  }
+  ~Handles() {
+    varmoe_layer_destroy(layer);
+    varmoe_engine_destroy(engine);
+  }
+  varmoe_engine* engine = nullptr;
+  varmoe_layer* layer = nullptr;
+};
+
+bool last_error_has(const char* text) {
+  return std::string(varmoe_last_error()).find(text) != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("a C program lives a layer's life") {
+  const int status = varmoe_test_c_program();
+  CHECK_MESSAGE(status == 0, status << ": " << varmoe_last_error());
+}
+
+TEST_CASE("names and version") {
+  CHECK(std::string(varmoe_version()) == VARMOE_VERSION_STRING);
+  CHECK(std::string(varmoe_status_name(VARMOE_OK)) == "ok");
+  CHECK(std::string(varmoe_status_name(VARMOE_E_NOT_PREPARED)) == "not_prepared");
+  CHECK(std::string(varmoe_status_name(VARMOE_E_INTERNAL)) == "internal");
+  CHECK(std::string(varmoe_status_name(18)) == "unknown");
+  CHECK(std::string(varmoe_status_name(-1)) == "unknown");
+}
+
+TEST_CASE("null where a pointer is required is an error that names it") {
+  Handles h;
+  varmoe_counters counters;
+  varmoe_counters_init(&counters, sizeof counters);
+  varmoe_kernel_report kernel;
+  varmoe_kernel_report_init(&kernel, sizeof kernel);
+  varmoe_forward_args args;
+  varmoe_forward_args_init(&args, sizeof args);
+  const varmoe_layer_spec spec = good_spec();
+  varmoe_layer* layer = nullptr;
+  char text[4];
+  size_t size = 0;
+  const struct {
+    int status;
+    const char* names;
+  } cases[] = {
+      {varmoe_engine_options_init(nullptr, sizeof(varmoe_engine_options)), "varmoe_engine_options"},
+      {varmoe_layer_spec_init(nullptr, sizeof(varmoe_layer_spec)), "varmoe_layer_spec"},
+      {varmoe_layer_options_init(nullptr, sizeof(varmoe_layer_options)), "varmoe_layer_options"},
+      {varmoe_prepare_options_init(nullptr, sizeof(varmoe_prepare_options)), "varmoe_prepare_options"},
+      {varmoe_weights_init(nullptr, sizeof(varmoe_weights)), "varmoe_weights"},
+      {varmoe_forward_args_init(nullptr, sizeof(varmoe_forward_args)), "varmoe_forward_args"},
+      {varmoe_counters_init(nullptr, sizeof(varmoe_counters)), "varmoe_counters"},
+      {varmoe_kernel_report_init(nullptr, sizeof(varmoe_kernel_report)), "varmoe_kernel_report"},
+  };
+  for (const auto& c : cases) CHECK_MESSAGE(c.status == VARMOE_E_INVALID_ARGUMENT, c.names);
+#define REFUSED(call, name)                   \
+  CHECK((call) == VARMOE_E_INVALID_ARGUMENT); \
+  CHECK_MESSAGE(last_error_has(name " is null"), varmoe_last_error())
+  REFUSED(varmoe_engine_create(nullptr, nullptr), "engine");
+  REFUSED(varmoe_engine_counters(nullptr, &counters), "engine");
+  REFUSED(varmoe_engine_counters(h.engine, nullptr), "counters");
+  REFUSED(varmoe_engine_description(nullptr, text, sizeof text, &size), "engine");
+  REFUSED(varmoe_engine_description(h.engine, nullptr, 4, &size), "buffer");
+  REFUSED(varmoe_layer_create(nullptr, &spec, nullptr, &layer), "engine");
+  REFUSED(varmoe_layer_create(h.engine, nullptr, nullptr, &layer), "varmoe_layer_spec");
+  REFUSED(varmoe_layer_create(h.engine, &spec, nullptr, nullptr), "layer");
+  REFUSED(varmoe_layer_prepare(nullptr, nullptr, nullptr), "layer");
+  REFUSED(varmoe_report_kernel(nullptr, 0, &kernel), "report");
+  REFUSED(varmoe_layer_bind(nullptr, nullptr), "layer");
+  REFUSED(varmoe_layer_bind(h.layer, nullptr), "varmoe_weights");
+  REFUSED(varmoe_layer_workspace_bytes(nullptr, 1, &size), "layer");
+  REFUSED(varmoe_layer_workspace_bytes(h.layer, 1, nullptr), "bytes");
+  REFUSED(varmoe_layer_forward(nullptr, &args), "layer");
+  REFUSED(varmoe_layer_forward(h.layer, nullptr), "args");
+  REFUSED(varmoe_pack_expert(nullptr, 8, text, text, text, text), "varmoe_layer_spec");
+#undef REFUSED
+  varmoe_engine_destroy(nullptr);
+  varmoe_layer_destroy(nullptr);
+  varmoe_report_destroy(nullptr);
+  CHECK(varmoe_report_kernel_count(nullptr) == 0);
+  CHECK(varmoe_report_total_ms(nullptr) == 0);
+  CHECK(layer == nullptr);
+}
+
+TEST_CASE("structs of callers that are too old, newer, or were never set up") {
+  Handles h;
+  varmoe_layer* layer = nullptr;
+  varmoe_layer_spec spec = good_spec();
+  spec.struct_size = sizeof spec - 4;
+  CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK_MESSAGE(last_error_has("struct_size"), varmoe_last_error());
+  spec.struct_size = 0;
+  CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_ARGUMENT);
+  spec.struct_size = std::size_t{0xcccccccccccccccc};  // uninitialised memory
+  CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_ARGUMENT);
+
+  // A newer caller: taken while what it knows and this library does not is zero.
+  struct Newer {
+    varmoe_layer_spec spec;
+    std::int64_t added = 0;
+  } newer{good_spec()};
+  newer.spec.struct_size = sizeof newer;
+  CHECK(varmoe_layer_create(h.engine, &newer.spec, nullptr, &layer) == VARMOE_OK);
+  varmoe_layer_destroy(layer);
+  newer.added = 1;
+  CHECK(varmoe_layer_create(h.engine, &newer.spec, nullptr, &layer) == VARMOE_E_UNSUPPORTED);
+  CHECK(layer == nullptr);
+
+  // _init writes no more than the caller's struct.
+  std::array<unsigned char, sizeof(varmoe_engine_options) + 16> memory;
+  memory.fill(0xab);
+  auto* options = reinterpret_cast<varmoe_engine_options*>(memory.data());
+  CHECK(varmoe_engine_options_init(options, sizeof(varmoe_engine_options) - 8) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(memory[0] == 0xab);
+  CHECK(varmoe_engine_options_init(options, sizeof(varmoe_engine_options)) == VARMOE_OK);
+  CHECK(options->struct_size == sizeof(varmoe_engine_options));
+  CHECK(memory[sizeof(varmoe_engine_options)] == 0xab);
+  CHECK(varmoe_engine_options_init(options, sizeof(varmoe_engine_options) + 8) == VARMOE_OK);
+  CHECK(memory[sizeof(varmoe_engine_options)] == 0);
+  CHECK(memory[sizeof(varmoe_engine_options) + 8] == 0xab);
+
+  varmoe_counters counters;
+  counters.struct_size = 8;
+  CHECK(varmoe_engine_counters(h.engine, &counters) == VARMOE_E_INVALID_ARGUMENT);
+}
+
+TEST_CASE("defaults are those of the C++ API") {
+  varmoe_engine_options e;
+  varmoe_layer_spec s;
+  varmoe_layer_options l;
+  varmoe_prepare_options p;
+  REQUIRE(varmoe_engine_options_init(&e, sizeof e) == VARMOE_OK);
+  REQUIRE(varmoe_layer_spec_init(&s, sizeof s) == VARMOE_OK);
+  REQUIRE(varmoe_layer_options_init(&l, sizeof l) == VARMOE_OK);
+  REQUIRE(varmoe_prepare_options_init(&p, sizeof p) == VARMOE_OK);
+  const varmoe::EngineOptions cpp_e;
+  CHECK(e.device == cpp_e.device);
+  CHECK(e.cache_mode == -1);
+  CHECK(e.jit == -1);
+  CHECK(e.cache_max_bytes == -1);
+  CHECK((e.log == nullptr));
+  const varmoe::LayerSpec cpp_s;
+  CHECK(s.activation == static_cast<int>(cpp_s.activation));
+  CHECK(s.alpha == cpp_s.activation_params.alpha);
+  CHECK(s.limit == cpp_s.activation_params.limit);
+  CHECK(l.max_workspace_bytes == 0);
+  const varmoe::PrepareOptions cpp_p;
+  CHECK(p.min_tokens == cpp_p.min_tokens);
+  CHECK(p.max_tokens == cpp_p.max_tokens);
+}
+
+TEST_CASE("enumerators and counts out of range are refused by name") {
+  Handles h;
+  varmoe_layer* layer = nullptr;
+  const struct {
+    const char* member;
+    std::int32_t varmoe_layer_spec::*field;
+  } members[] = {{"activation = 99", &varmoe_layer_spec::activation},
+                 {"dtype = 99", &varmoe_layer_spec::dtype},
+                 {"fc1_layout = 99", &varmoe_layer_spec::fc1_layout},
+                 {"fc2_layout = 99", &varmoe_layer_spec::fc2_layout},
+                 {"gate_order = 99", &varmoe_layer_spec::gate_order},
+                 {"batch_invariant = 99", &varmoe_layer_spec::batch_invariant}};
+  for (const auto& m : members) {
+    varmoe_layer_spec spec = good_spec();
+    spec.*m.field = 99;
+    CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_ARGUMENT);
+    CHECK_MESSAGE(last_error_has(m.member), varmoe_last_error());
+    spec.*m.field = -1;
+    CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_ARGUMENT);
+  }
+  varmoe_layer_spec spec = good_spec();
+  spec.expert_widths = nullptr;
+  CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_ARGUMENT);
+  spec = good_spec();
+  spec.num_experts = SIZE_MAX;  // never walked
+  CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_ARGUMENT);
+  spec = good_spec();
+  spec.top_k = 0;
+  CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_SPEC);
+  CHECK_MESSAGE(last_error_has("top_k"), varmoe_last_error());
+
+  varmoe_weights weights;
+  REQUIRE(varmoe_weights_init(&weights, sizeof weights) == VARMOE_OK);
+  weights.storage = 6;
+  CHECK(varmoe_layer_bind(h.layer, &weights) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("storage = 6"));
+  for (const int storage : {VARMOE_STORAGE_POINTERS, VARMOE_STORAGE_EXPERTS}) {
+    weights.storage = storage;
+    weights.num_experts = 3;
+    CHECK(varmoe_layer_bind(h.layer, &weights) == VARMOE_E_INVALID_ARGUMENT);
+    CHECK(last_error_has("num_experts = 3"));
+    weights.num_experts = 4;
+    CHECK(varmoe_layer_bind(h.layer, &weights) == VARMOE_E_INVALID_ARGUMENT);
+    CHECK(last_error_has("is null"));
+  }
+  varmoe_prepare_options prepare;
+  REQUIRE(varmoe_prepare_options_init(&prepare, sizeof prepare) == VARMOE_OK);
+  prepare.token_count = 2;
+  CHECK(varmoe_layer_prepare(h.layer, &prepare, nullptr) == VARMOE_E_INVALID_ARGUMENT);
+  varmoe_engine_options options;
+  REQUIRE(varmoe_engine_options_init(&options, sizeof options) == VARMOE_OK);
+  varmoe_engine* engine = nullptr;
+  options.cache_mode = 3;
+  CHECK(varmoe_engine_create(&options, &engine) == VARMOE_E_INVALID_ARGUMENT);
+  options.cache_mode = -1;
+  options.cubin_path_count = 1;
+  CHECK(varmoe_engine_create(&options, &engine) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(engine == nullptr);
+}
+
+TEST_CASE("the last error belongs to its thread and outlives later successes") {
+  CHECK(varmoe_engine_create(nullptr, nullptr) == VARMOE_E_INVALID_ARGUMENT);
+  const std::string here = varmoe_last_error();
+  CHECK(here == "engine is null");
+  std::string there = "unset";
+  std::thread([&] { there = varmoe_last_error(); }).join();
+  CHECK(there.empty());
+  Handles h;
+  CHECK(varmoe_last_error() == here);
+}
+
+TEST_CASE("the description is cut to the buffer and always terminated") {
+  Handles h;
+  size_t needed = 0;
+  CHECK(varmoe_engine_description(h.engine, nullptr, 0, &needed) == VARMOE_OK);
+  std::vector<char> all(needed);
+  CHECK(varmoe_engine_description(h.engine, all.data(), all.size(), nullptr) == VARMOE_OK);
+  CHECK(std::string(all.data()) == "CPU, 1 thread");
+  CHECK(needed == std::strlen("CPU, 1 thread") + 1);
+  char part[4] = {'x', 'x', 'x', 'x'};
+  CHECK(varmoe_engine_description(h.engine, part, sizeof part, nullptr) == VARMOE_OK);
+  CHECK(std::string(part) == "CPU");
+}
+
+TEST_CASE("the log callback gets terminated lines and its user pointer") {
+  std::vector<std::string> lines;
+  varmoe_engine_options options;
+  REQUIRE(varmoe_engine_options_init(&options, sizeof options) == VARMOE_OK);
+  options.device = VARMOE_CPU_DEVICE;
+  options.log_user = &lines;
+  options.log = [](void* user, int level, const char* line) {
+    CHECK(level >= VARMOE_LOG_TRACE);
+    CHECK(level <= VARMOE_LOG_ERROR);
+    static_cast<std::vector<std::string>*>(user)->emplace_back(line);
+  };
+  REQUIRE(setenv("VARMOE_UNHEARD_OF", "1", 1) == 0);
+  varmoe_engine* engine = nullptr;
+  CHECK(varmoe_engine_create(&options, &engine) == VARMOE_OK);
+  REQUIRE(unsetenv("VARMOE_UNHEARD_OF") == 0);
+  varmoe_engine_destroy(engine);
+  REQUIRE(lines.size() == 1);
+  CHECK(lines[0].find("VARMOE_UNHEARD_OF") != std::string::npos);
+}
+
+TEST_CASE("fault 42: a bad variable is invalid_environment through the C API") {
+  REQUIRE(setenv("VARMOE_JIT", "perhaps", 1) == 0);
+  varmoe_engine* engine = nullptr;
+  CHECK(varmoe_engine_create(nullptr, &engine) == VARMOE_E_INVALID_ENVIRONMENT);
+  CHECK(last_error_has("VARMOE_JIT"));
+  CHECK(last_error_has("perhaps"));
+  CHECK(engine == nullptr);
+  REQUIRE(unsetenv("VARMOE_JIT") == 0);
+}
+
+TEST_CASE("packing through the C API is that of the C++ API") {
+  CHECK(varmoe_packed_width(1) == 8);
+  CHECK(varmoe_packed_width(64) == 64);
+  varmoe_layer_spec spec = good_spec();
+  const std::int64_t widths[] = {16};
+  spec.expert_widths = widths;
+  spec.num_experts = 1;
+  std::vector<std::uint16_t> fc1(2 * 13 * 128, 1), fc2(128 * 13, 2), packed1(2 * 16 * 128, 9),
+      packed2(128 * 16, 9);
+  std::vector<std::uint16_t> expected1 = packed1, expected2 = packed2;
+  CHECK(varmoe_pack_expert(&spec, 13, fc1.data(), fc2.data(), packed1.data(), packed2.data()) == VARMOE_OK);
+  varmoe::LayerSpec cpp = varmoe::uniform_spec(128, 1, 16, 2);
+  CHECK(varmoe::pack_expert(cpp, 13, fc1.data(), fc2.data(), expected1.data(), expected2.data()).ok());
+  CHECK(packed1 == expected1);
+  CHECK(packed2 == expected2);
+  CHECK(packed2[13] == 0);
+}
+
+TEST_CASE("forward refuses what its struct cannot mean") {
+  Handles h;
+  varmoe_forward_args args;
+  REQUIRE(varmoe_forward_args_init(&args, sizeof args) == VARMOE_OK);
+  CHECK(varmoe_layer_forward(h.layer, &args) == VARMOE_OK);  // no tokens
+  args.id_type = 2;
+  CHECK(varmoe_layer_forward(h.layer, &args) == VARMOE_E_INVALID_ARGUMENT);
+  args.id_type = VARMOE_ID_INT64;
+  args.accumulate = 2;
+  CHECK(varmoe_layer_forward(h.layer, &args) == VARMOE_E_INVALID_ARGUMENT);
+  args.accumulate = 0;
+  args.tokens = 1;
+  CHECK(varmoe_layer_forward(h.layer, &args) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("x is null"));
+}

@@ -1,0 +1,106 @@
+#include "kernels/families.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <set>
+
+#include "compile/compiler.hpp"
+#include "model/config_space.hpp"
+#include "model/cost_model.hpp"
+
+namespace kernels_test {
+
+using namespace varmoe;
+
+std::vector<Family> families() {
+  std::vector<Family> all;
+  const auto add = [&](std::string name, LayerSpec spec, std::vector<std::int64_t> buckets) -> Family& {
+    all.push_back({std::move(name), std::move(spec), std::move(buckets), false, false});
+    return all.back();
+  };
+  const auto layer = [](std::vector<std::int64_t> widths, Activation activation, DType dtype = DType::bf16) {
+    LayerSpec spec;
+    spec.hidden_size = 2056;  // a K tail in fc1, an N tail in fc2
+    spec.expert_widths = std::move(widths);
+    spec.top_k = 4;
+    spec.activation = activation;
+    spec.dtype = dtype;
+    return spec;
+  };
+  const auto kn = [](LayerSpec spec) {
+    spec.fc1_layout = spec.fc2_layout = WeightLayout::kn;
+    return spec;
+  };
+  const std::vector<std::int64_t> uniform(32, 768), variable{512, 264, 128, 512, 72, 768, 8, 264};
+
+  // What most models have, at the sizes of decoding, small batches and prefill.
+  add("gated nk, uniform", layer(uniform, Activation::silu_mul), {1, 64, 4096});
+  add("gated nk, classes", layer(variable, Activation::silu_mul), {1, 64, 4096});
+  add("gated nk, fp16", layer(variable, Activation::gelu_tanh_mul, DType::fp16), {256});
+  add("gated nk, up first, erf", layer(variable, Activation::gelu_erf_mul), {256});
+  all.back().spec.gate_order = GateOrder::up_first;
+  add("gated nk, interleaved, swiglu_oai", layer(variable, Activation::swiglu_oai), {256});
+  all.back().spec.gate_order = GateOrder::interleaved;
+  add("gated kn", kn(layer(variable, Activation::silu_mul)), {16, 2048});
+  add("gated kn, interleaved", kn(layer(variable, Activation::swiglu_oai, DType::fp16)), {256});
+  all.back().spec.gate_order = GateOrder::interleaved;
+  add("plain nk, relu2", layer(variable, Activation::relu2), {16, 4096});
+  add("plain kn, silu", kn(layer(variable, Activation::silu)), {256});
+  for (const Activation a :
+       {Activation::gelu_tanh, Activation::gelu_erf, Activation::relu, Activation::identity}) {
+    add(std::string("plain nk, ") + to_string(a), layer(variable, a), {64});
+  }
+  add("gated nk, batch invariant", layer(variable, Activation::silu_mul), {256});
+  all.back().spec.batch_invariant = true;
+  add("gated nk, runtime width", layer(variable, Activation::silu_mul), {16, 2048}).runtime_width = true;
+  add("plain kn, runtime width", kn(layer(variable, Activation::relu2)), {256}).runtime_width = true;
+  add("gated nk, gather by copy", layer(variable, Activation::silu_mul), {2048}).copies_rows = true;
+  return all;
+}
+
+std::vector<model::DeviceProfile> devices() {
+  std::vector<model::DeviceProfile> chosen;
+  for (const char* arch : {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"}) {
+    const model::DeviceProfile* least = nullptr;
+    for (const auto& profile : model::shipped_profiles()) {
+      if (profile.arch == arch && (least == nullptr || profile.smem_per_block < least->smem_per_block))
+        least = &profile;
+    }
+    REQUIRE_MESSAGE(least != nullptr, "no shipped profile of ", arch);
+    chosen.push_back(*least);
+  }
+  return chosen;
+}
+
+std::vector<Kernel> kernels_of(const Family& family, const model::DeviceProfile& device) {
+  std::vector<Kernel> kernels;
+  std::set<std::string> seen;
+  for (const std::int64_t bucket : family.buckets) {
+    LayerConfig config = model::predict_layer_config(family.spec, bucket, device);
+    if (family.copies_rows) config.fc1.gather = GatherMode::copy;
+    REQUIRE(model::check_layer_config(family.spec, config, device).ok());
+    for (const auto& request : emit::required_kernels(family.spec, config, bucket, family.runtime_width)) {
+      auto emitted = emit::emit_kernel(family.spec, request);
+      const std::string what = family.name + ", " + emit::to_string(request.stage) + ", " +
+                               std::to_string(bucket) + " tokens on " + device.id + " " + device.arch;
+      REQUIRE_MESSAGE(emitted.ok(), what, ": ", (emitted.ok() ? std::string() : emitted.error().message()));
+      if (seen.insert(emitted->entry_name).second) kernels.push_back({what, *std::move(emitted)});
+    }
+  }
+  return kernels;
+}
+
+Result<KernelBinary> compile_one(const Kernel& kernel, const std::string& arch) {
+  static const auto compiler = compile::load_nvrtc("");
+  if (!compiler) return compiler.error();
+  compile::CompileRequest request;
+  request.text = kernel.emitted.text;
+  request.headers = kernel.emitted.headers;
+  request.options = kernel.emitted.options;
+  request.arch = arch;
+  request.entry_name = kernel.emitted.entry_name;
+  return (*compiler)->compile(request);
+}
+
+}  // namespace kernels_test

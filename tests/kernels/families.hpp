@@ -1,0 +1,38 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/kernel_artifact.hpp"
+#include "emit/emitter.hpp"
+#include "model/device_profile.hpp"
+#include "varmoe/kernel_config.hpp"
+#include "varmoe/layer_spec.hpp"
+
+/// The kernels that are compiled for every arch: for each family one layer whose widths have tails, at
+/// several buckets.
+namespace kernels_test {
+
+struct Family {
+  std::string name;
+  varmoe::LayerSpec spec;
+  std::vector<std::int64_t> buckets;
+  bool runtime_width = false;
+  bool copies_rows = false;  ///< fc1 reads a copy made by the gather kernel
+};
+std::vector<Family> families();
+
+/// A shipped profile of each arch: those with the least shared memory.
+std::vector<varmoe::model::DeviceProfile> devices();
+
+struct Kernel {
+  std::string what;  ///< family, stage, config, for messages
+  varmoe::emit::EmittedKernel emitted;
+};
+/// The distinct kernels of a family on a device, with the configs that the cost model predicts.
+std::vector<Kernel> kernels_of(const Family& family, const varmoe::model::DeviceProfile& device);
+
+/// NVRTC's options of the compile are those of the emitter; the device's arch is the target.
+varmoe::Result<varmoe::KernelBinary> compile_one(const Kernel& kernel, const std::string& arch);
+
+}  // namespace kernels_test

@@ -1,0 +1,313 @@
+#include "varmoe/weights.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+using namespace varmoe;
+
+namespace {
+
+using Element = std::uint16_t;
+
+/// Zeroed elements at a 64-byte boundary.
+class Buffer {
+ public:
+  explicit Buffer(std::int64_t elements)
+      : size_(elements), data_(static_cast<Element*>(::operator new (bytes(), std::align_val_t{64}))) {
+    std::memset(data_, 0, bytes());
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { ::operator delete (data_, std::align_val_t{64}); }
+  Element* data() { return data_; }
+  Element& operator[](std::int64_t i) {
+    if (i < 0 || i >= size_) throw std::out_of_range("Buffer");
+    return data_[i];
+  }
+
+ private:
+  std::size_t bytes() const { return static_cast<std::size_t>(size_ + 1) * sizeof(Element); }
+  std::int64_t size_;
+  Element* data_;
+};
+
+/// What stands for gate, up and down of an expert: distinct enough for these sizes.
+Element gate_value(std::int64_t e, std::int64_t j, std::int64_t h) {
+  return static_cast<Element>(1 + e * 20011 + j * 331 + h);
+}
+Element up_value(std::int64_t e, std::int64_t j, std::int64_t h) {
+  return static_cast<Element>(7 + e * 15013 + j * 577 + 3 * h);
+}
+Element down_value(std::int64_t e, std::int64_t h, std::int64_t j) {
+  return static_cast<Element>(13 + e * 9001 + h * 769 + 5 * j);
+}
+
+/// Index of gate (or up) column j at depth h in an fc1 matrix of stored width w with rows `stride` apart.
+std::int64_t fc1_index(const LayerSpec& spec, bool up, std::int64_t j, std::int64_t h, std::int64_t w,
+                       std::int64_t stride) {
+  std::int64_t row = j;
+  if (spec.gated()) {
+    if (spec.gate_order == GateOrder::interleaved) {
+      row = 2 * j + (up ? 1 : 0);
+    } else {
+      const bool second = (spec.gate_order == GateOrder::gate_first) == up;
+      row = j + (second ? w : 0);
+    }
+  }
+  return spec.fc1_layout == WeightLayout::nk ? row * stride + h : h * stride + row;
+}
+
+std::int64_t fc2_index(const LayerSpec& spec, std::int64_t h, std::int64_t j, std::int64_t stride) {
+  return spec.fc2_layout == WeightLayout::nk ? h * stride + j : j * stride + h;
+}
+
+void fill_expert(const LayerSpec& spec, std::int64_t e, std::int64_t valid, std::int64_t stored, Buffer& fc1,
+                 std::int64_t fc1_at, std::int64_t fc1_stride, Buffer& fc2, std::int64_t fc2_at,
+                 std::int64_t fc2_stride) {
+  for (std::int64_t j = 0; j < valid; ++j) {
+    for (std::int64_t h = 0; h < spec.hidden_size; ++h) {
+      if (spec.gated()) fc1[fc1_at + fc1_index(spec, false, j, h, stored, fc1_stride)] = gate_value(e, j, h);
+      fc1[fc1_at + fc1_index(spec, true, j, h, stored, fc1_stride)] = up_value(e, j, h);
+      fc2[fc2_at + fc2_index(spec, h, j, fc2_stride)] = down_value(e, h, j);
+    }
+  }
+}
+
+/// Reads every element back through the pointers and strides, as a kernel does.
+void check_reads(const LayerSpec& spec, const Result<Weights>& weights) {
+  REQUIRE_MESSAGE(weights, (weights ? "" : weights.error().message()));
+  REQUIRE(weights->experts.size() == spec.expert_widths.size());
+  std::int64_t wrong = 0;
+  for (std::int64_t e = 0; e < spec.num_experts(); ++e) {
+    const ExpertWeights& x = weights->experts[static_cast<std::size_t>(e)];
+    const auto* gate = static_cast<const Element*>(x.gate);
+    const auto* up = static_cast<const Element*>(x.up);
+    const auto* down = static_cast<const Element*>(x.down);
+    const bool nk = spec.fc1_layout == WeightLayout::nk;
+    const bool joint = spec.gated() && spec.gate_order == GateOrder::interleaved && !nk;
+    CHECK((gate != nullptr) == spec.gated());
+    for (std::int64_t j = 0; j < spec.expert_widths[static_cast<std::size_t>(e)]; ++j) {
+      for (std::int64_t h = 0; h < spec.hidden_size; ++h) {
+        if (joint) {
+          wrong += gate[h * x.fc1_stride + 2 * j] != gate_value(e, j, h);
+          wrong += gate[h * x.fc1_stride + 2 * j + 1] != up_value(e, j, h);
+        } else {
+          const std::int64_t at = nk ? j * x.fc1_stride + h : h * x.fc1_stride + j;
+          if (spec.gated()) wrong += gate[at] != gate_value(e, j, h);
+          wrong += up[at] != up_value(e, j, h);
+        }
+        const std::int64_t at =
+            spec.fc2_layout == WeightLayout::nk ? h * x.fc2_stride + j : j * x.fc2_stride + h;
+        wrong += down[at] != down_value(e, h, j);
+      }
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+/// Every layout, gate order and an ungated activation, over three unequal experts.
+std::vector<LayerSpec> every_storage_kind() {
+  std::vector<LayerSpec> specs;
+  for (const Activation activation : {Activation::silu_mul, Activation::relu2}) {
+    for (const GateOrder order : {GateOrder::gate_first, GateOrder::up_first, GateOrder::interleaved}) {
+      for (const WeightLayout fc1 : {WeightLayout::nk, WeightLayout::kn}) {
+        for (const WeightLayout fc2 : {WeightLayout::nk, WeightLayout::kn}) {
+          LayerSpec spec;
+          spec.hidden_size = 64;
+          spec.expert_widths = {16, 8, 24};
+          spec.top_k = 1;
+          spec.activation = activation;
+          spec.gate_order = order;
+          spec.fc1_layout = fc1;
+          spec.fc2_layout = fc2;
+          specs.push_back(spec);
+        }
+      }
+    }
+  }
+  return specs;
+}
+
+std::int64_t halves(const LayerSpec& spec) {
+  return spec.gated() ? 2 : 1;
+}
+std::int64_t fc1_stride(const LayerSpec& spec, std::int64_t stored) {
+  return spec.fc1_layout == WeightLayout::nk ? spec.hidden_size : halves(spec) * stored;
+}
+std::int64_t fc2_stride(const LayerSpec& spec, std::int64_t stored) {
+  return spec.fc2_layout == WeightLayout::nk ? stored : spec.hidden_size;
+}
+
+}  // namespace
+
+TEST_CASE("blocks and padded: every element is found where it was put") {
+  for (const LayerSpec& spec : every_storage_kind()) {
+    for (const std::int64_t padded : {0, 24, 40}) {
+      CAPTURE(tuning_signature(spec));
+      CAPTURE(padded);
+      const std::int64_t total = padded == 0 ? spec.total_width() : padded * spec.num_experts();
+      Buffer fc1(halves(spec) * total * spec.hidden_size), fc2(total * spec.hidden_size);
+      std::int64_t before = 0;
+      for (std::int64_t e = 0; e < spec.num_experts(); ++e) {
+        const std::int64_t width = spec.expert_widths[static_cast<std::size_t>(e)];
+        const std::int64_t stored = padded == 0 ? width : padded;
+        fill_expert(spec, e, width, stored, fc1, halves(spec) * before * spec.hidden_size,
+                    fc1_stride(spec, stored), fc2, before * spec.hidden_size, fc2_stride(spec, stored));
+        before += stored;
+      }
+      check_reads(spec, padded == 0 ? Weights::blocks(spec, fc1.data(), fc2.data())
+                                    : Weights::padded(spec, fc1.data(), fc2.data(), padded));
+    }
+  }
+}
+
+TEST_CASE("packed and packed_joint: kn columns of all experts side by side") {
+  for (const LayerSpec& spec : every_storage_kind()) {
+    CAPTURE(tuning_signature(spec));
+    const std::int64_t total = spec.total_width(), hidden = spec.hidden_size;
+    const bool kn = spec.fc1_layout == WeightLayout::kn && spec.fc2_layout == WeightLayout::kn;
+    const bool interleaved = spec.gated() && spec.gate_order == GateOrder::interleaved;
+    Buffer joint(halves(spec) * total * hidden), gate(total * hidden), up(total * hidden),
+        down(total * hidden);
+    if (!kn) {
+      CHECK_FALSE(Weights::packed_joint(spec, joint.data(), down.data()));
+      CHECK_FALSE(Weights::packed(spec, spec.gated() ? gate.data() : nullptr, up.data(), down.data()));
+      continue;
+    }
+    std::int64_t before = 0;
+    for (std::int64_t e = 0; e < spec.num_experts(); ++e) {
+      const std::int64_t width = spec.expert_widths[static_cast<std::size_t>(e)];
+      fill_expert(spec, e, width, width, joint, halves(spec) * before, halves(spec) * total, down,
+                  before * hidden, hidden);
+      for (std::int64_t j = 0; j < width; ++j) {
+        for (std::int64_t h = 0; h < hidden; ++h) {
+          gate[h * total + before + j] = gate_value(e, j, h);
+          up[h * total + before + j] = up_value(e, j, h);
+        }
+      }
+      before += width;
+    }
+    check_reads(spec, Weights::packed_joint(spec, joint.data(), down.data()));
+    const auto apart = Weights::packed(spec, spec.gated() ? gate.data() : nullptr, up.data(), down.data());
+    if (interleaved) {
+      REQUIRE_FALSE(apart);
+      CHECK(apart.error().message().find("packed_joint") != std::string::npos);
+    } else {
+      check_reads(spec, apart);
+    }
+  }
+}
+
+TEST_CASE("pointers: one matrix an expert, contiguous or slices of wider tensors") {
+  for (const LayerSpec& spec : every_storage_kind()) {
+    for (const std::int64_t extra : {0, 8, 40}) {
+      CAPTURE(tuning_signature(spec));
+      const std::int64_t widest = spec.max_width();
+      const std::int64_t stride1 = extra == 0 ? 0 : fc1_stride(spec, widest) + extra;
+      const std::int64_t stride2 = extra == 0 ? 0 : fc2_stride(spec, widest) + extra;
+      std::vector<std::unique_ptr<Buffer>> buffers;
+      std::vector<const void*> fc1, fc2;
+      for (std::int64_t e = 0; e < spec.num_experts(); ++e) {
+        const std::int64_t width = spec.expert_widths[static_cast<std::size_t>(e)];
+        buffers.push_back(std::make_unique<Buffer>(20000));
+        buffers.push_back(std::make_unique<Buffer>(20000));
+        Buffer &one = *buffers[buffers.size() - 2], &two = *buffers.back();
+        fill_expert(spec, e, width, width, one, 0, stride1 != 0 ? stride1 : fc1_stride(spec, width), two, 0,
+                    stride2 != 0 ? stride2 : fc2_stride(spec, width));
+        fc1.push_back(one.data());
+        fc2.push_back(two.data());
+      }
+      check_reads(spec, Weights::pointers(spec, fc1, fc2, stride1, stride2));
+    }
+  }
+}
+
+TEST_CASE("what is wrong with weights is said with expert and matrix") {
+  LayerSpec spec;
+  spec.hidden_size = 64;
+  spec.expert_widths = {16, 8, 24};
+  spec.top_k = 1;
+  Buffer fc1(6 * 64 * 48), fc2(64 * 48);
+  const auto message = [](const auto& result) {
+    return result ? std::string("accepted") : result.error().message();
+  };
+  const auto contains = [](const std::string& text, const char* part) {
+    return text.find(part) != std::string::npos;
+  };
+
+  CHECK(contains(message(Weights::blocks(spec, nullptr, fc2.data())), "fc1 is null"));
+  CHECK(contains(message(Weights::blocks(spec, fc1.data(), nullptr)), "fc2 is null"));
+  CHECK(contains(message(Weights::blocks(spec, fc1.data() + 1, fc2.data())), "16-byte aligned"));
+  for (const std::int64_t padded :
+       {std::int64_t{-8}, std::int64_t{0}, std::int64_t{16}, std::int64_t{28}, std::int64_t{1} << 40}) {
+    CHECK(contains(message(Weights::padded(spec, fc1.data(), fc2.data(), padded)), "padded_width"));
+  }
+  const std::vector<const void*> three1(3, fc1.data()), three2(3, fc2.data()), two(2, fc1.data());
+  CHECK(contains(message(Weights::pointers(spec, two, three2)), "2 fc1"));
+  CHECK(contains(message(Weights::pointers(spec, three1, three2, 56)), "fc1_stride is 56"));
+  CHECK(contains(message(Weights::pointers(spec, three1, three2, 68)), "fc1_stride is 68"));
+  CHECK(contains(message(Weights::pointers(spec, three1, three2, 0, 16)), "expert 2: fc2_stride is 16"));
+  CHECK(contains(message(Weights::pointers(spec, three1, three2, -64)), "fc1_stride is -64"));
+  CHECK(contains(message(Weights::pointers(spec, three1, three2, INT64_MAX)), "fc1_stride"));
+  std::vector<const void*> hole = three1;
+  hole[1] = nullptr;
+  CHECK(contains(message(Weights::pointers(spec, hole, three2)), "expert 1: fc1 is null"));
+  CHECK(contains(message(Weights::pointers(spec, three1, hole)), "expert 1: down is null"));
+
+  auto weights = Weights::blocks(spec, fc1.data(), fc2.data());
+  REQUIRE(weights);
+  Weights broken = *weights;
+  broken.experts[2].gate = nullptr;
+  CHECK(contains(message(broken.validate(spec)), "expert 2: gate is null"));
+  broken = *weights;
+  broken.experts.pop_back();
+  CHECK(contains(message(broken.validate(spec)), "weights of 2 experts"));
+  spec.activation = Activation::relu2;
+  CHECK(contains(message(weights->validate(spec)), "gate must be null"));
+  spec.hidden_size = 63;
+  CHECK(contains(message(Weights::blocks(spec, fc1.data(), fc2.data())), "hidden_size"));
+}
+
+TEST_CASE("the packer pads any width with zeros and moves nothing else") {
+  CHECK(packed_width(1) == 8);
+  CHECK(packed_width(8) == 8);
+  CHECK(packed_width(1407) == 1408);
+  for (LayerSpec spec : every_storage_kind()) {
+    for (const std::int64_t width : {1, 5, 8, 13}) {
+      CAPTURE(tuning_signature(spec));
+      CAPTURE(width);
+      const std::int64_t packed = packed_width(width);
+      Buffer in1(halves(spec) * width * 64), in2(width * 64);
+      fill_expert(spec, 0, width, width, in1, 0, fc1_stride(spec, width), in2, 0, fc2_stride(spec, width));
+      Buffer out1(halves(spec) * packed * 64), out2(packed * 64);
+      std::memset(out1.data(), 0xff, static_cast<std::size_t>(halves(spec) * packed * 64) * 2);
+      std::memset(out2.data(), 0xff, static_cast<std::size_t>(packed * 64) * 2);
+      REQUIRE(pack_expert(spec, width, in1.data(), in2.data(), out1.data(), out2.data()));
+
+      std::int64_t wrong = 0;
+      for (std::int64_t j = 0; j < packed; ++j) {
+        for (std::int64_t h = 0; h < 64; ++h) {
+          const bool real = j < width;
+          if (spec.gated()) {
+            wrong += out1[fc1_index(spec, false, j, h, packed, fc1_stride(spec, packed))] !=
+                     (real ? gate_value(0, j, h) : 0);
+          }
+          wrong += out1[fc1_index(spec, true, j, h, packed, fc1_stride(spec, packed))] !=
+                   (real ? up_value(0, j, h) : 0);
+          wrong += out2[fc2_index(spec, h, j, fc2_stride(spec, packed))] != (real ? down_value(0, h, j) : 0);
+        }
+      }
+      CHECK(wrong == 0);
+    }
+  }
+  LayerSpec spec;
+  spec.hidden_size = 64;
+  Buffer some(64 * 64);
+  CHECK_FALSE(pack_expert(spec, 0, some.data(), some.data(), some.data(), some.data()));
+  CHECK_FALSE(pack_expert(spec, 8, some.data(), nullptr, some.data(), some.data()));
+}

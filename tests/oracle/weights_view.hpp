@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+
+#include "oracle/oracle.hpp"
+#include "varmoe/layer_spec.hpp"
+#include "varmoe/weights.hpp"
+
+namespace oracle {
+
+/// The oracle's layer of a library's Weights (host pointers), read by the contract of varmoe/weights.hpp.
+inline OracleLayer layer_of(const varmoe::LayerSpec& spec, const varmoe::Weights& weights) {
+  OracleLayer layer;
+  layer.hidden_size = spec.hidden_size;
+  layer.top_k = spec.top_k;
+  layer.activation = spec.activation;
+  layer.params = spec.activation_params;
+  layer.dtype = spec.dtype;
+  const bool gated = is_gated(spec.activation);
+  const bool nk1 = spec.fc1_layout == varmoe::WeightLayout::nk,
+             nk2 = spec.fc2_layout == varmoe::WeightLayout::nk;
+  const auto bits = [](const void* p) { return static_cast<const std::uint16_t*>(p); };
+  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e) {
+    const varmoe::ExpertWeights& w = weights.experts.at(e);
+    OracleExpert x;
+    x.width = spec.expert_widths[e];
+    if (gated && !nk1 && spec.gate_order == varmoe::GateOrder::interleaved) {
+      x.gate = {bits(w.gate), 2, w.fc1_stride};
+      x.up = {bits(w.gate) + 1, 2, w.fc1_stride};
+    } else {
+      const std::int64_t out = nk1 ? w.fc1_stride : 1, k = nk1 ? 1 : w.fc1_stride;
+      if (gated) x.gate = {bits(w.gate), out, k};
+      x.up = {bits(w.up), out, k};
+    }
+    x.down = {bits(w.down), nk2 ? w.fc2_stride : 1, nk2 ? 1 : w.fc2_stride};
+    layer.experts.push_back(x);
+  }
+  return layer;
+}
+
+}  // namespace oracle

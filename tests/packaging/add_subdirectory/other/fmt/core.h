@@ -1,0 +1,1 @@
+#error "the host's fmt got into varmoe"

@@ -1,0 +1,1 @@
+#error "the host's spdlog got into varmoe"

@@ -1,0 +1,348 @@
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <utility>
+
+#include "cuda/device.hpp"
+#include "cuda/driver.hpp"
+#include "cuda/event.hpp"
+#include "cuda/graph.hpp"
+#include "cuda/memory.hpp"
+#include "cuda/stream.hpp"
+#include "tools/bench/backend.hpp"
+
+namespace varmoe::tools {
+namespace {
+
+/// Poison of device memory: every 16-bit element is a NaN in bf16 and fp16.
+constexpr std::uint8_t kPoisonByte = 0xFF;
+/// The weights that forwards read before the first copy comes round again are at least this many times the
+/// L2's size.
+constexpr double kL2Multiple = 8;
+constexpr std::int64_t kMaxCopies = 64;
+/// A replay lasts about this long, so that events and the launch of the graph weigh little.
+constexpr double kReplayMicroseconds = 2000;
+constexpr std::int64_t kMaxForwardsPerReplay = 256;
+
+/// The weights of a layer on the device, and a layer bound to them.
+struct Copy {
+  cuda::DeviceBuffer fc1, up, fc2;
+  Layer layer;
+};
+
+class GpuBackend final : public Backend {
+ public:
+  GpuBackend(const BenchOptions& options, std::shared_ptr<cuda::Device> device, Engine engine,
+             cuda::Stream stream, model::DeviceProfile profile)
+      : options_(options),
+        device_(std::move(device)),
+        engine_(std::move(engine)),
+        stream_(std::move(stream)),
+        profile_(std::move(profile)) {}
+
+  std::string description() const override { return engine_.device_description(); }
+  const model::DeviceProfile* profile() const override { return &profile_; }
+
+  Result<PrepareReport> load(oracle::RandomCase& layer_case,
+                             const std::vector<std::int64_t>& tokens) override {
+    case_ = &layer_case;
+    copies_.clear();
+    PrepareReport report;
+    if (auto status = add_copy(&tokens, &report); !status) return status.error();
+    const std::int64_t most = tokens.back();
+    auto bytes = copies_.front().layer.workspace_bytes(most);
+    if (!bytes) return bytes.error();
+    const std::size_t row = static_cast<std::size_t>(case_->spec.hidden_size) * 2;
+    if (auto status = allocate(workspace_, *bytes); !status) return status.error();
+    if (auto status = allocate(out_, static_cast<std::size_t>(most) * row); !status) return status.error();
+    if (auto status = upload(x_, case_->x.data(), case_->x.bytes()); !status) return status.error();
+    if (auto status = upload(ids_, case_->ids32.data(), case_->ids32.size() * sizeof(std::int32_t));
+        !status) {
+      return status.error();
+    }
+    if (auto status =
+            upload(weights_, case_->topk_weights.data(), case_->topk_weights.size() * sizeof(float));
+        !status) {
+      return status.error();
+    }
+    return report;
+  }
+
+  Status reload_weight(oracle::Part part, std::int64_t element) override {
+    const Copy& first = copies_.front();
+    const auto [buffer, source] = part == oracle::Part::fc1  ? std::pair(&first.fc1, case_->fc1.data())
+                                  : part == oracle::Part::up ? std::pair(&first.up, case_->up.data())
+                                                             : std::pair(&first.fc2, case_->fc2.data());
+    return cuda::copy_to_device(*device_, buffer->address() + static_cast<std::uint64_t>(element) * 2,
+                                source + element, 2);
+  }
+
+  Status run(std::int64_t tokens, oracle::Buffer16& out) override {
+    if (auto status = poison(); !status) return status;
+    if (auto status = copies_.front().layer.forward(arguments(tokens)); !status) return status;
+    if (auto status = stream_.synchronize(); !status) return status;
+    return cuda::copy_to_host(*device_, out.data(), out_.address(), out.bytes());
+  }
+
+  Result<Measurement> measure(std::int64_t tokens) override {
+    if (auto status = rotate(tokens); !status) return status.error();
+    const int warmup = options_.warmup < 0 ? 10 : options_.warmup;
+    const int iterations = options_.iterations < 0 ? 50 : options_.iterations;
+    Measurement result;
+    result.copies = static_cast<std::int64_t>(used_copies_);
+
+    // Eager first: it says how many forwards a replay should hold.
+    std::vector<double> samples;
+    double host_us = 0;
+    for (int i = -warmup; i < iterations && !interrupted; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      auto us = timed([&] { return forwards(tokens, static_cast<std::int64_t>(used_copies_), &host_us); });
+      if (!us) return us.error();
+      if (i >= 0) samples.push_back(*us / static_cast<double>(used_copies_));
+      if (seconds_since(start) > 1 && i >= 4) break;
+    }
+    result.eager = Timing::of(samples);
+    result.host_us = host_us / static_cast<double>(used_copies_);
+
+    const double wanted = kReplayMicroseconds / std::max(result.eager->median_us, 1.0);
+    const auto rounds = static_cast<std::int64_t>(std::ceil(wanted / static_cast<double>(used_copies_)));
+    const std::int64_t count =
+        std::clamp<std::int64_t>(rounds, 1,
+                                 std::max<std::int64_t>(1, kMaxForwardsPerReplay / result.copies)) *
+        result.copies;
+    auto graph = capture(tokens, count);
+    if (!graph) return graph.error();
+    auto exec = cuda::GraphExec::instantiate(*graph);
+    if (!exec) return exec.error();
+    auto replay = time_graph(*exec, count, warmup, iterations);
+    if (!replay) return replay.error();
+    result.forward = *replay;
+    if (options_.profile) {
+      auto steps = time_steps(*graph, *exec, count, iterations);
+      if (!steps) return steps.error();
+      result.steps = *std::move(steps);
+    }
+    return result;
+  }
+
+ private:
+  static double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  Status allocate(cuda::DeviceBuffer& buffer, std::size_t bytes) {
+    buffer = cuda::DeviceBuffer();
+    auto made = cuda::DeviceBuffer::allocate(device_, bytes);
+    if (!made) return made.error();
+    buffer = *std::move(made);
+    return {};
+  }
+  Status upload(cuda::DeviceBuffer& buffer, const void* source, std::size_t bytes) {
+    if (auto status = allocate(buffer, bytes); !status) return status;
+    return bytes == 0 ? Status() : cuda::copy_to_device(*device_, buffer.address(), source, bytes);
+  }
+  Status duplicate(cuda::DeviceBuffer& buffer, const cuda::DeviceBuffer& source) {
+    if (auto status = allocate(buffer, source.size()); !status) return status;
+    if (source.size() == 0) return {};
+    return cuda::copy_on_device_async(*device_, buffer.address(), source.address(), source.size(),
+                                      stream_.handle());
+  }
+
+  /// The first copy comes from the host, the others from the first. Kernels are shared by all layers of the
+  /// engine.
+  Status add_copy(const std::vector<std::int64_t>* tokens, PrepareReport* report) {
+    auto layer = engine_.create_layer(case_->spec);
+    if (!layer) return layer.error();
+    PrepareOptions prepare;
+    if (tokens != nullptr) tokens_ = *tokens;
+    prepare.tokens = tokens_;
+    auto prepared = layer->prepare(prepare);
+    if (!prepared) return prepared.error();
+    if (report != nullptr) *report = *std::move(prepared);
+    Copy copy{{}, {}, {}, *std::move(layer)};
+    const bool first = copies_.empty();
+    const auto fill = [&](cuda::DeviceBuffer& to, const oracle::Buffer16& host,
+                          cuda::DeviceBuffer Copy::*from) {
+      return first ? upload(to, host.data(), host.bytes()) : duplicate(to, copies_.front().*from);
+    };
+    if (auto status = fill(copy.fc1, case_->fc1, &Copy::fc1); !status) return status;
+    if (auto status = fill(copy.up, case_->up, &Copy::up); !status) return status;
+    if (auto status = fill(copy.fc2, case_->fc2, &Copy::fc2); !status) return status;
+    auto weights = case_->weights(copy.fc1.data(), copy.up.data(), copy.fc2.data());
+    if (!weights) return weights.error();
+    if (auto status = copy.layer.bind(*weights); !status) return status;
+    copies_.push_back(std::move(copy));
+    return stream_.synchronize();
+  }
+
+  /// Bytes of weights that a forward of the first `tokens` tokens reads.
+  double bytes_hit(std::int64_t tokens) const {
+    const LayerSpec& spec = case_->spec;
+    std::vector<bool> hit(spec.expert_widths.size());
+    for (std::int64_t i = 0; i < tokens * spec.top_k; ++i) {
+      const std::int32_t id = case_->ids32[static_cast<std::size_t>(i)];
+      if (id >= 0 && id < spec.num_experts()) hit[static_cast<std::size_t>(id)] = true;
+    }
+    double bytes = 0;
+    for (std::size_t e = 0; e < hit.size(); ++e) {
+      if (hit[e])
+        bytes += static_cast<double>(spec.expert_widths[e] * spec.hidden_size) * (spec.gated() ? 6 : 4);
+    }
+    return bytes;
+  }
+
+  /// Enough copies of the weights that none of what a forward reads is left in L2 from the last time, as far
+  /// as memory goes.
+  Status rotate(std::int64_t tokens) {
+    const double hit = std::max(bytes_hit(tokens), 1.0);
+    const double wanted = std::ceil(kL2Multiple * static_cast<double>(profile_.l2_bytes) / hit) + 1;
+    const auto count = static_cast<std::size_t>(std::clamp(wanted, 2.0, static_cast<double>(kMaxCopies)));
+    const Copy& first = copies_.front();
+    const std::size_t bytes = first.fc1.size() + first.up.size() + first.fc2.size();
+    while (copies_.size() < count) {
+      auto memory = cuda::memory_info(*device_);
+      if (!memory) return memory.error();
+      if (memory->free_bytes < bytes + memory->total_bytes / 20) break;
+      if (auto status = add_copy(nullptr, nullptr); !status) return status;
+    }
+    used_copies_ = std::min(copies_.size(), count);
+    return {};
+  }
+
+  ForwardArgs arguments(std::int64_t tokens) const {
+    ForwardArgs args;
+    args.tokens = tokens;
+    args.x = x_.data();
+    args.x_stride = case_->x_stride;
+    args.topk_ids = ids_.data();
+    args.topk_weights = static_cast<const float*>(weights_.data());
+    args.out = out_.data();
+    args.workspace = workspace_.data();
+    args.workspace_bytes = workspace_.size();
+    args.stream = stream_.handle();
+    return args;
+  }
+
+  Status poison() {
+    if (auto status = cuda::fill_async(*device_, out_.address(), kPoisonByte, out_.size(), stream_.handle());
+        !status) {
+      return status;
+    }
+    if (workspace_.size() == 0) return {};
+    return cuda::fill_async(*device_, workspace_.address(), kPoisonByte, workspace_.size(), stream_.handle());
+  }
+
+  Status forwards(std::int64_t tokens, std::int64_t count, double* host_us = nullptr) {
+    const ForwardArgs args = arguments(tokens);
+    const auto start = std::chrono::steady_clock::now();
+    for (std::int64_t i = 0; i < count; ++i) {
+      Layer& layer = copies_[static_cast<std::size_t>(i) % used_copies_].layer;
+      if (auto status = layer.forward(args); !status) return status;
+    }
+    if (host_us != nullptr) *host_us = seconds_since(start) * 1e6;
+    return {};
+  }
+
+  /// Microseconds on the stream between the begin and the end of what `enqueue` enqueues.
+  template <class F>
+  Result<double> timed(F&& enqueue) {
+    auto start = cuda::Event::create(device_, true);
+    if (!start) return start.error();
+    auto end = cuda::Event::create(device_, true);
+    if (!end) return end.error();
+    if (auto status = start->record(stream_.handle()); !status) return status.error();
+    if (Status status = enqueue(); !status) return status.error();
+    if (auto status = end->record(stream_.handle()); !status) return status.error();
+    if (auto status = end->synchronize(); !status) return status.error();
+    auto ms = cuda::elapsed_ms(*device_, *start, *end);
+    if (!ms) return ms.error();
+    return static_cast<double>(*ms) * 1000;
+  }
+
+  Result<cuda::Graph> capture(std::int64_t tokens, std::int64_t count) {
+    if (auto status = cuda::begin_capture(*device_, stream_.handle()); !status) return status.error();
+    const Status enqueued = forwards(tokens, count);
+    auto graph = cuda::Graph::end_capture(device_, stream_.handle());
+    if (!enqueued) return enqueued.error();
+    return graph;
+  }
+
+  /// "varmoe_sort_single_t1024_…" → "sort_single".
+  static std::string step_of(const std::string& kernel) {
+    for (const char* step :
+         {"sort_single", "sort_count", "sort_scatter", "gather", "fc1", "fc2", "combine"}) {
+      if (kernel.rfind(std::string("varmoe_") + step + "_", 0) == 0) return step;
+    }
+    return kernel;
+  }
+
+  /// Each step alone: replays of the graph in which only that step's kernels work. What they read, the whole
+  /// graph has left in the workspace; a step without its neighbours overlaps with nothing, so the sum may
+  /// exceed the whole.
+  Result<std::vector<StepTime>> time_steps(const cuda::Graph& graph, const cuda::GraphExec& exec,
+                                           std::int64_t count, int iterations) {
+    auto kernels = graph.kernels();
+    if (!kernels) return kernels.error();
+    std::vector<StepTime> steps;
+    for (const cuda::GraphKernel& kernel : *kernels) {
+      const std::string name = step_of(kernel.name);
+      const bool known =
+          std::any_of(steps.begin(), steps.end(), [&](const StepTime& s) { return s.name == name; });
+      if (!known) steps.push_back({name, 0});
+    }
+    for (StepTime& step : steps) {
+      for (const cuda::GraphKernel& kernel : *kernels) {
+        if (auto status = exec.enable(kernel, step_of(kernel.name) == step.name); !status)
+          return status.error();
+      }
+      auto timing = time_graph(exec, count, 1, std::min(iterations, 20));
+      if (!timing) return timing.error();
+      step.us = timing->median_us;
+    }
+    return steps;
+  }
+
+  Result<Timing> time_graph(const cuda::GraphExec& graph, std::int64_t count, int warmup, int iterations) {
+    std::vector<double> samples;
+    const int replays_before = std::min(warmup, 3);
+    for (int i = -replays_before; i < iterations && !interrupted; ++i) {
+      auto us = timed([&] { return graph.launch(stream_.handle()); });
+      if (!us) return us.error();
+      if (i >= 0) samples.push_back(*us / static_cast<double>(count));
+    }
+    return Timing::of(std::move(samples));
+  }
+
+  const BenchOptions& options_;
+  std::shared_ptr<cuda::Device> device_;
+  Engine engine_;
+  cuda::Stream stream_;
+  model::DeviceProfile profile_;
+  oracle::RandomCase* case_ = nullptr;
+  std::vector<std::int64_t> tokens_;
+  std::vector<Copy> copies_;
+  std::size_t used_copies_ = 1;
+  cuda::DeviceBuffer x_, ids_, weights_, out_, workspace_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> open_gpu(const BenchOptions& options, int ordinal) {
+  auto driver = cuda::Driver::load();
+  if (!driver) return driver.error();
+  auto device = cuda::Device::open(*driver, ordinal);
+  if (!device) return device.error();
+  auto engine = Engine::create(options.engine_options(ordinal));
+  if (!engine) return engine.error();
+  auto stream = cuda::Stream::create(*device);
+  if (!stream) return stream.error();
+  const cuda::DeviceAttributes& a = (*device)->attributes();
+  auto profile = model::find_profile(a.name);
+  model::DeviceProfile known = profile ? *std::move(profile)
+                                       : model::generic_profile(a.compute_major, a.compute_minor, a.sm_count,
+                                                                a.smem_per_block, a.smem_per_sm, a.l2_bytes);
+  return std::unique_ptr<Backend>(std::make_unique<GpuBackend>(
+      options, *std::move(device), *std::move(engine), *std::move(stream), std::move(known)));
+}
+
+}  // namespace varmoe::tools

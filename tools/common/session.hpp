@@ -1,0 +1,46 @@
+#pragma once
+
+#include <atomic>
+#include <string>
+
+#include "engine/config_choice.hpp"
+#include "engine/toolchain.hpp"
+#include "model/device_profile.hpp"
+#include "varmoe/error.hpp"
+
+namespace CLI {
+class App;
+}
+
+/// What the verbs have in common: environment, log, cache, compiler, overrides, target device.
+namespace varmoe::tools {
+
+/// Options that stand above variables, which stand above defaults.
+struct SessionOptions {
+  std::string device;  ///< profile id, driver name or path of a profile
+  std::string cache_dir;
+  std::string fc1_config, fc2_config;
+  int threads = 0;
+  bool verbose = false;
+
+  void add_device(CLI::App& app);
+  void add_cache(CLI::App& app);
+  void add_overrides(CLI::App& app);
+  void add_build(CLI::App& app);  ///< cache, threads, overrides
+
+  EngineOptions engine_options() const;
+};
+
+/// Reads the environment and opens cache and overrides; loads no compiler and no driver.
+Result<engine::Toolchain> open_toolchain(const SessionOptions& options);
+
+/// The device that kernels are for: --device, else VARMOE_DEVICE_PROFILE, else the first GPU here;
+/// VARMOE_ARCH replaces its arch.
+Result<model::DeviceProfile> target_device(const SessionOptions& options, const Environment& environment);
+
+/// Becomes true at the first Ctrl-C or SIGTERM; the second one ends the program. Set up by handle_signals().
+extern std::atomic<bool> interrupted;
+/// Also ignores SIGXFSZ, so that a file size limit is a failed write and not the end of the program.
+void handle_signals();
+
+}  // namespace varmoe::tools

@@ -1,0 +1,93 @@
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <vector>
+
+#include "base/text.hpp"
+#include "engine/kernel_plan.hpp"
+#include "model/cost_model.hpp"
+#include "model/token_bucket.hpp"
+#include "plan/plan.hpp"
+#include "tools/common/layer_input.hpp"
+#include "tools/common/session.hpp"
+#include "tools/tune/verbs.hpp"
+
+namespace varmoe::tools {
+namespace {
+
+struct PlanOptions {
+  SessionOptions session;
+  LayerInput input;
+  std::string tokens = "1,64,4096";
+};
+
+int plan_verb(const PlanOptions& options, const Output& out) {
+  auto toolchain = open_toolchain(options.session);
+  if (!toolchain) return out.fail(toolchain.error());
+  auto tokens = parse_counts(options.tokens, "--tokens");
+  if (!tokens) return out.fail(tokens.error());
+  auto layers = options.input.read(nullptr);
+  if (!layers) return out.fail(layers.error());
+  auto device = target_device(options.session, toolchain->environment);
+  if (!device) return out.fail(device.error());
+  auto chooser = engine::ConfigChooser::create(*device, toolchain->overrides);
+  if (!chooser) return out.fail(chooser.error());
+  PrepareOptions prepare;
+  prepare.tokens = *tokens;
+  auto buckets = engine::buckets_to_prepare(prepare);
+  if (!buckets) return out.fail(buckets.error());
+
+  for (const InputLayer& layer : *layers) {
+    const LayerSpec& spec = layer.spec;
+    const bool runtime_width = engine::needs_runtime_width(spec);
+    auto plan = engine::plan_kernels(spec, *buckets, *chooser, runtime_width);
+    if (!plan) return out.fail(plan.error());
+    out.say(fmt::format("{}: {} experts ({}), top-{}, hidden size {}, {}, {}; {} kernels{} on {}",
+                        layer.label, spec.num_experts(), widths_text(spec.expert_widths), spec.top_k,
+                        spec.hidden_size, to_string(spec.activation), to_string(spec.dtype),
+                        plan->requests.size(), runtime_width ? " (runtime-width)" : "", device->name));
+    Table table({"tokens", "from", "fc1", "fc2", "predicted us", "floor us", "workspace"});
+    for (const engine::BucketPlan& bucket : plan->buckets) {
+      const LayerConfig& config = bucket.choice.config;
+      const double seconds =
+          model::predict_gemm_seconds(spec, model::GemmStage::fc1, config.fc1, bucket.bucket, *device) +
+          model::predict_gemm_seconds(spec, model::GemmStage::fc2, config.fc2, bucket.bucket, *device);
+      const model::Floor floor = model::layer_floor(spec, bucket.bucket, *device);
+      const std::size_t workspace = plan::workspace_layout(spec, &config, bucket.bucket).total_bytes;
+      table.add({std::to_string(bucket.bucket), to_string(bucket.choice.source), to_string(config.fc1),
+                 to_string(config.fc2), fmt::format("{:.0f}", seconds * 1e6),
+                 fmt::format("{:.0f}", floor.seconds * 1e6), format_byte_size(workspace)});
+      out.event("bucket", Json()
+                              .add("layer", layer.label)
+                              .add("device", device->id)
+                              .add("arch", device->arch)
+                              .add("tokens", bucket.bucket)
+                              .add("config_source", to_string(bucket.choice.source))
+                              .add("runtime_width", bucket.runtime_width)
+                              .add("kernels", bucket.kernels.size())
+                              .add("fc1", to_string(config.fc1))
+                              .add("fc2", to_string(config.fc2))
+                              .add("predicted_gemm_us", seconds * 1e6)
+                              .add("floor_us", floor.seconds * 1e6)
+                              .add("workspace_bytes", workspace));
+    }
+    out.say(table.text());
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_plan(CLI::App& app, Action& run) {
+  auto* verb = app.add_subcommand("plan", "Shows the configuration of each token bucket; compiles nothing");
+  auto options = std::make_shared<PlanOptions>();
+  options->input.add_options(*verb);
+  options->session.add_device(*verb);
+  options->session.add_build(*verb);
+  verb->add_option("--tokens", options->tokens, "token counts, e.g. 1,64,4096")->capture_default_str();
+  verb->callback(
+      [options, &run] { run = [options](const Output& out) { return plan_verb(*options, out); }; });
+}
+
+}  // namespace varmoe::tools
