@@ -70,14 +70,14 @@ struct PrepareOptions {
   std::int64_t min_tokens = 1;
   std::int64_t max_tokens = 4096;
   /// Called after each kernel with (done, total), from a compile thread.
-  std::function<void(std::size_t, std::size_t)> progress;
+  std::function<void(std::size_t, std::size_t)> progress = nullptr;
   /// Set to true from any thread to stop between kernels; prepare then returns `cancelled`, keeping what is done.
   const std::atomic<bool>* cancel = nullptr;
 };
 
 /// One kernel of a prepare.
 struct KernelReport {
-  std::string stage;          ///< "sort", "gather", "fc1", "fc2", "combine"
+  std::string stage;          ///< "sort_single", "sort_count", "sort_scatter", "gather", "fc1", "fc2", "combine"
   std::string name;           ///< entry name: stage, config, key digest
   std::string key;            ///< cubin key, hex
   std::string config;         ///< text of its config
@@ -156,7 +156,8 @@ class VARMOE_API Layer {
   /// Compiles or loads every kernel of the named buckets, in parallel; all kernels are resident when it returns.
   Result<PrepareReport> prepare(const PrepareOptions& options = {});
 
-  /// Records where the weights lie (one small device table). May be repeated after the weights moved.
+  /// Records where the weights lie (one small device table). May be repeated after the weights moved: the table is written in
+  /// place, so captured graphs follow it, and earlier forwards must have finished.
   Status bind(const Weights& weights);
 
   /// Bytes of workspace that a forward of `tokens` needs (monotonic in tokens, until max_workspace_bytes bounds it).
@@ -165,7 +166,7 @@ class VARMOE_API Layer {
   /// Enqueues the layer on args.stream. On the prepared path: no host synchronisation, allocation, file access, lock, log
   /// line, environment look-up or compile; can be captured in a CUDA graph. Without `prepare`, the first use of a bucket
   /// prepares it there and then (one log line), unless the stream is capturing: then any prepared bucket serves, else
-  /// `not_prepared`.
+  /// `not_prepared`. Once `prepare` has run, forward compiles nothing: the nearest prepared bucket serves any T.
   Status forward(const ForwardArgs& args) noexcept;
 
   struct Impl;

@@ -59,6 +59,8 @@ VARMOE_DEVICE void store_row_blocks(char* row, u32 (&v)[kBlocks], i32 columns, b
     constexpr int b = kBlocks - 1;
     if (valid && b * 8 < columns) ptx::store4(row + b * 16 + q * 4, v[b]);
   }
+  // Odd block counts need more registers a row: keep the compiler from working on several rows at once.
+  if constexpr (kBlocks % 4 != 0) __syncwarp();
 }
 
 }  // namespace varmoe::epilogue

@@ -41,14 +41,10 @@ class Sm80Gemm {
     for (u32 s = 0; s < kStages - 1; ++s) load_stage(s);
     ptx::cp_async_wait<kStages - 2>();
     __syncthreads();
-    typename Warp::Fragments fragments;
-    warp_.load_b(fragments.b[0], read_tile() + kABytes, 0);
-#pragma unroll
-    for (int i = 0; i < Warp::kRowBlocks; ++i) warp_.load_a(fragments.a[i], read_tile(), i, 0);
 
     for (i32 index = static_cast<i32>(blockIdx.x); index < problem_.tile_count(); index += static_cast<i32>(gridDim.x)) {
       typename Warp::Accumulator acc = {};
-      multiply_tile(acc, fragments, ceil_div(problem_.k_extent(index), kBlockK));
+      multiply_tile(acc, ceil_div(problem_.k_extent(index), kBlockK));
       // Looked up again (the loads did it a tile ago, so it is in L1): nothing of it occupies registers during the products.
       problem_.epilogue(problem_.tile(index), acc);
     }
@@ -56,15 +52,19 @@ class Sm80Gemm {
   }
 
  private:
-  /// On entry `fragments` holds step 0 of the current stage; on return, of the stage after the tile's last.
-  VARMOE_DEVICE void multiply_tile(typename Warp::Accumulator& acc, typename Warp::Fragments& fragments, i32 k_tiles) {
-    for (i32 kt = 0; kt < k_tiles; ++kt) multiply_steps<0>(acc, fragments);
+  VARMOE_DEVICE void multiply_tile(typename Warp::Accumulator& acc, i32 k_tiles) {
+    typename Warp::Fragments fragments;
+    warp_.load_b(fragments.b[0], read_tile() + kABytes, 0);
+#pragma unroll
+    for (int i = 0; i < Warp::kRowBlocks; ++i) warp_.load_a(fragments.a[i], read_tile(), i, 0);
+    for (i32 kt = 0; kt < k_tiles; ++kt) multiply_steps<0>(acc, fragments, kt + 1 < k_tiles);
   }
 
-  /// The steps of one stage from kStep on: products of a step while the next one's fragments load. A recursion, not a loop: whether
-  /// a loop is unrolled is the compiler's choice, and fragments indexed at run time would live in local memory.
+  /// The steps of one stage from kStep on: products of a step while the next one's fragments load; `more`: the next stage is of this
+  /// tile too (else its fragments are left to its own tile, so that they are not alive in the epilogue). A recursion, not a loop:
+  /// whether a loop is unrolled is the compiler's choice, and fragments indexed at run time would live in local memory.
   template <int kStep>
-  VARMOE_DEVICE void multiply_steps(typename Warp::Accumulator& acc, typename Warp::Fragments& fragments) {
+  VARMOE_DEVICE void multiply_steps(typename Warp::Accumulator& acc, typename Warp::Fragments& fragments, bool more) {
     constexpr bool kLast = kStep == Warp::kSteps - 1;
     constexpr int kNext = kLast ? 0 : kStep + 1;
     if constexpr (kLast) {
@@ -75,13 +75,13 @@ class Sm80Gemm {
     }
     // Addresses first: they need registers that the next step's fragments would hold.
     if constexpr (kStep == 0) load_stage(read_stage_ == 0 ? kStages - 1 : read_stage_ - 1);
-    warp_.load_b(fragments.b[(kStep + 1) & 1], read_tile() + kABytes, kNext);
+    if (!kLast || more) warp_.load_b(fragments.b[(kStep + 1) & 1], read_tile() + kABytes, kNext);
 #pragma unroll
     for (int i = 0; i < Warp::kRowBlocks; ++i) {
       Warp::multiply(acc[i], fragments.a[i], fragments.b[kStep & 1]);
-      warp_.load_a(fragments.a[i], read_tile(), i, kNext);
+      if (!kLast || more) warp_.load_a(fragments.a[i], read_tile(), i, kNext);
     }
-    if constexpr (!kLast) multiply_steps<kStep + 1>(acc, fragments);
+    if constexpr (!kLast) multiply_steps<kStep + 1>(acc, fragments, more);
   }
 
   /// Points the loads at tile load_index_.

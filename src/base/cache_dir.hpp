@@ -35,7 +35,7 @@ const char* to_string(CacheDir::Mode mode) noexcept;
 
 /// The first source that names a folder decides: api → VARMOE_CACHE_DIR → $XDG_CACHE_HOME/varmoe →
 /// $HOME/.cache/varmoe; none: memory only. Never /tmp by itself, never relative to the working directory. The
-/// folder is made (0700) where it is missing and `mode` is rw. A folder that fails check_cache_directory is
+/// folder is made (0700) where it is missing and `mode` is rw. A folder that fails check_directory is
 /// not used: memory only, one warning with the remedy. A sound one that cannot be written (read-only mount,
 /// owned by root) is read_only, with one warning when rw was asked for.
 CacheDir resolve_cache_dir(FileSystem& fs, const CacheDirSources& sources, CacheMode mode, const Log& log);

@@ -20,7 +20,7 @@ constexpr std::size_t kMaxUnknownWarnings = 16;
 constexpr std::uint64_t kMaxCompileThreads = 1024;
 
 constexpr const char* kTilesHelp =
-    "[tokens=1-64,]block_m=128,block_n=256,…; several separated by ';'; keys left out keep their tuned value";
+    "[tokens=1-64,]block_m=128,block_n=256,…; several separated by ';'; keys left out keep the value chosen without it";
 
 // In the order in which `varmoe-tune env` and the README show them.
 constexpr EnvVariable kTable[] = {

@@ -47,7 +47,7 @@ struct CacheOptions {
   /// and kernels are kept in memory for this CubinCache alone.
   CacheMode mode = CacheMode::rw;
   /// Bound on the bytes of the folder's entries; 0: none. Least recently used entries go first.
-  std::uint64_t max_bytes = std::uint64_t{4} << 30;
+  std::uint64_t max_bytes = std::uint64_t{5} << 30;
   /// Prebuilt layers (VARMOE_CUBIN_PATH), first wins.
   std::vector<std::string> read_only_layers;
   /// How long a process waits for another one that compiles the same key before it compiles the key itself.

@@ -95,7 +95,7 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += integer("kTopK", spec.top_k);
       s += width_table(spec, runtime_width);
       s += boolean("kFc1Kn", spec.fc1_layout == WeightLayout::kn);
-      s += boolean("kInterleaved", spec.gated() && spec.gate_order == GateOrder::interleaved);
+      s += boolean("kInterleaved", spec.gated() && spec.gate_order == GateOrder::interleaved && spec.fc1_layout == WeightLayout::kn);
       s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
       break;
     case Stage::fc2:

@@ -58,7 +58,6 @@ Result<std::shared_ptr<Layer::Impl>> Layer::Impl::create(std::shared_ptr<Engine:
     const int sms = engine->device->attributes().sm_count;
     layer->context_.driver = &engine->device->driver();
     layer->context_.spec = &layer->spec_;
-    layer->context_.classes = static_cast<std::int32_t>(width_classes(layer->spec_).size());
     layer->context_.classes = static_cast<std::int32_t>(width_classes(spec).size());
     layer->context_.sm_limited = options.max_sms > 0 && options.max_sms < sms;
     layer->context_.sm_count = options.max_sms > 0 ? std::min(options.max_sms, sms) : sms;
@@ -123,7 +122,6 @@ Status Layer::Impl::publish(const engine::LayerBuild& build, bool by_prepare) {
     // specialised kernels may come to replace runtime-width ones.
     plan::KernelSet set;
     set.config = bucket.plan.choice.config;
-    set.runtime_width = bucket.plan.runtime_width;
     set.runtime_width = bucket.plan.runtime_width;
     for (const auto& unit : bucket.units) {
       const engine::ResidentKernel* resident = engine_->kernels->find(unit->key);

@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::int64_t kElementBytes = 2;
 constexpr std::int32_t kMinThreads = 64, kMaxThreads = 256;
+constexpr std::int32_t kMaxWarpColumns = 128;
 
 Error bad_config(std::string message) {
   return Error(ErrorCode::invalid_config, std::move(message));
@@ -44,6 +45,24 @@ Status check_fields(const GemmConfig& c) {
   return {};
 }
 
+/// kn tiles keep more addresses alive than nk ones: what of them spills, found by compiling every candidate
+/// (tests/kernels/sweep_configs.cpp).
+Status check_kn_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
+  if (contiguous_columns(spec, stage, c) == 0) return {};
+  if (accumulators_per_thread(c) >= 96 && c.stages < 3) {
+    return bad_config(fmt::format("stages is {}; kn weights with {} accumulators a thread need at least 3", c.stages,
+                                  accumulators_per_thread(c)));
+  }
+  // Fragment addresses are stepped by xor only where a warp's columns are a power of two.
+  const std::int32_t columns = c.block_n / c.warps_n;
+  if ((columns & (columns - 1)) != 0 && (columns > 48 || c.block_k > 64)) {
+    return bad_config(fmt::format("block_n={},block_k={} with warps_n={}: for kn weights a warp's {} columns, no power of two, "
+                                  "may be 48 at most, and block_k 64",
+                                  c.block_n, c.block_k, c.warps_n, columns));
+  }
+  return {};
+}
+
 /// What the fields must be together, on any device.
 Status check_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
   if (threads(c) < kMinThreads || threads(c) > kMaxThreads) {
@@ -63,6 +82,17 @@ Status check_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) 
         fmt::format("block_n is {}; kn weights would be read {} columns at a time, which must be a multiple "
                     "of 32",
                     c.block_n, columns));
+  }
+  if (auto status = check_kn_shape(spec, stage, c); !status) return status;
+  // Wide warp tiles keep too many addresses and column blocks alive beside their accumulators: they spill.
+  if (c.block_n / c.warps_n > kMaxWarpColumns) {
+    return bad_config(fmt::format("block_n is {}; with warps_n={} a warp has {} columns; at most {}", c.block_n, c.warps_n,
+                                  c.block_n / c.warps_n, kMaxWarpColumns));
+  }
+  if (threads(c) < 128 && accumulators_per_thread(c) >= 48) {
+    return bad_config(fmt::format("block_m={},block_n={} over {} threads are {} accumulators a thread; 48 and more need 128 "
+                                  "threads",
+                                  c.block_m, c.block_n, threads(c), accumulators_per_thread(c)));
   }
   if (accumulators_per_thread(c) > kMaxAccumulators) {
     return bad_config(

@@ -47,7 +47,8 @@ std::int32_t tile_columns(const LayerSpec& spec, GemmStage stage, const GemmConf
 ///  - kn weights: the columns that one k row of the tile spans contiguously are a multiple of 32: block_n, or
 ///  block_n / 2
 ///    for a gated fc1 whose gate and up lie apart;
-///  - at most kMaxAccumulators accumulators a thread;
+///  - at most kMaxAccumulators accumulators a thread, 47 with 64 threads; at most 128 columns a warp (more would spill);
+///  - kn weights: 3 stages from 96 accumulators on; where a warp's columns are no power of two, at most 48 and block_k ≤ 64;
 ///  - pipeline and extra shared memory within smem_per_block, and ctas_per_sm blocks within the SM's shared
 ///  memory (each
 ///    with its reserved KiB), registers ((accumulators + kGemmExtraRegisters) a thread) and threads.

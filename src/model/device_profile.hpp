@@ -42,8 +42,8 @@ Result<DeviceProfile> parse_profile(std::string_view text, std::string_view id, 
 /// of range are replaced by the least that an sm_80 GPU has.
 DeviceProfile generic_profile(std::int32_t major, std::int32_t minor, std::int32_t sm_count,
                               std::int32_t smem_per_block, std::int32_t smem_per_sm, std::int64_t l2_bytes);
-/// 9,0 → "sm_90a" (its own tensor-core path needs the "a"); 8,0 → "sm_80"; 10,0 → "sm_100"; …: what kernels
-/// of this issue are compiled for.
+/// 9,0 → "sm_90a" (its own tensor-core path needs the "a"); 8,0 → "sm_80"; 10,0 → "sm_100"; …: what kernels are
+/// compiled for.
 std::string arch_name(std::int32_t major, std::int32_t minor);
 
 }  // namespace varmoe::model

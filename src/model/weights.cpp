@@ -12,8 +12,8 @@ namespace {
 /// Both element types have two bytes.
 constexpr std::int64_t kElementBytes = 2;
 constexpr std::uintptr_t kAlignment = 16;
-/// No matrix has rows this far apart; keeps every product of strides and counts inside 64 bits.
-constexpr std::int64_t kMaxStride = std::int64_t{1} << 32;
+/// No matrix has rows this far apart. Kernels keep a stride as 32 bits of bytes, and products with counts stay inside 64.
+constexpr std::int64_t kMaxStride = std::int64_t{1} << 30;
 
 Error bad_argument(std::string message) {
   return Error(ErrorCode::invalid_argument, std::move(message));

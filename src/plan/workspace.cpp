@@ -31,7 +31,8 @@ WorkspaceLayout workspace_layout(const LayerSpec& spec, const LayerConfig* confi
   layout.tile_counts = place(1, sizeof(abi::TileCounts));
   layout.expert_offsets = place(experts + 1, sizeof(i32));
   layout.fc1_tile_prefix = place(experts + 1, sizeof(i32));
-  layout.block_histogram = place(SortGrid(rows).blocks * experts, sizeof(i32));
+  // The most blocks that this many rows or fewer can have: the count itself is not monotonic.
+  layout.block_histogram = place(std::min(SortGrid::kMaxBlocks, rows / SortGrid::kMinSlots + 1) * experts, sizeof(i32));
   layout.fc1_tiles = place(row_tiles(fc1_m), sizeof(abi::RowTile));
   layout.fc2_tiles = place(row_tiles(fc2_m), sizeof(abi::RowTile));
   layout.row_source = place(rows, sizeof(i32));

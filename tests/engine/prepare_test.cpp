@@ -89,6 +89,34 @@ TEST_CASE_FIXTURE(EngineFixture,
   CHECK(engine.counters().cache_hits == kernels);
 }
 
+TEST_CASE_FIXTURE(EngineFixture,
+                  "a cache filled without a GPU, for the device's profile, gives the engine only hits") {
+  {
+    auto toolchain = engine::Toolchain::open(options, environment);
+    require_ok(toolchain);
+    const auto profile = model::find_profile("h200");
+    require_ok(profile);
+    const auto chooser = engine::ConfigChooser::create(*profile, toolchain->overrides);
+    require_ok(chooser);
+    engine::KernelBuilder builder(toolchain->builder_settings(profile->arch));
+    PrepareOptions prepare_options;
+    for (const LayerSpec& spec : {test::small_spec(), uniform_spec(2048, 128, 768, 8)})
+      require_ok(engine::compile_layer(spec, prepare_options, *chooser, builder));
+  }
+  fake_cuda::FakeDevice h200;
+  h200.name = "NVIDIA H200";
+  h200.l2_bytes = 50 << 20;  // what drivers report need not be what the profile says
+  fake_cuda::set_devices({h200});
+  Engine engine = make_engine();
+  for (const LayerSpec& spec : {test::small_spec(), uniform_spec(2048, 128, 768, 8)}) {
+    Layer layer = make_layer(engine, spec);
+    const auto report = layer.prepare({});
+    require_ok(report);
+    for (const auto& kernel : report->kernels) CHECK_MESSAGE(kernel.hit, kernel.name);
+  }
+  CHECK(engine.counters().cache_misses == 0);
+}
+
 TEST_CASE_FIXTURE(EngineFixture, "cached_only: a miss is an error that names the kernel and loads nothing") {
   options.jit = JitMode::cached_only;
   Engine engine = make_engine();

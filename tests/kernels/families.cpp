@@ -3,7 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 #include <set>
+#include <utility>
 
 #include "compile/compiler.hpp"
 #include "model/config_space.hpp"
@@ -91,16 +94,29 @@ std::vector<Kernel> kernels_of(const Family& family, const model::DeviceProfile&
   return kernels;
 }
 
-Result<KernelBinary> compile_one(const Kernel& kernel, const std::string& arch) {
+std::shared_ptr<const Result<KernelBinary>> compile_one(const Kernel& kernel, const std::string& arch) {
   static const auto compiler = compile::load_nvrtc("");
-  if (!compiler) return compiler.error();
-  compile::CompileRequest request;
-  request.text = kernel.emitted.text;
-  request.headers = kernel.emitted.headers;
-  request.options = kernel.emitted.options;
-  request.arch = arch;
-  request.entry_name = kernel.emitted.entry_name;
-  return (*compiler)->compile(request);
+  static std::mutex mutex;
+  static std::map<std::string, std::shared_ptr<const Result<KernelBinary>>> made;
+  const std::string name = kernel.emitted.entry_name + " " + arch;
+  {
+    std::lock_guard lock(mutex);
+    if (const auto found = made.find(name); found != made.end()) return found->second;
+  }
+  std::shared_ptr<const Result<KernelBinary>> result;
+  if (compiler) {
+    compile::CompileRequest request;
+    request.text = kernel.emitted.text;
+    request.headers = kernel.emitted.headers;
+    request.options = kernel.emitted.options;
+    request.arch = arch;
+    request.entry_name = kernel.emitted.entry_name;
+    result = std::make_shared<const Result<KernelBinary>>((*compiler)->compile(request));
+  } else {
+    result = std::make_shared<const Result<KernelBinary>>(compiler.error());
+  }
+  std::lock_guard lock(mutex);
+  return made.try_emplace(name, std::move(result)).first->second;
 }
 
 }  // namespace kernels_test

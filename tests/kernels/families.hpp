@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -32,7 +33,8 @@ struct Kernel {
 /// The distinct kernels of a family on a device, with the configs that the cost model predicts.
 std::vector<Kernel> kernels_of(const Family& family, const varmoe::model::DeviceProfile& device);
 
-/// NVRTC's options of the compile are those of the emitter; the device's arch is the target.
-varmoe::Result<varmoe::KernelBinary> compile_one(const Kernel& kernel, const std::string& arch);
+/// Compiles with NVRTC, each kernel once a process. Thread-safe.
+std::shared_ptr<const varmoe::Result<varmoe::KernelBinary>> compile_one(const Kernel& kernel,
+                                                                        const std::string& arch);
 
 }  // namespace kernels_test

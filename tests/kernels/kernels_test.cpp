@@ -34,7 +34,8 @@ TEST_CASE("every kernel family compiles for every arch within its limits, withou
     const auto complain = [&](const std::string& text) {
       job.problem += (job.problem.empty() ? "" : "; ") + text;
     };
-    auto binary = compile_one(job.kernel, job.device->arch);
+    const auto compiled = compile_one(job.kernel, job.device->arch);
+    const Result<KernelBinary>& binary = *compiled;
     if (!binary) return complain(binary.error().message());
     job.ms = binary->compile_ms;
     const ResourceUsage& used = binary->resources;

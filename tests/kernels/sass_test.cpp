@@ -58,7 +58,8 @@ TEST_CASE("the GEMM kernels use tensor cores, ldmatrix and cp.async, and no loca
   REQUIRE(jobs.size() >= 24);
   parallel_for(jobs.size(), 0, [&](std::size_t i) {
     Job& job = jobs[i];
-    auto binary = compile_one(job.kernel, job.arch);
+    const auto compiled = compile_one(job.kernel, job.arch);
+    const Result<KernelBinary>& binary = *compiled;
     if (!binary) return void(job.problem = binary.error().message());
     auto sass =
         tools::disassemble({reinterpret_cast<const char*>(binary->image.data()), binary->image.size()});

@@ -124,7 +124,14 @@ TEST_CASE("kn weights want whole 64-byte spans of each k row") {
   config.block_n = 96;
   CHECK_FALSE(check_gemm_config(spec, GemmStage::fc1, config, h200));
   spec.gate_order = GateOrder::interleaved;  // gate and up in one span
+  CHECK(contains(refusal(spec, GemmStage::fc1, config, h200), "a warp's 96 columns, no power of two"));
+  config.warps_m = config.warps_n = 2;
   CHECK(check_gemm_config(spec, GemmStage::fc1, config, h200));
+  config.block_k = 128;
+  CHECK(contains(refusal(spec, GemmStage::fc1, config, h200), "and block_k 64"));
+  config.block_k = 64;
+  config.warps_m = 4;
+  config.warps_n = 1;
   spec.gate_order = GateOrder::gate_first;
   config.block_n = 128;
   CHECK(check_gemm_config(spec, GemmStage::fc1, config, h200));
@@ -234,7 +241,8 @@ TEST_CASE("candidates: a width that 256 does not divide gets tiles that do") {
   const LayerSpec odd = uniform_spec(2880, 32, 2880, 4);
   CHECK(has_block_n(gemm_candidates(odd, GemmStage::fc2, h200), 192));
   CHECK(has_block_n(gemm_candidates(odd, GemmStage::fc1, h200), 160));
-  CHECK(has_block_n(gemm_candidates(uniform_spec(2048, 64, 1408, 6, Activation::relu2), GemmStage::fc1, h200),
-                    176));
+  // 176 = 16·11 columns fit one warp alone, which spills; 1408 = 11·128 needs no odd tile.
+  CHECK_FALSE(has_block_n(gemm_candidates(uniform_spec(2048, 64, 1408, 6, Activation::relu2), GemmStage::fc1, h200),
+                          176));
   CHECK_FALSE(has_block_n(gemm_candidates(uniform_spec(4096, 8, 14336, 2), GemmStage::fc1, h200), 176));
 }

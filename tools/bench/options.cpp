@@ -37,7 +37,7 @@ void BenchOptions::add_options(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::IsMember({"forward", "backward", "both"}));
   app.add_option("--gather", gather,
-                 "how fc1 reads x: fused, or separate (a copy in expert order); default the tuner's choice")
+                 "how fc1 reads x: fused, or separate (a copy in expert order); default the cost model's choice")
       ->check(CLI::IsMember({"fused", "separate"}));
   app.add_option("--scatter", scatter, "how rows are combined: separate (deterministic) or fused")
       ->capture_default_str()

@@ -1,0 +1,103 @@
+// Compiles every candidate of the config space for one device, in every layout, and lists what spills or
+// draws a finding. Minutes of compiling, so it is run by hand after a change to a main loop or to the config
+// space:
+//
+//   varmoe_sweep_configs h200 [least accumulators per thread]
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <set>
+#include <string>
+
+#include "base/thread_pool.hpp"
+#include "compile/compiler.hpp"
+#include "compile/findings.hpp"
+#include "emit/emitter.hpp"
+#include "model/config_space.hpp"
+
+using namespace varmoe;
+
+namespace {
+
+/// Layers whose widths make each block_n of the grid worth trying.
+std::vector<LayerSpec> specs() {
+  std::vector<LayerSpec> result;
+  for (const std::int64_t width : {1440, 1408, 1792}) {
+    const auto add = [&](Activation activation, WeightLayout layout, GateOrder order) {
+      LayerSpec spec = uniform_spec(width, 64, width, 8, activation);
+      spec.fc1_layout = spec.fc2_layout = layout;
+      spec.gate_order = order;
+      result.push_back(spec);
+    };
+    add(Activation::silu_mul, WeightLayout::nk, GateOrder::gate_first);
+    add(Activation::silu_mul, WeightLayout::kn, GateOrder::gate_first);
+    add(Activation::swiglu_oai, WeightLayout::kn, GateOrder::interleaved);
+    add(Activation::gelu_erf, WeightLayout::nk, GateOrder::gate_first);
+    add(Activation::gelu_erf, WeightLayout::kn, GateOrder::gate_first);
+  }
+  return result;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  auto device = model::find_profile(argc > 1 ? argv[1] : "h200");
+  if (!device) return std::fprintf(stderr, "%s\n", device.error().message().c_str()), 2;
+  const long least = argc > 2 ? std::atol(argv[2]) : 0;
+
+  auto compiler = compile::load_nvrtc("");
+  if (!compiler) return std::fprintf(stderr, "%s\n", compiler.error().message().c_str()), 3;
+
+  struct Kernel {
+    std::string what;
+    emit::EmittedKernel emitted;
+  };
+  std::vector<Kernel> kernels;
+  std::set<std::string> seen;
+  for (const LayerSpec& spec : specs()) {
+    for (const auto stage : {model::GemmStage::fc1, model::GemmStage::fc2}) {
+      for (const GemmConfig& config : model::gemm_candidates(spec, stage, *device)) {
+        if (model::accumulators_per_thread(config) < least) continue;
+        emit::KernelRequest request;
+        request.stage = stage == model::GemmStage::fc1 ? emit::Stage::fc1 : emit::Stage::fc2;
+        request.gemm = config;
+        const std::string what = std::string(emit::to_string(request.stage)) + " " +
+                                 to_string(spec.activation) + " " + to_string(spec.fc1_layout) + " " +
+                                 to_string(spec.gate_order) + " " + to_string(config);
+        if (!seen.insert(what).second) continue;
+        auto emitted = emit::emit_kernel(spec, request);
+        if (!emitted)
+          return std::fprintf(stderr, "%s: %s\n", what.c_str(), emitted.error().message().c_str()), 1;
+        kernels.push_back({what, *std::move(emitted)});
+      }
+    }
+  }
+  std::vector<std::string> problems(kernels.size());
+  std::vector<double> times(kernels.size());
+  parallel_for(kernels.size(), 0, [&](std::size_t i) {
+    const emit::EmittedKernel& kernel = kernels[i].emitted;
+    compile::CompileRequest request;
+    request.text = kernel.text;
+    request.headers = kernel.headers;
+    request.options = kernel.options;
+    request.arch = device->arch;
+    request.entry_name = kernel.entry_name;
+    auto binary = (*compiler)->compile(request);
+    if (!binary) {
+      problems[i] = binary.error().message();
+      return;
+    }
+    times[i] = binary->compile_ms;
+    for (const std::string& finding : compile::findings(*binary)) problems[i] += finding + "; ";
+  });
+  std::size_t bad = 0;
+  for (std::size_t i = 0; i < kernels.size(); ++i) {
+    if (problems[i].empty()) continue;
+    ++bad;
+    std::printf("%s: %s\n", kernels[i].what.c_str(), problems[i].c_str());
+  }
+  std::printf("%s: %zu kernels, %zu with findings, slowest compile %.0f ms\n", device->id.c_str(),
+              kernels.size(), bad, kernels.empty() ? 0.0 : *std::max_element(times.begin(), times.end()));
+  return bad == 0 ? 0 : 1;
+}

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "plan/device_table.hpp"
+
+namespace varmoe::test {
+
+/// What the sort kernels leave behind for a routing, reckoned without them: rows by expert, row tiles by
+/// class.
+struct SortedRows {
+  std::vector<i32> rows_of;         ///< of each expert
+  std::vector<i32> expert_offsets;  ///< [E + 1]
+  std::vector<abi::RowTile> fc1_tiles, fc2_tiles;
+  abi::TileCounts counts{};
+  std::vector<i32> fc1_tile_prefix;  ///< [E + 1], runtime widths alone
+};
+
+struct SortShape {
+  i32 fc1_block_m, fc2_block_m;
+  i32 fc1_tile_columns = 0;  ///< 0 unless runtime widths
+  i32 classes;
+};
+
+inline SortedRows sort_rows(const DeviceTable& table, const std::vector<i32>& rows_of,
+                            const SortShape& shape) {
+  SortedRows out;
+  out.rows_of = rows_of;
+  out.expert_offsets = {0};
+  for (const i32 rows : rows_of) out.expert_offsets.push_back(out.expert_offsets.back() + rows);
+  const std::vector<i32>& begin = shape.fc1_tile_columns > 0 ? table.one_class : table.class_begin;
+  const auto list = [&](i32 block_m, std::vector<abi::RowTile>& tiles, i32* class_begin) {
+    for (i32 c = 0; c < shape.classes; ++c) {
+      class_begin[c] = static_cast<i32>(tiles.size());
+      for (i32 i = begin[static_cast<std::size_t>(c)]; i < begin[static_cast<std::size_t>(c) + 1]; ++i) {
+        const i32 e = table.order[static_cast<std::size_t>(i)];
+        const auto at = static_cast<std::size_t>(e);
+        for (i32 row = 0; row < rows_of[at]; row += block_m) {
+          tiles.push_back({e, out.expert_offsets[at] + row, std::min(block_m, rows_of[at] - row),
+                           table.entries[at].width_class});
+        }
+      }
+    }
+    class_begin[shape.classes] = static_cast<i32>(tiles.size());
+  };
+  list(shape.fc1_block_m, out.fc1_tiles, out.counts.fc1_begin);
+  list(shape.fc2_block_m, out.fc2_tiles, out.counts.fc2_begin);
+  out.counts.rows = out.expert_offsets.back();
+  if (shape.fc1_tile_columns > 0) {
+    out.fc1_tile_prefix = {0};
+    for (const i32 e : table.order) {
+      const auto at = static_cast<std::size_t>(e);
+      const i32 row_tiles = (rows_of[at] + shape.fc1_block_m - 1) / shape.fc1_block_m;
+      const i32 columns = (table.entries[at].width + shape.fc1_tile_columns - 1) / shape.fc1_tile_columns;
+      out.fc1_tile_prefix.push_back(out.fc1_tile_prefix.back() + row_tiles * columns);
+    }
+  }
+  return out;
+}
+
+}  // namespace varmoe::test
