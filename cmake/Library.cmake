@@ -16,9 +16,12 @@ add_library(varmoe_jit SHARED ${_objects})
 set_target_properties(varmoe_jit PROPERTIES
   LINKER_LANGUAGE CXX VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} LINK_DEPENDS ${_version_script})
 target_link_options(varmoe_jit PRIVATE
-  LINKER:--version-script=${_version_script} LINKER:--exclude-libs,ALL LINKER:--no-undefined LINKER:-z,relro,-z,now)
+  LINKER:--version-script=${_version_script} LINKER:--exclude-libs,ALL LINKER:-z,relro,-z,now)
 if(VARMOE_SANITIZE)
+  # The sanitizer's symbols come with the program.
   target_link_options(varmoe_jit PRIVATE -fsanitize=${VARMOE_SANITIZE})
+else()
+  target_link_options(varmoe_jit PRIVATE LINKER:--no-undefined)
 endif()
 target_link_libraries(varmoe_jit PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
 

@@ -59,6 +59,7 @@ Result<std::shared_ptr<Layer::Impl>> Layer::Impl::create(std::shared_ptr<Engine:
     layer->context_.driver = &engine->device->driver();
     layer->context_.spec = &layer->spec_;
     layer->context_.classes = static_cast<std::int32_t>(width_classes(spec).size());
+    layer->context_.max_width = spec.max_width();
     layer->context_.sm_limited = options.max_sms > 0 && options.max_sms < sms;
     layer->context_.sm_count = options.max_sms > 0 ? std::min(options.max_sms, sms) : sms;
   }
@@ -191,7 +192,7 @@ std::size_t Layer::Impl::needed_workspace(std::int64_t tokens) const noexcept {
     return bound == 0 ? bytes : std::min(bytes, bound);
   }
   // Of the largest chunk, not of the even ones: who allocates for the most tokens has enough for fewer.
-  return plan::workspace_layout(spec_, nullptr, std::min(tokens, max_chunk_)).total_bytes;
+  return plan::workspace_layout(spec_, context_.max_width, nullptr, std::min(tokens, max_chunk_)).total_bytes;
 }
 
 Result<std::size_t> Layer::Impl::workspace_bytes(std::int64_t tokens) const {

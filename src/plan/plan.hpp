@@ -54,11 +54,9 @@ struct WorkspaceLayout {
 /// `config` may be null: then the bound over every config of the space (what Layer::workspace_bytes
 /// promises).
 WorkspaceLayout workspace_layout(const LayerSpec& spec, const LayerConfig* config, std::int64_t tokens);
-
-/// Tokens per chunk so that the workspace stays within `max_workspace_bytes` (0: no bound);
-/// workspace_too_small when even one token does not fit.
-Result<std::int64_t> chunk_tokens(const LayerSpec& spec, std::int64_t tokens,
-                                  std::size_t max_workspace_bytes);
+/// The same with spec.max_width() at hand: forward calls it, and must not walk the experts.
+WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t max_width, const LayerConfig* config,
+                                 std::int64_t tokens) noexcept;
 
 /// What does not change from forward to forward.
 struct RunContext {
@@ -68,6 +66,7 @@ struct RunContext {
   std::int32_t sm_count = 0;       ///< SMs a launch may occupy (max_sms applied)
   bool sm_limited = false;         ///< LayerOptions::max_sms is in force
   std::int32_t classes = 0;        ///< width_classes(spec).size()
+  std::int64_t max_width = 0;      ///< spec->max_width()
 };
 
 /// Enqueues one forward of args.tokens tokens (already validated by the engine; tokens ≥ 1), in chunks of

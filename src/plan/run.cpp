@@ -31,7 +31,7 @@ class ChunkRun {
         begin_(begin),
         tokens_(tokens),
         rows_(tokens * spec_.top_k),
-        layout_(workspace_layout(spec_, &kernels.config, tokens)),
+        layout_(workspace_layout(spec_, context.max_width, &kernels.config, tokens)),
         table_(spec_.num_experts()),
         workspace_(reinterpret_cast<std::uint64_t>(args.workspace)) {}
 
@@ -117,16 +117,16 @@ class ChunkRun {
     p.a = copied ? at<const void>(workspace_, layout_.y) : x();
     p.a_stride = copied ? spec_.hidden_size : x_stride();
     p.out = at<void>(workspace_, layout_.h);
-    p.out_stride = spec_.max_width();
+    p.out_stride = context_.max_width;
     const std::int64_t columns = model::tile_columns(spec_, model::GemmStage::fc1, config);
-    return launch(Stage::fc1, resident(Stage::fc1, tiles(config.block_m, columns, spec_.max_width())), p);
+    return launch(Stage::fc1, resident(Stage::fc1, tiles(config.block_m, columns, context_.max_width)), p);
   }
 
   Status fc2() noexcept {
     const GemmConfig& config = kernels_.config.fc2;
     abi::GemmParams p = gemm_params(layout_.fc2_tiles);
     p.a = at<const void>(workspace_, layout_.h);
-    p.a_stride = spec_.max_width();
+    p.a_stride = context_.max_width;
     p.out = at<void>(workspace_, layout_.y);
     p.out_stride = spec_.hidden_size;
     return launch(Stage::fc2, resident(Stage::fc2, tiles(config.block_m, config.block_n, spec_.hidden_size)),

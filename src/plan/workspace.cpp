@@ -1,5 +1,3 @@
-#include <fmt/format.h>
-
 #include <algorithm>
 
 #include "abi.cuh"
@@ -15,6 +13,11 @@ constexpr std::int64_t kSmallestBlockM = 16;
 }  // namespace
 
 WorkspaceLayout workspace_layout(const LayerSpec& spec, const LayerConfig* config, std::int64_t tokens) {
+  return workspace_layout(spec, spec.max_width(), config, tokens);
+}
+
+WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t max_width, const LayerConfig* config,
+                                 std::int64_t tokens) noexcept {
   WorkspaceLayout layout;
   std::size_t at = 0;
   const auto place = [&](std::int64_t count, std::size_t bytes) {
@@ -38,32 +41,10 @@ WorkspaceLayout workspace_layout(const LayerSpec& spec, const LayerConfig* confi
   layout.row_source = place(rows, sizeof(i32));
   layout.row_weight = place(rows, sizeof(float));
   layout.slot_row = place(rows, sizeof(i32));
-  layout.h = place(rows * spec.max_width(), 2);
+  layout.h = place(rows * max_width, 2);
   layout.y = place(rows * spec.hidden_size, 2);
   layout.total_bytes = at;
   return layout;
-}
-
-Result<std::int64_t> chunk_tokens(const LayerSpec& spec, std::int64_t tokens,
-                                  std::size_t max_workspace_bytes) {
-  const auto fits = [&](std::int64_t t) {
-    return workspace_layout(spec, nullptr, t).total_bytes <= max_workspace_bytes;
-  };
-  if (max_workspace_bytes == 0 || fits(tokens)) return tokens;
-  if (!fits(1)) {
-    return Error(ErrorCode::workspace_too_small,
-                 fmt::format("max_workspace_bytes = {}: one token needs {}", max_workspace_bytes,
-                             workspace_layout(spec, nullptr, 1).total_bytes));
-  }
-  // Monotonic in tokens: the largest count that fits.
-  std::int64_t low = 1, high = tokens;
-  while (high - low > 1) {
-    const std::int64_t mid = low + (high - low) / 2;
-    (fits(mid) ? low : high) = mid;
-  }
-  // Even chunks, so that the last is not a sliver.
-  const std::int64_t chunks = (tokens + low - 1) / low;
-  return (tokens + chunks - 1) / chunks;
 }
 
 }  // namespace varmoe::plan

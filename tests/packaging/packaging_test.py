@@ -17,6 +17,9 @@ SOURCE, BUILD = (pathlib.Path(a).resolve() for a in sys.argv[1:3])
 CMAKE, CC, CXX = sys.argv[3:6]
 del sys.argv[1:6]
 HERE = pathlib.Path(__file__).resolve().parent
+CACHE = (BUILD / "CMakeCache.txt").read_text()
+# A machine may have no other build program than the one this was built with.
+GENERATOR = re.search(r"^CMAKE_GENERATOR:\w+=(.+)$", CACHE, re.M).group(1)
 INTERNAL = r"(base|model|emit|compile|cubin|tuningdb|cuda|cpu|plan|tuner|engine|embedded|tools)"
 
 
@@ -120,7 +123,7 @@ class Packaging(unittest.TestCase):
         clash = self.root / "clash.c"
         self.assertGreater(clash_source(clash), 50)
         build = self.root / "find_package"
-        run(CMAKE, "-S", HERE / "find_package", "-B", build, f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DCLASH={clash}",
+        run(CMAKE, "-G", GENERATOR, "-S", HERE / "find_package", "-B", build, f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DCLASH={clash}",
             f"-DCMAKE_C_COMPILER={CC}", f"-DCMAKE_CXX_COMPILER={CXX}", "-DCMAKE_BUILD_TYPE=Debug")
         run(CMAKE, "--build", build, "-j", "2")
         for program in ("c_shared", "cpp_shared", "cpp_static"):
@@ -132,7 +135,7 @@ class Packaging(unittest.TestCase):
         (build / "source").mkdir(parents=True)
         (build / "source" / "CMakeLists.txt").write_text(
             "cmake_minimum_required(VERSION 3.22)\nproject(x LANGUAGES NONE)\nfind_package(varmoe_jit 0.2 REQUIRED)\n")
-        result = run(CMAKE, "-S", build / "source", "-B", build / "build", f"-DCMAKE_PREFIX_PATH={self.prefix}", check=False)
+        result = run(CMAKE, "-G", GENERATOR, "-S", build / "source", "-B", build / "build", f"-DCMAKE_PREFIX_PATH={self.prefix}", check=False)
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("0.2", result.stderr)
 
@@ -155,11 +158,9 @@ class Packaging(unittest.TestCase):
 
     def test_fault_45_add_subdirectory(self):
         build = self.root / "add_subdirectory"
-        cache = (BUILD / "CMakeCache.txt").read_text()
-        same = re.findall(r"^(VARMOE_(?:CUDA|NVRTC)_INCLUDE_DIR|CMAKE_CXX_COMPILER_LAUNCHER|CMAKE_GENERATOR):\w+=(.+)$", cache, re.M)
-        options = [f"-D{name}={value}" for name, value in same if name != "CMAKE_GENERATOR"]
-        generator = [value for name, value in same if name == "CMAKE_GENERATOR"]
-        run(CMAKE, "-G", *generator, "-S", HERE / "add_subdirectory", "-B", build, f"-DVARMOE_SOURCE={SOURCE}",
+        same = re.findall(r"^(VARMOE_(?:CUDA|NVRTC)_INCLUDE_DIR|CMAKE_CXX_COMPILER_LAUNCHER):\w+=(.+)$", CACHE, re.M)
+        options = [f"-D{name}={value}" for name, value in same]
+        run(CMAKE, "-G", GENERATOR, "-S", HERE / "add_subdirectory", "-B", build, f"-DVARMOE_SOURCE={SOURCE}",
             f"-DCMAKE_C_COMPILER={CC}", f"-DCMAKE_CXX_COMPILER={CXX}", "-DCMAKE_CXX_FLAGS=-O0", *options)
         run(CMAKE, "--build", build, "-j", "2", "--target", "host")
         self.run_consumer(build / "host")

@@ -75,7 +75,8 @@ struct Fixture {
     context.spec = &spec;
     context.expert_table = kTable;
     context.sm_count = kSms;
-    context.classes = 3;
+    context.max_width = spec.max_width();
+  context.classes = 3;
     kernels.config.fc1.block_m = 64;
     kernels.config.fc2.block_m = 32;
     kernels.config.fc2.block_n = 64;
