@@ -25,6 +25,10 @@ void* operator new(std::size_t size) {
   if (void* p = counted(size)) return p;
   throw std::bad_alloc();
 }
+// std::stable_sort's buffer comes from this one; what it gives must be what delete takes back.
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return counted(size);
+}
 void operator delete(void* p) noexcept {
   std::free(p);
 }
