@@ -24,6 +24,16 @@ VARMOE_SHARED_CODE constexpr i32 max_of(i32 a, i32 b) { return a > b ? a : b; }
 enum class Element : i32 { bf16 = 0, fp16 = 1 };
 
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
+/// A if kYes, else B; the standard's conditional_t, without its header.
+template <bool kYes, class A, class B>
+struct SelectType {
+  using type = A;
+};
+template <class A, class B>
+struct SelectType<false, A, B> {
+  using type = B;
+};
+
 /// Sixteen bytes: eight elements, the unit of every global access.
 struct alignas(16) Vec16 {
   u32 v[4];

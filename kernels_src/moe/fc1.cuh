@@ -5,8 +5,8 @@
 #include "prelude.cuh"
 #include "ptx/convert.cuh"
 #include "schedule/tile_map.cuh"
-#include "tile/operand_columns.cuh"
 #include "tile/operand_rows.cuh"
+#include "tile/operand_weights.cuh"
 
 // fc1: h[r, :] = activation(x[token(r)] · W1ᵀ of r's expert), rounded once.
 //
@@ -81,19 +81,10 @@ class Fc1 {
     VARMOE_DEVICE void copy_b(u32 tile, i32 k, i32 k_end) const { b_.copy(tile, k, k_end); }
 
    private:
-    template <bool kYes, class A, class B>
-    struct Select {
-      using type = A;
-    };
-    template <class A, class B>
-    struct Select<false, A, B> {
-      using type = B;
-    };
-    typename Select<Config::kFusedGather,
-                    tile::GatheredRows<Config::kBlockM, Config::kBlockK, kThreads, Layer::kTopK>,
-                    tile::StridedRows<Config::kBlockM, Config::kBlockK, kThreads, false>>::type a_;
-    typename Select<kKn, tile::StridedColumns<Config::kBlockN, Config::kBlockK, kThreads, kSplit>,
-                    tile::StridedRows<Config::kBlockN, Config::kBlockK, kThreads, kSplit>>::type b_;
+    typename SelectType<Config::kFusedGather,
+                        tile::GatheredRows<Config::kBlockM, Config::kBlockK, kThreads, Layer::kTopK>,
+                        tile::StridedRows<Config::kBlockM, Config::kBlockK, kThreads, false>>::type a_;
+    tile::WeightOperand<Config, kKn, kSplit, kThreads> b_;
   };
 
   VARMOE_DEVICE void epilogue(const schedule::OutputTile& t, typename Warp::Accumulator& acc) const {

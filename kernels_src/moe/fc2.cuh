@@ -5,8 +5,8 @@
 #include "prelude.cuh"
 #include "ptx/convert.cuh"
 #include "schedule/tile_map.cuh"
-#include "tile/operand_columns.cuh"
 #include "tile/operand_rows.cuh"
+#include "tile/operand_weights.cuh"
 
 // fc2: y[r, :] = weight(r) · (h[r, :] · W2ᵀ of r's expert), rounded to the output type. K is the expert's width: its tail is cut at
 // the width, with zeroes in both operands, since what lies behind may be a neighbour's NaN.
@@ -60,17 +60,8 @@ class Fc2 {
     VARMOE_DEVICE void copy_b(u32 tile, i32 k, i32 k_end) const { b_.copy(tile, k, k_end); }
 
    private:
-    template <bool kYes, class A, class B>
-    struct Select {
-      using type = A;
-    };
-    template <class A, class B>
-    struct Select<false, A, B> {
-      using type = B;
-    };
     tile::StridedRows<Config::kBlockM, Config::kBlockK, kThreads, false> a_;
-    typename Select<kKn, tile::StridedColumns<Config::kBlockN, Config::kBlockK, kThreads, false>,
-                    tile::StridedRows<Config::kBlockN, Config::kBlockK, kThreads, false>>::type b_;
+    tile::WeightOperand<Config, kKn, false, kThreads> b_;
   };
 
   VARMOE_DEVICE void epilogue(const schedule::OutputTile& t, typename Warp::Accumulator& acc) const {

@@ -47,7 +47,8 @@ class Compiler {
 Result<std::shared_ptr<Compiler>> load_nvrtc(const std::string& explicit_path);
 
 /// What to compile for a GPU of this arch ("sm_90a") with a compiler that knows `architectures`: the arch
-/// itself, or, for a GPU newer than the compiler, PTX of the newest architecture below it ("compute_90").
-std::string target_arch(const std::vector<int>& architectures, std::string_view arch);
+/// itself, or, for a GPU newer than the compiler, PTX of the newest architecture below it ("compute_90"), which the
+/// driver translates. unsupported when the compiler knows nothing that old.
+Result<std::string> target_arch(const std::vector<int>& architectures, std::string_view arch);
 
 }  // namespace varmoe::compile

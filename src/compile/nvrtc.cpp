@@ -345,16 +345,22 @@ std::shared_ptr<Nvrtc> open_candidate(const NvrtcCandidate& candidate, std::stri
 
 }  // namespace
 
-std::string target_arch(const std::vector<int>& architectures, std::string_view arch) {
+Result<std::string> target_arch(const std::vector<int>& architectures, std::string_view arch) {
   const int number = arch_number(arch);
-  if (number == 0 || std::find(architectures.begin(), architectures.end(), number) != architectures.end()) {
-    return std::string(arch);
+  if (number == 0) {
+    return Error(ErrorCode::internal, fmt::format("\"{}\" is not an architecture like sm_90a", arch));
   }
+  if (std::find(architectures.begin(), architectures.end(), number) != architectures.end()) return std::string(arch);
   int newest = 0;
   for (const int known : architectures) {
     if (known < number) newest = std::max(newest, known);
   }
-  return newest ? fmt::format("compute_{}", newest) : std::string(arch);
+  if (newest == 0) {
+    return Error(ErrorCode::unsupported,
+                 fmt::format("the NVRTC at hand makes no code for {}: its oldest architecture is sm_{}", arch,
+                             architectures.empty() ? 0 : *std::min_element(architectures.begin(), architectures.end())));
+  }
+  return fmt::format("compute_{}", newest);
 }
 
 Result<std::shared_ptr<Compiler>> load_nvrtc(const std::string& explicit_path) {

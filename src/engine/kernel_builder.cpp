@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <new>
 #include <utility>
 
@@ -40,24 +39,6 @@ void describe(const KernelBinary& binary, KernelReport& report) {
 
 }  // namespace
 
-Result<std::string> compile_target(std::string_view arch, const std::vector<int>& known) {
-  constexpr std::string_view prefix = "sm_";
-  int number = 0;
-  if (arch.substr(0, prefix.size()) == prefix)
-    std::from_chars(arch.data() + prefix.size(), arch.data() + arch.size(), number);
-  if (number <= 0)
-    return Error(ErrorCode::internal, fmt::format("\"{}\" is not an architecture like sm_90a", arch));
-  if (std::find(known.begin(), known.end(), number) != known.end()) return std::string(arch);
-  int newest = 0;
-  for (const int candidate : known)
-    if (candidate < number) newest = std::max(newest, candidate);
-  if (newest == 0)
-    return Error(ErrorCode::unsupported,
-                 fmt::format("the NVRTC at hand makes no code for {}: its oldest architecture is sm_{}", arch,
-                             known.empty() ? 0 : *std::min_element(known.begin(), known.end())));
-  return fmt::format("compute_{}", newest);
-}
-
 KernelBuilder::KernelBuilder(BuilderSettings settings) : settings_(std::move(settings)) {}
 
 Result<std::shared_ptr<const KernelUnit>> KernelBuilder::unit(const LayerSpec& spec,
@@ -92,7 +73,7 @@ Result<std::shared_ptr<const KernelUnit>> KernelBuilder::unit(const LayerSpec& s
 Result<KernelBinary> KernelBuilder::compile(const KernelUnit& unit, const std::atomic<bool>* cancel) {
   auto compiler = settings_.compiler->load();
   if (!compiler) return std::move(compiler).error();
-  auto target = compile_target(settings_.arch, (*compiler)->architectures());
+  auto target = compile::target_arch((*compiler)->architectures(), settings_.arch);
   if (!target) return std::move(target).error();
   const bool native = *target == settings_.arch;
   if (!native)

@@ -99,8 +99,4 @@ class KernelBuilder {
   std::unordered_set<std::string> dumped_;
 };
 
-/// "sm_90a" on a compiler that knows 90: itself. "sm_130" on one whose newest is 120: "compute_120", PTX that
-/// the driver translates. unsupported when the compiler knows nothing that old.
-Result<std::string> compile_target(std::string_view arch, const std::vector<int>& known_architectures);
-
 }  // namespace varmoe::engine

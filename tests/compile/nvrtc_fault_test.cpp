@@ -89,12 +89,13 @@ TEST_CASE("a GPU newer than the compiler gets PTX of the newest architecture bel
   REQUIRE(!refused.ok());
   CHECK(refused.error().code() == ErrorCode::unsupported);
   CHECK(contains(refused.error().message(), "compute_120"));
-  CHECK(target_arch(compiler->architectures(), "sm_90a") == "sm_90a");
-  CHECK(target_arch(compiler->architectures(), "sm_130") == "compute_120");
-  CHECK(target_arch({80, 90}, "sm_89") == "compute_80");
-  CHECK(target_arch({80, 90}, "sm_75") == "sm_75");
+  CHECK(*target_arch(compiler->architectures(), "sm_90a") == "sm_90a");
+  CHECK(*target_arch(compiler->architectures(), "sm_130") == "compute_120");
+  CHECK(*target_arch({80, 90}, "sm_89") == "compute_80");
+  CHECK(target_arch({80, 90}, "sm_75").error().code() == ErrorCode::unsupported);
+  CHECK_FALSE(target_arch({80, 90}, "ninety").ok());
   const auto ptx =
-      compiler->compile(small_request("kernel", target_arch(compiler->architectures(), "sm_130")));
+      compiler->compile(small_request("kernel", *target_arch(compiler->architectures(), "sm_130")));
   REQUIRE(ptx.ok());
   CHECK(ptx->is_ptx);
   CHECK(ptx->image.back() == std::byte{0});

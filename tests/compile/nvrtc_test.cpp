@@ -133,7 +133,7 @@ TEST_CASE(
 TEST_CASE("NVRTC: PTX for a newer GPU") {
   const auto compiler = real();
   if (!compiler) return;
-  const auto arch = target_arch(compiler->architectures(), "sm_9990");
+  const std::string arch = target_arch(compiler->architectures(), "sm_9990").value();
   CHECK(arch.starts_with("compute_"));
   const auto binary = compiler->compile(small_request("kernel", arch));
   REQUIRE(binary.ok());

@@ -47,7 +47,7 @@ Result<KernelBinary> compile_kernel(const engine::Toolchain& toolchain, const em
                                     const std::string& arch, bool ptx) {
   auto compiler = toolchain.compiler->load();
   if (!compiler) return compiler.error();
-  auto target = engine::compile_target(arch, (*compiler)->architectures());
+  auto target = compile::target_arch((*compiler)->architectures(), arch);
   if (!target) return target.error();
   if (ptx && target->rfind("sm_", 0) == 0) target = "compute_" + target->substr(3);
   return (*compiler)->compile({kernel.text, kernel.headers, kernel.options, *target, kernel.entry_name,
