@@ -163,7 +163,7 @@ class Compile(Story):
         self.assertTrue(summary and summary[0]["interrupted"])
         self.assertGreaterEqual(self.summary(self.tune(*many))["hits"], done)
 
-    def test_fault_08_damaged_entries_are_made_again(self):
+    def test_fault_16_damaged_entries_are_made_again(self):
         first = self.compile()
         victim = sorted(self.cache.rglob("*.vmc1"))[0]
         data = bytearray(victim.read_bytes())
