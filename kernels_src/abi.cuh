@@ -23,9 +23,14 @@ using u64 = unsigned long long;
 namespace varmoe::abi {
 
 /// Raised whenever a structure below changes meaning.
-inline constexpr int kAbiVersion = 1;
+inline constexpr int kAbiVersion = 2;
 /// Width classes that a specialised kernel may have.
 inline constexpr int kMaxClasses = 16;
+
+/// A CUtensorMap, opaque: made by the driver on the host, read by the copy engine. 128-aligned in CUDA 13, 64 before.
+struct alignas(128) TensorMap {
+  u64 opaque[16];
+};
 
 /// One expert of a bound layer. Addresses of 16-byte aligned matrices; strides in elements.
 struct alignas(16) ExpertEntry {
@@ -36,6 +41,8 @@ struct alignas(16) ExpertEntry {
   i64 fc2_stride;
   i32 width;       // I_e
   i32 width_class; // index into the class list, widest first; 0 in runtime-width layers
+  i32 up_first;    // the up matrix lies before the gate matrix, so tensor maps list it first
+  i32 reserved[3];
 };
 
 /// Up to block_m consecutive routed rows of one expert.
@@ -51,20 +58,20 @@ struct TileCounts {
   i32 fc1_begin[kMaxClasses + 1];
   i32 fc2_begin[kMaxClasses + 1];
   i32 rows;        // valid routed rows
+  i32 fc1_tickets; // output tiles handed out so far beyond the first of each block; the sort zeroes them
+  i32 fc2_tickets;
   i32 reserved;
 };
 
 /// Parameters of the three sort kernels.
 struct SortParams {
   const void* topk_ids;          // [tokens, k] int32 or int64
-  const float* topk_weights;     // [tokens, k]
   const i32* token_count;        // device-side token count of the whole batch, or null
   const ExpertEntry* experts;    // [E]
   const i32* expert_order;       // [E] experts by class, widest class first, then by index
   const i32* class_begin;        // [classes + 1] into expert_order
   i32* expert_offsets;           // [E + 1] first row of each expert
   i32* row_source;               // [rows] row → token·k + slot
-  float* row_weight;             // [rows] routing weight of each row
   i32* slot_row;                 // [tokens·k] token·k + slot → row, or −1
   i32* block_histogram;          // [blocks, E], two-launch sort only
   RowTile* fc1_tiles;
@@ -77,6 +84,8 @@ struct SortParams {
   i32 slots_per_block;           // two-launch sort: routed slots that one block handles
   i32 fc1_block_m;
   i32 fc2_block_m;
+  i32 fc1_row_step;              // an expert's row tiles are equally tall but for this rounding; block_m: all but its last are full
+  i32 fc2_row_step;
   i32 fc1_tile_columns;          // columns of h per output tile; 0 unless runtime-width
   i32 classes;
 };
@@ -90,6 +99,20 @@ struct GatherParams {
   i64 x_stride;
 };
 
+/// Parameters of the combine kernel: out[t] (+)= Σ_slot weight[t·k + slot]·y[slot_row[t·k + slot]], ascending slot.
+struct CombineParams {
+  const void* y;                 // [rows, H] contiguous
+  void* out;
+  const i32* slot_row;
+  const float* topk_weights;     // [tokens, k]
+  const i32* token_count;
+  i64 out_stride;
+  i32 tokens;
+  i32 token_begin;
+  i32 accumulate;
+  i32 reserved;
+};
+
 /// Parameters of fc1 and fc2.
 struct GemmParams {
   const void* a;                 // fc1: x, or its gathered copy; fc2: h
@@ -98,25 +121,14 @@ struct GemmParams {
   const RowTile* tiles;
   const TileCounts* tile_counts;
   const i32* row_source;
-  const float* row_weight;       // fc2: [rows]
   const i32* expert_offsets;     // runtime-width fc1
   const i32* expert_order;       // runtime-width fc1
   const i32* tile_prefix;        // runtime-width fc1
   i64 a_stride;                  // elements
   i64 out_stride;                // elements
-};
-
-/// Parameters of the combine kernel: out[t] (+)= Σ_slot y[slot_row[t·k + slot]], ascending slot.
-struct CombineParams {
-  const void* y;                 // [rows, H] contiguous
-  void* out;
-  const i32* slot_row;
-  const i32* token_count;
-  i64 out_stride;
-  i32 tokens;
-  i32 token_begin;
-  i32 accumulate;
-  i32 reserved;
+  const TensorMap* weight_maps;  // [E] wgmma: fc1's or fc2's weights
+  i32* tickets;                  // wgmma: in tile_counts
+  TensorMap row_map;             // wgmma, rows by box: a as [rows, K]
 };
 
 }  // namespace varmoe::abi

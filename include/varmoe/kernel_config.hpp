@@ -13,7 +13,9 @@ namespace varmoe {
 
 /// Which main loop a GEMM kernel has.
 enum class Schedule : std::uint8_t {
-  mma_sync,  ///< portable: mma.sync + ldmatrix + cp.async, sm_80 and newer
+  mma_sync,        ///< portable: mma.sync + ldmatrix + cp.async, sm_80 and newer
+  wgmma,           ///< Hopper (sm_90a): wgmma, copy engine, two warpgroups on one tile
+  wgmma_pingpong,  ///< Hopper: two warpgroups on alternate tiles, one storing while the other multiplies
 };
 
 /// How fc1 reads its rows of x.
@@ -22,7 +24,8 @@ enum class GatherMode : std::uint8_t {
   copy,   ///< from a copy made by the gather kernel
 };
 
-/// Config of a grouped GEMM (fc1 or fc2).
+/// Config of a grouped GEMM (fc1 or fc2). The wgmma schedules take block_k = 64, warps_m = 1, warps_n = 8 (ping-pong: 2 and 4) and
+/// ctas_per_sm = 1; row_step is theirs alone.
 struct GemmConfig {
   Schedule schedule = Schedule::mma_sync;
   std::int32_t block_m = 128;      ///< routed rows per tile
@@ -33,6 +36,8 @@ struct GemmConfig {
   std::int32_t warps_n = 2;        ///< warps along block_n
   std::int32_t ctas_per_sm = 1;    ///< resident blocks per SM that registers are limited for
   std::int32_t raster = 8;         ///< row tiles per group of the L2 raster; 1 walks each row tile alone
+  /// Rows of a tile are multiplied in steps of this many; an expert's tiles are equally tall but for it.
+  std::int32_t row_step = 16;
   GatherMode gather = GatherMode::fused;  ///< fc1 only
   bool operator==(const GemmConfig&) const = default;
 };
@@ -66,7 +71,7 @@ struct LayerConfig {
 /// Where a config came from, best first: how a look-up was answered.
 enum class ConfigSource : std::uint8_t { override_, tuned, predicted };
 
-/// "block_m=128,block_n=256,block_k=64,stages=4,warps_m=2,warps_n=4,ctas_per_sm=1,raster=8,gather=fused": the grammar of
+/// "schedule=wgmma,block_m=256,block_n=128,block_k=64,stages=4,warps_m=1,warps_n=8,ctas_per_sm=1,raster=8,row_step=16,gather=fused": the grammar of
 /// VARMOE_FC1_CONFIG, of the API and of the command line. Every key, in this order.
 VARMOE_API std::string to_string(const GemmConfig& config);
 

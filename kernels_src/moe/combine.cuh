@@ -2,9 +2,10 @@
 
 #include "prelude.cuh"
 #include "ptx/convert.cuh"
+#include "ptx/grid_dependency.cuh"
 #include "ptx/memory.cuh"
 
-// out[t] (+)= Σ_slot y[slot_row[t·k + slot]] in fp32, ascending slot; weights were applied by fc2. Deterministic: one thread sums
+// out[t] (+)= Σ_slot weight[t·k + slot]·y[slot_row[t·k + slot]] in fp32, ascending slot. Deterministic: one thread sums
 // one 16-byte chunk of one token. Slots without a row (an id of −1 or ≥ E) add nothing; a token with none gets zeroes.
 namespace varmoe::moe {
 
@@ -13,6 +14,7 @@ VARMOE_DEVICE void combine(const abi::CombineParams& p) {
   constexpr i32 kChunks = Layer::kHidden / 8;
   constexpr int kTopK = Layer::kTopK;
   constexpr int kInFlight = kTopK < 8 ? kTopK : 8;
+  ptx::follow_earlier_kernels();
   i32 tokens = p.tokens;
   if (p.token_count != nullptr) tokens = max_of(0, min_of(tokens, *p.token_count - p.token_begin));
   const i64 total = static_cast<i64>(tokens) * kChunks;
@@ -21,16 +23,20 @@ VARMOE_DEVICE void combine(const abi::CombineParams& p) {
     const i32 token = static_cast<i32>(i / kChunks);
     const i32 chunk = static_cast<i32>(i - static_cast<i64>(token) * kChunks);
     const i32* slots = p.slot_row + static_cast<i64>(token) * kTopK;
+    const float* weights = p.topk_weights + static_cast<i64>(token) * kTopK;
     const char* column = static_cast<const char*>(p.y) + static_cast<i64>(chunk) * 16;
     float sum[8] = {};
     // No full unrolling over large k: kInFlight rows are read ahead, then added in order.
 #pragma unroll 1
     for (int s0 = 0; s0 < kTopK; s0 += kInFlight) {
       Vec16 v[kInFlight];
+      float weight[kInFlight];
 #pragma unroll
       for (int s = 0; s < kInFlight; ++s) {
         const i32 row = kTopK % kInFlight == 0 || s0 + s < kTopK ? slots[s0 + s] : -1;
         v[s] = Vec16{{0, 0, 0, 0}};
+        // Slots without a row may carry any weight, NaN too.
+        weight[s] = row >= 0 ? weights[s0 + s] : 0.0f;
         if (row >= 0) v[s] = ptx::load16_streaming(column + static_cast<i64>(row) * (Layer::kHidden * 2));
       }
 #pragma unroll
@@ -39,8 +45,8 @@ VARMOE_DEVICE void combine(const abi::CombineParams& p) {
         for (int c = 0; c < 4; ++c) {
           float lo, hi;
           ptx::unpack2<Layer::kElement>(lo, hi, v[s].v[c]);
-          sum[2 * c] += lo;
-          sum[2 * c + 1] += hi;
+          sum[2 * c] += weight[s] * lo;
+          sum[2 * c + 1] += weight[s] * hi;
         }
       }
     }

@@ -4,6 +4,7 @@
 #include "mma/sm80_gemm.cuh"
 #include "prelude.cuh"
 #include "ptx/convert.cuh"
+#include "ptx/grid_dependency.cuh"
 #include "schedule/tile_map.cuh"
 #include "tile/operand_rows.cuh"
 #include "tile/operand_weights.cuh"
@@ -42,7 +43,7 @@ class Fc1 {
 
   VARMOE_DEVICE schedule::OutputTile tile(i32 index) const {
     if constexpr (Layer::kClasses == 0) {
-      return schedule::fc1_tile_runtime<Layer, kColumns, Config::kBlockM, Config::kRaster>(
+      return schedule::fc1_tile_runtime<Layer, kColumns, Config::kBlockM, Config::kBlockM, Config::kRaster>(
           p.tile_prefix, p.expert_order, p.expert_offsets, p.experts, index);
     } else {
       return schedule::fc1_tile<Layer, kColumns, Config::kRaster>(p.tile_counts->fc1_begin, p.tiles, index);
@@ -137,6 +138,7 @@ class Fc1 {
 template <class Layer, class Config>
 VARMOE_DEVICE void fc1(const abi::GemmParams& params) {
   extern __shared__ Vec16 shared[];
+  ptx::follow_earlier_kernels();
   const Fc1<Layer, Config> problem(params);
   mma::Sm80Gemm<Fc1<Layer, Config>>(problem, ptx::shared_address(shared)).run();
 }

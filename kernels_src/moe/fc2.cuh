@@ -4,11 +4,12 @@
 #include "mma/sm80_gemm.cuh"
 #include "prelude.cuh"
 #include "ptx/convert.cuh"
+#include "ptx/grid_dependency.cuh"
 #include "schedule/tile_map.cuh"
 #include "tile/operand_rows.cuh"
 #include "tile/operand_weights.cuh"
 
-// fc2: y[r, :] = weight(r) · (h[r, :] · W2ᵀ of r's expert), rounded to the output type. K is the expert's width: its tail is cut at
+// fc2: y[r, :] = h[r, :] · W2ᵀ of r's expert, rounded to the output type; the combine weights it. K is the expert's width: its tail is cut at
 // the width, with zeroes in both operands, since what lies behind may be a neighbour's NaN.
 namespace varmoe::moe {
 
@@ -52,9 +53,6 @@ class Fc2 {
       const i64 skip = kKn ? static_cast<i64>(column) * 2 : column * e.fc2_stride * 2;
       const char* down = reinterpret_cast<const char*>(e.down) + skip;
       b_.point_at(down, down, e.fc2_stride, Layer::kHidden - column);
-      // The epilogue will want these: one 128-byte line holds 32 rows' weights.
-      const i32 r = static_cast<i32>(threadIdx.x) * 32;
-      if (r < t.rows + 31) ptx::prefetch_l1(p.row_weight + t.row_begin + min_of(r, t.rows - 1));
     }
     VARMOE_DEVICE void copy_a(u32 tile, i32 k, i32 k_end) const { a_.copy(tile, k, k_end); }
     VARMOE_DEVICE void copy_b(u32 tile, i32 k, i32 k_end) const { b_.copy(tile, k, k_end); }
@@ -72,7 +70,6 @@ class Fc2 {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const i32 r = lane_row + i * 16 + half * 8;
-        const float w = ptx::load_in_place(p.row_weight + t.row_begin + min_of(r, t.rows - 1));
         char* row = static_cast<char*>(p.out) + (static_cast<i64>(t.row_begin + r) * p.out_stride + column) * 2;
         u32 v[2 * Warp::kPairs];
 #pragma unroll
@@ -80,7 +77,7 @@ class Fc2 {
 #pragma unroll
           for (int b = 0; b < 2; ++b) {
             const float* d = acc[i][j][b] + 2 * half;
-            v[2 * j + b] = ptx::pack2<kElement>(w * d[0], w * d[1]);
+            v[2 * j + b] = ptx::pack2<kElement>(d[0], d[1]);
           }
         }
         epilogue::store_row_blocks(row, v, Layer::kHidden - column, r < t.rows);
@@ -96,6 +93,7 @@ class Fc2 {
 template <class Layer, class Config>
 VARMOE_DEVICE void fc2(const abi::GemmParams& params) {
   extern __shared__ Vec16 shared[];
+  ptx::follow_earlier_kernels();
   const Fc2<Layer, Config> problem(params);
   mma::Sm80Gemm<Fc2<Layer, Config>>(problem, ptx::shared_address(shared)).run();
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "prelude.cuh"
+#include "ptx/grid_dependency.cuh"
 #include "ptx/memory.cuh"
 
 // Copies rows of x into expert order: out[r] = x[row_source[r] / k]. One 16-byte chunk a thread and step, several in flight.
@@ -10,6 +11,7 @@ template <class Layer, int kThreads>
 VARMOE_DEVICE void gather(const abi::GatherParams& p) {
   constexpr i32 kChunks = Layer::kHidden / 8;
   constexpr int kInFlight = 4;
+  ptx::follow_earlier_kernels();
   const i64 total = static_cast<i64>(p.tile_counts->rows) * kChunks;
   const i64 step = static_cast<i64>(gridDim.x) * kThreads;
   for (i64 first = static_cast<i64>(blockIdx.x) * kThreads + threadIdx.x; first < total; first += kInFlight * step) {

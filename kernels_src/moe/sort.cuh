@@ -1,12 +1,14 @@
 #pragma once
 
 #include "prelude.cuh"
+#include "ptx/grid_dependency.cuh"
+#include "schedule/row_tiles.cuh"
 
 // Stable counting sort of the routed slots (token·k + slot) by expert, without atomics on shared state: every count has one owner, so
 // the order, and with it every later bit, is the same on each run.
 //
 // Small batches: one block does it all (sort_single). Larger ones: sort_count writes a histogram per block of slots, sort_scatter
-// sums the histograms before its own and places its slots; its last block also writes the tile lists.
+// sums the histograms before its own and places its slots; a block of its own writes the tile lists.
 namespace varmoe::moe {
 
 template <class Layer, int kThreads>
@@ -100,7 +102,6 @@ struct Sort {
         p.slot_row[slot] = row;
         if (row >= 0) {
           p.row_source[row] = slot;
-          p.row_weight[row] = p.topk_weights[slot];
         }
       }
     }
@@ -151,10 +152,11 @@ struct Sort {
     __syncthreads();
   }
 
-  VARMOE_DEVICE static void write_tiles(abi::RowTile* list, i32 first, i32 begin, i32 rows, i32 block_m, i32 expert, i32 c) {
+  VARMOE_DEVICE static void write_tiles(abi::RowTile* list, i32 first, i32 begin, i32 rows, i32 block_m, i32 step, i32 expert, i32 c) {
     const i32 tiles = ceil_div(rows, block_m);
+    const i32 height = schedule::row_tile_height(rows, tiles, step);
     for (i32 t = lane(); t < tiles; t += 32) {
-      list[first + t] = abi::RowTile{expert, begin + t * block_m, min_of(block_m, rows - t * block_m), c};
+      list[first + t] = abi::RowTile{expert, begin + t * height, min_of(height, rows - t * height), c};
     }
   }
 
@@ -164,8 +166,8 @@ struct Sort {
     for (i32 i = warp(); i < kExperts; i += kWarps) {
       const i32 e = p.expert_order[i];
       const i32 c = p.experts[e].width_class;
-      write_tiles(p.fc1_tiles, s.fc1_first[i], s.offset[e], s.total[e], p.fc1_block_m, e, c);
-      write_tiles(p.fc2_tiles, s.fc2_first[i], s.offset[e], s.total[e], p.fc2_block_m, e, c);
+      write_tiles(p.fc1_tiles, s.fc1_first[i], s.offset[e], s.total[e], p.fc1_block_m, p.fc1_row_step, e, c);
+      write_tiles(p.fc2_tiles, s.fc2_first[i], s.offset[e], s.total[e], p.fc2_block_m, p.fc2_row_step, e, c);
     }
     for (i32 c = threadIdx.x; c <= p.classes; c += kThreads) {
       const i32 position = p.class_begin[c];
@@ -174,6 +176,8 @@ struct Sort {
     }
     if (threadIdx.x == 0) {
       p.tile_counts->rows = s.offset[kExperts];
+      p.tile_counts->fc1_tickets = 0;
+      p.tile_counts->fc2_tickets = 0;
       p.tile_counts->reserved = 0;
     }
     if (p.fc1_tile_columns > 0) {
@@ -187,6 +191,7 @@ VARMOE_DEVICE void sort_single(const abi::SortParams& p) {
   using S = Sort<Layer, kThreads>;
   extern __shared__ Vec16 shared[];
   auto& s = *reinterpret_cast<typename S::Shared*>(shared);
+  ptx::follow_earlier_kernels();
   const i32 n = S::slots(p);
   S::count(p, s, 0, n);
   for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) {
@@ -207,6 +212,7 @@ VARMOE_DEVICE void sort_count(const abi::SortParams& p) {
   using S = Sort<Layer, kThreads>;
   extern __shared__ Vec16 shared[];
   auto& s = *reinterpret_cast<typename S::Shared*>(shared);
+  ptx::follow_earlier_kernels();
   const i32 n = S::slots(p);
   const i32 begin = min_of(n, static_cast<i32>(blockIdx.x) * p.slots_per_block);
   S::count(p, s, begin, min_of(n, begin + p.slots_per_block));
@@ -223,11 +229,14 @@ VARMOE_DEVICE void sort_scatter(const abi::SortParams& p) {
   using S = Sort<Layer, kThreads>;
   extern __shared__ Vec16 shared[];
   auto& s = *reinterpret_cast<typename S::Shared*>(shared);
+  ptx::follow_earlier_kernels();
+  // One block more than there are blocks of slots: it writes the schedule while the others place their slots.
+  const i32 blocks = static_cast<i32>(gridDim.x) - 1, block = static_cast<i32>(blockIdx.x);
+  const bool schedules = block == blocks;
   const i32 n = S::slots(p);
-  const i32 blocks = static_cast<i32>(gridDim.x), block = static_cast<i32>(blockIdx.x);
   const i32 begin = min_of(n, block * p.slots_per_block);
   const i32 end = min_of(n, begin + p.slots_per_block);
-  S::count(p, s, begin, end);
+  if (!schedules) S::count(p, s, begin, end);
   // fc1_outputs serves as scratch for the rows that earlier blocks hold.
   for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) {
     i32 before = 0, total = 0;
@@ -241,14 +250,12 @@ VARMOE_DEVICE void sort_scatter(const abi::SortParams& p) {
     s.fc1_outputs[e] = before;
   }
   __syncthreads();
-  const bool last = block == blocks - 1;
-  S::scan_all(p, s, false);
-  S::positions(s, [&](i32 e) { return s.offset[e] + s.fc1_outputs[e]; });
-  S::place(p, s, begin, end);
-  if (last) {
-    __syncthreads();
-    S::scan_all(p, s, true);
+  S::scan_all(p, s, schedules);
+  if (schedules) {
     S::write_schedule(p, s);
+  } else {
+    S::positions(s, [&](i32 e) { return s.offset[e] + s.fc1_outputs[e]; });
+    S::place(p, s, begin, end);
   }
 }
 

@@ -15,15 +15,6 @@ VARMOE_DEVICE Vec16 load16_streaming(const void* p) {
   return d;
 }
 
-/// A load that stays where it is written: the compiler neither hoists nor batches it, so it holds one register for a short time.
-VARMOE_DEVICE float load_in_place(const float* p) {
-  float v;
-  asm volatile("ld.global.f32 %0, [%1];\n" : "=f"(v) : "l"(p) : "memory");
-  return v;
-}
-
-VARMOE_DEVICE void prefetch_l1(const void* p) { asm volatile("prefetch.global.L1 [%0];\n" ::"l"(p)); }
-
 VARMOE_DEVICE void store16(void* p, const Vec16& d) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};\n" ::"l"(p), "r"(d.v[0]), "r"(d.v[1]), "r"(d.v[2]), "r"(d.v[3])
                : "memory");

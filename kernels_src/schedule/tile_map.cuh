@@ -2,6 +2,7 @@
 
 #include "prelude.cuh"
 #include "schedule/raster.cuh"
+#include "schedule/row_tiles.cuh"
 
 // From the index of an output tile to what it computes. `Layer` (emitted) has kClasses and width(class); with kClasses = 0 widths
 // come from the device table (the runtime-width kernels). Shared with the host, whose tests walk whole layers.
@@ -53,20 +54,24 @@ VARMOE_SHARED_CODE OutputTile fc1_tile(const i32* begin, const abi::RowTile* til
   return {t.expert, t.row_begin, t.rows, at.column_tile, width};
 }
 
+/// K of fc2.
+template <class Layer>
+VARMOE_SHARED_CODE i32 fc2_width(const abi::RowTile& t, const abi::ExpertEntry* experts) {
+  if constexpr (Layer::kClasses == 0) {
+    return experts[t.expert].width;
+  } else if constexpr (Layer::kClasses == 1) {
+    return Layer::width(0);
+  } else {
+    return Layer::width(t.width_class);
+  }
+}
+
 /// fc2's columns are H for every expert: one region, closed form. Only K differs by class.
 template <class Layer, int kColumns, int kGroup>
 VARMOE_SHARED_CODE OutputTile fc2_tile(const abi::RowTile* tiles, const abi::ExpertEntry* experts, i32 row_tiles, i32 index) {
   const TileCoordinate at = raster<kGroup>(index, row_tiles, ceil_div(Layer::kHidden, kColumns));
   const abi::RowTile t = tiles[at.row_tile];
-  i32 width;
-  if constexpr (Layer::kClasses == 0) {
-    width = experts[t.expert].width;
-  } else if constexpr (Layer::kClasses == 1) {
-    width = Layer::width(0);
-  } else {
-    width = Layer::width(t.width_class);
-  }
-  return {t.expert, t.row_begin, t.rows, at.column_tile, width};
+  return {t.expert, t.row_begin, t.rows, at.column_tile, fc2_width<Layer>(t, experts)};
 }
 
 /// The last position p of [0, n) with prefix[p] ≤ value, where prefix ascends and prefix[n] > value.
@@ -84,7 +89,7 @@ VARMOE_SHARED_CODE i32 upper_position(const i32* prefix, i32 n, i32 value) {
 }
 
 /// fc1 of a runtime-width layer: a search over the experts, then closed form within one.
-template <class Layer, int kColumns, int kBlockM, int kGroup>
+template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup>
 VARMOE_SHARED_CODE OutputTile fc1_tile_runtime(const i32* prefix, const i32* expert_order, const i32* expert_offsets,
                                                const abi::ExpertEntry* experts, i32 index) {
   const i32 p = upper_position(prefix, Layer::kExperts, index);
@@ -92,9 +97,11 @@ VARMOE_SHARED_CODE OutputTile fc1_tile_runtime(const i32* prefix, const i32* exp
   const i32 begin = expert_offsets[expert];
   const i32 rows = expert_offsets[expert + 1] - begin;
   const i32 width = experts[expert].width;
-  const TileCoordinate at = raster<kGroup>(index - prefix[p], ceil_div(rows, kBlockM), ceil_div(width, kColumns));
-  const i32 first = at.row_tile * kBlockM;
-  return {expert, begin + first, min_of(kBlockM, rows - first), at.column_tile, width};
+  const i32 row_tiles = ceil_div(rows, kBlockM);
+  const TileCoordinate at = raster<kGroup>(index - prefix[p], row_tiles, ceil_div(width, kColumns));
+  const i32 height = row_tile_height(rows, row_tiles, kRowStep);
+  const i32 first = at.row_tile * height;
+  return {expert, begin + first, min_of(height, rows - first), at.column_tile, width};
 }
 
 }  // namespace varmoe::schedule

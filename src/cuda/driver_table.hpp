@@ -33,6 +33,7 @@
   X(cuFuncSetAttribute)                          \
   X(cuOccupancyMaxActiveBlocksPerMultiprocessor) \
   X(cuLaunchKernelEx)                            \
+  X(cuTensorMapEncodeTiled)                      \
   X(cuMemAlloc)                                  \
   X(cuMemFree)                                   \
   X(cuMemAllocHost)                              \

@@ -6,6 +6,7 @@
 #include "emit/kernel_sources.hpp"
 #include "emit/layer_traits.hpp"
 #include "emit/sort_shape.hpp"
+#include "emit/wgmma_text.hpp"
 #include "model/config_space.hpp"
 
 namespace varmoe::emit {
@@ -18,7 +19,8 @@ struct StageText {
   std::string call;
 };
 
-StageText stage_text(Stage stage, std::int32_t block_threads) {
+StageText stage_text(Stage stage, const KernelRequest& request, std::int32_t block_threads) {
+  const bool wgmma = model::uses_wgmma(request.gemm);
   switch (stage) {
     case Stage::sort_single:
       return {"moe/sort.cuh", "SortParams", fmt::format("sort_single<Layer, {}>", block_threads)};
@@ -31,11 +33,32 @@ StageText stage_text(Stage stage, std::int32_t block_threads) {
     case Stage::combine:
       return {"moe/combine.cuh", "CombineParams", fmt::format("combine<Layer, {}>", block_threads)};
     case Stage::fc1:
-      return {"moe/fc1.cuh", "GemmParams", "fc1<Layer, Config>"};
+      return wgmma ? StageText{"moe/fc1_sm90.cuh", "GemmParams", "fc1_sm90<Layer, Config>"}
+                   : StageText{"moe/fc1.cuh", "GemmParams", "fc1<Layer, Config>"};
     case Stage::fc2:
-      return {"moe/fc2.cuh", "GemmParams", "fc2<Layer, Config>"};
+      return wgmma ? StageText{"moe/fc2_sm90.cuh", "GemmParams", "fc2_sm90<Layer, Config>"}
+                   : StageText{"moe/fc2.cuh", "GemmParams", "fc2<Layer, Config>"};
   }
   return {};
+}
+
+const char* boolean(bool value) {
+  return value ? "true" : "false";
+}
+
+model::GemmStage gemm_stage(Stage stage) {
+  return stage == Stage::fc1 ? model::GemmStage::fc1 : model::GemmStage::fc2;
+}
+
+std::string wgmma_traits(const LayerSpec& spec, Stage stage, const GemmConfig& c) {
+  return fmt::format(
+             "struct Config {{\n"
+             "  static constexpr int kBlockM = {}, kBlockN = {}, kStages = {}, kRowStep = {}, kRaster = {}, kStagingBytes = {};\n"
+             "  static constexpr bool kPingPong = {}, kGatherRows = {};\n}};\n",
+             c.block_m, c.block_n, c.stages, c.row_step, c.raster, model::wgmma_staging_bytes(spec, gemm_stage(stage), c),
+             boolean(c.schedule == Schedule::wgmma_pingpong), boolean(stage == Stage::fc1 && c.gather == GatherMode::fused)) +
+         fmt::format("static_assert(varmoe::mma::Sm90Shared<Config>::kBytes == {}, \"shared memory differs from the host's\");\n",
+                     model::wgmma_smem_bytes(spec, gemm_stage(stage), c));
 }
 
 std::string config_traits(Stage stage, const GemmConfig& c) {
@@ -46,7 +69,7 @@ std::string config_traits(Stage stage, const GemmConfig& c) {
       c.block_m, c.block_n, c.block_k, c.stages, c.warps_m, c.warps_n, c.raster);
   if (stage == Stage::fc1) {
     s += fmt::format("  static constexpr bool kFusedGather = {};\n",
-                     c.gather == GatherMode::fused ? "true" : "false");
+                     boolean(c.gather == GatherMode::fused));
   }
   return s + "};\n";
 }
@@ -54,6 +77,10 @@ std::string config_traits(Stage stage, const GemmConfig& c) {
 std::string config_name(const KernelRequest& r) {
   if (r.stage != Stage::fc1 && r.stage != Stage::fc2) return fmt::format("t{}", r.block_threads);
   const GemmConfig& c = r.gemm;
+  if (model::uses_wgmma(c)) {
+    return fmt::format("{}_m{}n{}s{}r{}t{}{}{}", to_string(c.schedule), c.block_m, c.block_n, c.stages, c.raster, c.row_step,
+                       r.stage == Stage::fc1 && c.gather == GatherMode::copy ? "_copied" : "", r.runtime_width ? "_anywidth" : "");
+  }
   return fmt::format("m{}n{}k{}s{}w{}x{}c{}r{}{}{}", c.block_m, c.block_n, c.block_k, c.stages, c.warps_m,
                      c.warps_n, c.ctas_per_sm, c.raster,
                      r.stage == Stage::fc1 && c.gather == GatherMode::copy ? "_copied" : "",
@@ -70,8 +97,7 @@ Status check_request(const LayerSpec& spec, const KernelRequest& r) {
               "{} distinct widths; specialised kernels take up to {}, more need the runtime-width kernels",
               width_classes(spec).size(), kMaxWidthClasses));
     }
-    return model::check_gemm_shape(
-        spec, r.stage == Stage::fc1 ? model::GemmStage::fc1 : model::GemmStage::fc2, r.gemm);
+    return model::check_gemm_shape(spec, gemm_stage(r.stage), r.gemm);
   }
   if (r.block_threads < 32 || r.block_threads > 1024 || r.block_threads % 32 != 0) {
     return Error(ErrorCode::invalid_config,
@@ -110,9 +136,15 @@ Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& re
   EmittedKernel kernel;
   kernel.stage = request.stage;
   kernel.options = {"--std=c++17", "--no-source-include"};
+  const bool wgmma = gemm && model::uses_wgmma(request.gemm);
+  constexpr std::int32_t kProducerThreads = 128;
   kernel.block_threads = gemm ? 32 * request.gemm.warps_m * request.gemm.warps_n : request.block_threads;
+  if (wgmma) kernel.block_threads += kProducerThreads;
   kernel.ctas_per_sm = gemm ? request.gemm.ctas_per_sm : 1;
-  if (gemm) {
+  if (wgmma) {
+    kernel.dynamic_smem_bytes =
+        static_cast<std::int32_t>(model::wgmma_smem_bytes(spec, gemm_stage(request.stage), request.gemm));
+  } else if (gemm) {
     kernel.dynamic_smem_bytes = static_cast<std::int32_t>(model::gemm_smem_bytes(request.gemm));
     // The fused gather keeps its rows' tokens behind the ring.
     if (request.stage == Stage::fc1 && request.gemm.gather == GatherMode::fused) {
@@ -122,12 +154,17 @@ Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& re
     kernel.dynamic_smem_bytes = sort_smem_bytes(spec.num_experts(), request.block_threads);
   }
 
-  const StageText stage = stage_text(request.stage, kernel.block_threads);
+  const StageText stage = stage_text(request.stage, request, kernel.block_threads);
   std::string head = fmt::format("// varmoe {}\n", to_string(request.stage));
   if (request.stage == Stage::fc1) head += "#include \"epilogue/activation.cuh\"\n";
-  head += fmt::format("#include \"{}\"\n\nnamespace {{\n", stage.include);
+  head += fmt::format("#include \"{}\"\n\n", stage.include);
+  if (wgmma) {
+    const WeightLayout layout = request.stage == Stage::fc1 ? spec.fc1_layout : spec.fc2_layout;
+    head += wgmma_instructions(spec.dtype, layout == WeightLayout::kn, request.gemm.block_m, request.gemm.row_step) + "\n";
+  }
+  head += "namespace {\n";
   head += layer_traits(spec, request.stage, request.runtime_width);
-  if (gemm) head += config_traits(request.stage, request.gemm);
+  if (gemm) head += wgmma ? wgmma_traits(spec, request.stage, request.gemm) : config_traits(request.stage, request.gemm);
   head += "}  // namespace\n\n" + abi_assertions(request.stage) + "\n";
   const std::string body = fmt::format(
       "(const __grid_constant__ varmoe::abi::{} p) {{ varmoe::moe::{}(p); }}\n", stage.params, stage.call);

@@ -130,12 +130,14 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(SortParams, slot_row);
       VARMOE_OFFSET(SortParams, tile_counts);
       VARMOE_OFFSET(SortParams, tokens);
+      VARMOE_OFFSET(SortParams, fc2_row_step);
       VARMOE_OFFSET(SortParams, classes);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, width_class);
       VARMOE_SIZE(RowTile);
       VARMOE_SIZE(TileCounts);
       VARMOE_OFFSET(TileCounts, rows);
+      VARMOE_OFFSET(TileCounts, fc2_tickets);
       break;
     case Stage::gather:
       VARMOE_SIZE(GatherParams);
@@ -144,15 +146,17 @@ std::string abi_assertions(Stage stage) {
       break;
     case Stage::combine:
       VARMOE_SIZE(CombineParams);
+      VARMOE_OFFSET(CombineParams, topk_weights);
       VARMOE_OFFSET(CombineParams, out_stride);
       VARMOE_OFFSET(CombineParams, accumulate);
       break;
     case Stage::fc1:
     case Stage::fc2:
       VARMOE_SIZE(GemmParams);
-      VARMOE_OFFSET(GemmParams, row_weight);
+      VARMOE_OFFSET(GemmParams, row_source);
       VARMOE_OFFSET(GemmParams, tile_prefix);
       VARMOE_OFFSET(GemmParams, out_stride);
+      VARMOE_OFFSET(GemmParams, row_map);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, down);
       VARMOE_OFFSET(ExpertEntry, width);
@@ -160,6 +164,7 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(RowTile, width_class);
       VARMOE_SIZE(TileCounts);
       VARMOE_OFFSET(TileCounts, fc2_begin);
+      VARMOE_OFFSET(ExpertEntry, up_first);
       break;
   }
 #undef VARMOE_SIZE

@@ -5,6 +5,7 @@
 #include <new>
 #include <utility>
 
+#include "cuda/device.hpp"
 #include "cuda/driver.hpp"
 #include "engine/layer_impl.hpp"
 
@@ -58,6 +59,9 @@ Result<std::shared_ptr<Layer::Impl>> Layer::Impl::create(std::shared_ptr<Engine:
     const int sms = engine->device->attributes().sm_count;
     layer->context_.driver = &engine->device->driver();
     layer->context_.spec = &layer->spec_;
+    // Drivers before CUDA 12.3 cannot capture such launches.
+    layer->context_.dependent_launch =
+        engine->device->attributes().compute_major >= 9 && engine->device->driver().version() >= 12030;
     layer->context_.classes = static_cast<std::int32_t>(width_classes(spec).size());
     layer->context_.max_width = spec.max_width();
     layer->context_.sm_limited = options.max_sms > 0 && options.max_sms < sms;
@@ -163,7 +167,10 @@ Status Layer::Impl::bind(const Weights& weights) {
     if (status) table_.store(1, std::memory_order_release);  // bound; the CPU has no table
     return status;
   }
-  auto table = plan::make_expert_table(spec_, weights);
+  const bool hopper = engine_->device->attributes().compute_major == 9;
+  const cuda::ContextScope current(*engine_->device);  // encoding a tensor map asks for one
+  if (!current.ok()) return current.status();
+  auto table = plan::make_expert_table(spec_, weights, hopper ? &engine_->device->driver() : nullptr);
   if (!table) return std::move(table).error();
   std::lock_guard lock(bind_mutex_);
   const std::uint64_t address = table_.load(std::memory_order_relaxed);

@@ -31,8 +31,8 @@ std::int32_t contiguous_columns(const LayerSpec& spec, GemmStage stage, const Ge
 
 /// Each field alone.
 Status check_fields(const GemmConfig& c) {
-  if (c.schedule != Schedule::mma_sync) {
-    return bad_config(fmt::format("schedule is {}; must be mma_sync", static_cast<int>(c.schedule)));
+  if (c.schedule > Schedule::wgmma_pingpong) {
+    return bad_config(fmt::format("schedule is {}; must be mma_sync, wgmma or wgmma_pingpong", static_cast<int>(c.schedule)));
   }
   if (c.gather > GatherMode::copy) {
     return bad_config(fmt::format("gather is {}; must be fused or copy", static_cast<int>(c.gather)));
@@ -41,6 +41,62 @@ Status check_fields(const GemmConfig& c) {
     const std::int32_t value = c.*field.member;
     if (!field.takes(value))
       return bad_config(fmt::format("{} is {}; must be {}", field.key, value, field.allowed()));
+  }
+  return {};
+}
+
+/// Weight rows that one consumer warpgroup of a wgmma kernel multiplies.
+std::int32_t wgmma_group_rows(const GemmConfig& c) {
+  return c.schedule == Schedule::wgmma_pingpong ? c.block_n : c.block_n / 2;
+}
+
+/// The one value that a field has in a schedule.
+Status check_fixed(const GemmConfig& c, const char* field, std::int32_t value, std::int32_t fixed) {
+  if (value == fixed) return {};
+  return bad_config(fmt::format("{} is {}; schedule={} takes {} only", field, value, to_string(c.schedule), fixed));
+}
+
+bool whole_stages(const LayerSpec& spec) {
+  const auto classes = width_classes(spec);
+  return std::all_of(classes.begin(), classes.end(), [](const WidthClass& c) { return c.width % 64 == 0; });
+}
+
+/// What leaves an epilogue without spills, found by compiling every candidate in every layout.
+std::int64_t most_wgmma_accumulators(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
+  if (stage == GemmStage::fc2) return kMaxWgmmaAccumulators;
+  if (spec.activation == Activation::gelu_erf || spec.activation == Activation::gelu_erf_mul) return kMaxWgmmaErfAccumulators;
+  const bool roomy = spec.gated() && c.schedule == Schedule::wgmma && spec.fc1_layout == WeightLayout::nk;
+  return roomy ? kMaxWgmmaGatedAccumulators : kMaxWgmmaAccumulators;
+}
+
+/// What the fields of a wgmma config must be together, on any device.
+Status check_wgmma_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
+  const bool pingpong = c.schedule == Schedule::wgmma_pingpong;
+  if (auto s = check_fixed(c, "block_k", c.block_k, 64); !s) return s;
+  if (auto s = check_fixed(c, "warps_m", c.warps_m, pingpong ? 2 : 1); !s) return s;
+  if (auto s = check_fixed(c, "warps_n", c.warps_n, pingpong ? 4 : 8); !s) return s;
+  if (auto s = check_fixed(c, "ctas_per_sm", c.ctas_per_sm, 1); !s) return s;
+  if (c.block_m % c.row_step != 0) {
+    return bad_config(fmt::format("block_m is {}; must be a multiple of row_step={}", c.block_m, c.row_step));
+  }
+  const bool apart = stage == GemmStage::fc1 && contiguous_columns(spec, stage, c) * 2 == c.block_n;
+  const std::int32_t multiple = (pingpong ? 64 : 128) * (apart ? 2 : 1);
+  if (c.block_n % multiple != 0) {
+    return bad_config(fmt::format("block_n is {}; schedule={}{} takes multiples of {}", c.block_n, to_string(c.schedule),
+                                  apart ? " with gate and up apart in kn weights" : "", multiple));
+  }
+  if (pingpong && c.block_n > 128) {
+    return bad_config(fmt::format("block_n is {}; schedule=wgmma_pingpong takes at most 128", c.block_n));
+  }
+  if (stage == GemmStage::fc1 && tile_columns(spec, stage, c) % 64 != 0 && !whole_stages(spec)) {
+    return bad_config(fmt::format("block_n is {}: tiles of {} columns of h leave parts of its last 64 unwritten where an expert's width is no "
+                                  "multiple of 64; must be a multiple of 128",
+                                  c.block_n, tile_columns(spec, stage, c)));
+  }
+  const std::int64_t most = most_wgmma_accumulators(spec, stage, c);
+  if (accumulators_per_thread(c) > most) {
+    return bad_config(fmt::format("block_m={},block_n={} are {} accumulators a thread; at most {}", c.block_m, c.block_n,
+                                  accumulators_per_thread(c), most));
   }
   return {};
 }
@@ -65,6 +121,10 @@ Status check_kn_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& 
 
 /// What the fields must be together, on any device.
 Status check_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
+  if (uses_wgmma(c)) return check_wgmma_shape(spec, stage, c);
+  if (c.block_m < 16 || (c.block_m & (c.block_m - 1)) != 0) {
+    return bad_config(fmt::format("block_m is {}; schedule=mma_sync takes one of 16, 32, 64, 128, 256", c.block_m));
+  }
   if (threads(c) < kMinThreads || threads(c) > kMaxThreads) {
     return bad_config(fmt::format("warps_m={},warps_n={} are {} threads; must be from {} to {}", c.warps_m,
                                   c.warps_n, threads(c), kMinThreads, kMaxThreads));
@@ -102,7 +162,20 @@ Status check_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) 
   return {};
 }
 
-Status check_device(const GemmConfig& c, const DeviceProfile& device) {
+Status check_wgmma_device(const LayerSpec& spec, GemmStage stage, const GemmConfig& c, const DeviceProfile& device) {
+  if (device.compute_major != 9) {
+    return bad_config(fmt::format("schedule={} needs a Hopper GPU (sm_90a); {} is {}", to_string(c.schedule), device.name, device.arch));
+  }
+  const std::int64_t smem = wgmma_smem_bytes(spec, stage, c);
+  if (smem > device.smem_per_block) {
+    return bad_config(fmt::format("stages={} of block_m={},block_n={} take {} bytes of shared memory; a block of {} has {}", c.stages,
+                                  c.block_m, c.block_n, smem, device.name, device.smem_per_block));
+  }
+  return {};
+}
+
+Status check_device(const LayerSpec& spec, GemmStage stage, const GemmConfig& c, const DeviceProfile& device) {
+  if (uses_wgmma(c)) return check_wgmma_device(spec, stage, c, device);
   const std::int64_t smem = gemm_smem_bytes(c) + gemm_extra_smem_bytes(c);
   if (smem > device.smem_per_block) {
     return bad_config(fmt::format(
@@ -142,11 +215,27 @@ std::int64_t gemm_extra_smem_bytes(const GemmConfig& c) {
   return std::max(std::int64_t{16} * c.block_m, std::int64_t{512});
 }
 
+std::int64_t wgmma_staging_bytes(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
+  const std::int64_t columns = wgmma_group_rows(c) / (stage == GemmStage::fc1 && spec.gated() ? 2 : 1);
+  return 2 * 32 * columns * kElementBytes;
+}
+
+std::int64_t wgmma_smem_bytes(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
+  // mma/sm90_pipeline.cuh: ring, staging of two groups, four tile slots of 32 bytes, their row offsets, barriers.
+  constexpr std::int64_t kSlots = 4;
+  const bool gathers = stage == GemmStage::fc1 && c.gather == GatherMode::fused;
+  const std::int64_t offsets = gathers ? kSlots * ((c.block_m + 31) / 32 * 32) * 4 : 0;
+  return gemm_smem_bytes(c) + 2 * wgmma_staging_bytes(spec, stage, c) + kSlots * 32 + offsets +
+         (2 * std::int64_t{c.stages} + 2 * kSlots + 2) * 8;
+}
+
 std::int64_t accumulators_per_thread(const GemmConfig& c) {
+  if (c.schedule == Schedule::wgmma_pingpong) return std::int64_t{c.block_m} * c.block_n / 128;
   return std::int64_t{c.block_m} * c.block_n / std::max<std::int64_t>(threads(c), 1);
 }
 
 std::int32_t resident_blocks(const GemmConfig& c, const DeviceProfile& device) {
+  if (uses_wgmma(c)) return 1;  // by registers: every one of the SM's is the block's
   const std::int64_t smem = gemm_smem_bytes(c) + gemm_extra_smem_bytes(c);
   if (smem > device.smem_per_block) return 0;
   const std::int64_t by_smem = device.smem_per_sm / (smem + kReservedSmemPerBlock);
@@ -168,7 +257,7 @@ Status check_gemm_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig
 Status check_gemm_config(const LayerSpec& spec, GemmStage stage, const GemmConfig& config,
                          const DeviceProfile& device) {
   if (auto status = check_gemm_shape(spec, stage, config); !status) return status;
-  return check_device(config, device);
+  return check_device(spec, stage, config, device);
 }
 
 Status check_layer_config(const LayerSpec& spec, const LayerConfig& config, const DeviceProfile& device) {
@@ -179,6 +268,14 @@ Status check_layer_config(const LayerSpec& spec, const LayerConfig& config, cons
     return named("fc1", status);
   if (auto status = check_gemm_config(spec, GemmStage::fc2, config.fc2, device); !status)
     return named("fc2", status);
+  // Only fc1 by wgmma writes the zeroes that fc2's last stage reads beyond a width.
+  if (uses_wgmma(config.fc2) && !uses_wgmma(config.fc1)) {
+    for (const WidthClass& c : width_classes(spec)) {
+      if (c.width % 64 == 0) continue;
+      return bad_config(fmt::format("fc2: schedule={} with fc1: schedule=mma_sync takes expert widths that are multiples of 64; one is {}",
+                                    to_string(config.fc2.schedule), c.width));
+    }
+  }
   if (auto status = check_block_threads("sort", config.sort.block_threads); !status) return status;
   if (auto status = check_block_threads("gather", config.gather.block_threads); !status) return status;
   if (auto status = check_block_threads("combine", config.combine.block_threads); !status) return status;

@@ -22,6 +22,15 @@ constexpr double kStageSyncClocks = 60;     ///< barrier and wait of one pipelin
 constexpr double kFewWarpsFactor = 1.03;
 constexpr double kFusedGatherFactor = 1.04;  ///< main loop that gathers its rows
 
+/// wgmma kernels, fitted to 1492 timings of an H200 (docs/performance.md); clocks are the profile's, which the GPU exceeds when it is cool.
+constexpr double kWgmmaStage = 64;
+constexpr double kWgmmaShareOfPeak = 0.89;
+constexpr double kWgmmaSmemBytesPerClock = 145, kWgmmaL2BytesPerClock = 60;
+constexpr double kGatheredRowsPerClock = 0.2;
+constexpr double kEpilogueElementsPerClock = 27.5;
+constexpr double kWgmmaTileStart = 0.16e-6;   ///< s from a tile's last product to the next one's first, beside the stores
+constexpr double kWgmmaStageSync = 0.01e-6;  ///< s of a stage's barriers that nothing hides
+
 /// Two limits that overlap imperfectly: near the larger one, above it where they are close. The fourth root
 /// of the sum of fourth powers, by square roots: this is called a thousand times for one answer.
 double overlap(double a, double b) {
@@ -48,9 +57,13 @@ class StageModel {
         tokens_(static_cast<double>(tokens)),
         routing_(spec, tokens) {}
 
-  double seconds(const GemmConfig& config) const;
+  double seconds(const GemmConfig& config) const {
+    return uses_wgmma(config) ? wgmma_seconds(config) : mma_sync_seconds(config);
+  }
 
  private:
+  double mma_sync_seconds(const GemmConfig& config) const;
+  double wgmma_seconds(const GemmConfig& config) const;
   double columns(const WidthClass& c) const {
     return static_cast<double>(stage_ == GemmStage::fc1 ? c.width : spec_.hidden_size);
   }
@@ -102,7 +115,7 @@ double StageModel::step_seconds(const GemmConfig& config, double filled_rows, do
   return overlap(overlap(mma, smem) * hiding, l2);
 }
 
-double StageModel::seconds(const GemmConfig& config) const {
+double StageModel::mma_sync_seconds(const GemmConfig& config) const {
   const double sms = device_.sm_count;
   const double tile_cols = tile_columns(spec_, stage_, config);
   const RowTiles row_tiles = routing_.row_tiles(config.block_m);
@@ -167,12 +180,58 @@ double StageModel::seconds(const GemmConfig& config) const {
   return time + device_.launch_overhead;
 }
 
-GemmConfig best_config(const LayerSpec& spec, GemmStage stage, std::int64_t tokens,
-                       const DeviceProfile& device) {
+/// One persistent wgmma kernel: per tile, the tensor cores, shared memory and L2 of its stages, and what of its epilogue shows; tiles are
+/// handed out by ticket, so the last wave is half a tile long on average.
+double StageModel::wgmma_seconds(const GemmConfig& config) const {
+  const double sms = device_.sm_count;
+  const double n = config.block_n, tile_cols = tile_columns(spec_, stage_, config);
+  const bool pingpong = config.schedule == Schedule::wgmma_pingpong;
+  const RowTiles row_tiles = routing_.row_tiles(config.block_m);
+  if (row_tiles.mean <= 0) return device_.launch_overhead;
+  const double rows = std::min<double>(config.block_m, routing_.mean() / row_tiles.mean);
+  const double m = std::min<double>(config.block_m, ceil_div(rows, config.row_step) * config.row_step);
+  const double clock = device_.sm_clock;
+
+  // One stage of 64: products; operands read by each instruction (64 weight rows by m routed rows) and written once; what L2 delivers.
+  const double mma = 2 * m * n * kWgmmaStage / (kWgmmaShareOfPeak * device_.tensor_flops / sms);
+  const double blocks = n / 64;
+  const double smem_bytes = blocks * (64 + m) * kWgmmaStage * kElementBytes + (m + n) * kWgmmaStage * kElementBytes;
+  const double smem = smem_bytes / (kWgmmaSmemBytesPerClock * clock);
+  const double l2 = (m + n) * kWgmmaStage * kElementBytes / (kWgmmaL2BytesPerClock * clock);
+  const bool gathers = stage_ == GemmStage::fc1 && config.gather == GatherMode::fused;
+  // Two warps copy gathered rows, this many a clock at best.
+  const double gather = gathers ? m / (kGatheredRowsPerClock * clock) : 0;
+  const double step = overlap(overlap(mma, smem), overlap(l2, gather)) + kWgmmaStageSync;
+  // Converting and storing m rows; a ping-pong kernel does so beside the other group's products.
+  const double epilogue = kWgmmaTileStart + m * tile_cols / (kEpilogueElementsPerClock * clock);
+
+  double tiles = 0, work = 0, longest = 0;
+  for (const WidthClass& c : classes_) {
+    const double count = static_cast<double>(c.count) * ceil_div(columns(c), tile_cols) * row_tiles.mean;
+    const double products = ceil_div(depth(c), kWgmmaStage) * step;
+    const double tile = pingpong ? std::max(products, epilogue / 2) + kWgmmaTileStart / 2 : products + epilogue;
+    tiles += count;
+    work += count * tile;
+    longest = std::max(longest, tile);
+  }
+  // What is in flight: the ring, less the stage in use.
+  const double in_flight = (config.stages - 1) * (rows + n) * kWgmmaStage * kElementBytes;
+  const double bandwidth = bottleneck(device_.bandwidth, std::min(sms, tiles) * in_flight / kMemoryLatency);
+  const double compute = tiles <= sms ? longest : work / sms + 0.5 * work / tiles;
+  double time = overlap(compute, dram_bytes(config, row_tiles.mean) / bandwidth) + kTileFill;
+  if (stage_ == GemmStage::fc1 && config.gather == GatherMode::copy) {
+    const double copied = rows_ * static_cast<double>(spec_.hidden_size) * kElementBytes;
+    time += device_.launch_overhead + 2 * copied / device_.bandwidth;
+  }
+  return time + device_.launch_overhead;
+}
+
+GemmConfig best_config(const LayerSpec& spec, GemmStage stage, std::int64_t tokens, const DeviceProfile& device, const auto& allowed) {
   const StageModel model(spec, stage, tokens, device);
   GemmConfig best;
   double best_seconds = -1;
   for (const GemmConfig& config : gemm_candidates(spec, stage, device)) {
+    if (!allowed(config)) continue;
     const double seconds = model.seconds(config);
     if (best_seconds >= 0 && !(seconds < best_seconds)) continue;
     best = config;
@@ -212,8 +271,11 @@ double predict_gemm_seconds(const LayerSpec& spec, GemmStage stage, const GemmCo
 LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, const DeviceProfile& device) {
   LayerConfig config;
   const std::int64_t tokens = std::max<std::int64_t>(bucket, 1);
-  config.fc1 = best_config(spec, GemmStage::fc1, tokens, device);
-  config.fc2 = best_config(spec, GemmStage::fc2, tokens, device);
+  config.fc1 = best_config(spec, GemmStage::fc1, tokens, device, [](const GemmConfig&) { return true; });
+  config.fc2 = best_config(spec, GemmStage::fc2, tokens, device, [](const GemmConfig&) { return true; });
+  if (check_layer_config(spec, config, device)) return config;
+  // The only thing that two sound GEMMs disagree on: who writes the zeroes beyond a width.
+  config.fc2 = best_config(spec, GemmStage::fc2, tokens, device, [](const GemmConfig& c) { return !uses_wgmma(c); });
   return config;
 }
 

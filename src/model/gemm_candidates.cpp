@@ -76,6 +76,43 @@ Depths depths(std::int32_t block_m) {
   return {{32, 64}, {2, 3, 4}};
 }
 
+/// The deepest ring that fits.
+void add_wgmma_depths(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device, GemmConfig config, const auto& add) {
+  constexpr std::int32_t kMostStages = 8;
+  for (config.stages = kMostStages; config.stages > 2; --config.stages) {
+    if (wgmma_smem_bytes(spec, stage, config) > device.smem_per_block) continue;
+    add(config);
+    break;
+  }
+}
+
+/// Hopper's schedules: tiles by rows per expert, weight rows by 128 or 256, ping-pong where one group's share is a tile of its own.
+void add_wgmma(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device, const auto& add) {
+  constexpr std::array<std::int32_t, 9> kHeights = {16, 32, 64, 96, 128, 160, 192, 224, 256};
+  for (const Schedule schedule : {Schedule::wgmma, Schedule::wgmma_pingpong}) {
+    for (const std::int32_t block_n : {64, 128, 256}) {
+      for (const std::int32_t block_m : kHeights) {
+        GemmConfig config;
+        config.schedule = schedule;
+        config.block_m = block_m;
+        config.block_n = block_n;
+        config.warps_m = schedule == Schedule::wgmma ? 1 : 2;
+        config.warps_n = schedule == Schedule::wgmma ? 8 : 4;
+        // Short tiles meet few others of their expert; tall ones share weights and rows in L2.
+        for (const std::int32_t raster : {4, 8, 16}) {
+          if (block_m < 128 && raster != 8) continue;
+          config.raster = raster;
+          for (const GatherMode gather : {GatherMode::fused, GatherMode::copy}) {
+            if (gather == GatherMode::copy && (stage == GemmStage::fc2 || block_m < 128)) continue;
+            config.gather = gather;
+            add_wgmma_depths(spec, stage, device, config, add);
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<GemmConfig> gemm_candidates(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device) {
@@ -83,8 +120,12 @@ std::vector<GemmConfig> gemm_candidates(const LayerSpec& spec, GemmStage stage, 
   const auto add = [&](const GemmConfig& config) {
     if (check_gemm_config(spec, stage, config, device)) result.push_back(config);
   };
+  const bool hopper = device.compute_major == 9;
+  if (hopper) add_wgmma(spec, stage, device, add);
   const std::vector<std::int32_t> block_ns = useful_block_n(spec, stage);
   for (const std::int32_t block_m : kBlockM) {
+    // Taller tiles are bound by the tensor cores, which mma.sync does not fill there.
+    if (hopper && block_m > 64) break;
     const Depths depth = depths(block_m);
     for (const std::int32_t block_n : block_ns) {
       GemmConfig base;

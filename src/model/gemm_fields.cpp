@@ -7,13 +7,13 @@
 namespace varmoe::model {
 namespace {
 
-constexpr std::int32_t kBlockM[] = {16, 32, 64, 128, 256};
+constexpr std::int32_t kRowStep[] = {8, 16, 32};
 constexpr std::int32_t kBlockK[] = {32, 64, 128};
 constexpr std::int32_t kWarpsM[] = {1, 2, 4};
 constexpr std::int32_t kWarpsN[] = {1, 2, 4, 8};
 
 constexpr GemmField kFields[] = {
-    {"block_m", &GemmConfig::block_m, kBlockM},
+    {"block_m", &GemmConfig::block_m, {}, 8, 256, 8},
     {"block_n", &GemmConfig::block_n, {}, 32, 256, 16},
     {"block_k", &GemmConfig::block_k, kBlockK},
     {"stages", &GemmConfig::stages, {}, 2, 8, 1},
@@ -21,6 +21,7 @@ constexpr GemmField kFields[] = {
     {"warps_n", &GemmConfig::warps_n, kWarpsN},
     {"ctas_per_sm", &GemmConfig::ctas_per_sm, {}, 1, 8, 1},
     {"raster", &GemmConfig::raster, {}, 1, 64, 1},
+    {"row_step", &GemmConfig::row_step, kRowStep},
 };
 
 }  // namespace

@@ -61,11 +61,13 @@ Status set_field(GemmConfig& config, std::string_view key, std::string_view valu
     return bad_config(fmt::format("gather={}: must be one of fused, copy", printable(value, 64)));
   }
   if (key == "schedule") {
-    if (value == to_string(Schedule::mma_sync)) {
-      config.schedule = Schedule::mma_sync;
+    for (const Schedule schedule : {Schedule::mma_sync, Schedule::wgmma, Schedule::wgmma_pingpong}) {
+      if (value != to_string(schedule)) continue;
+      config.schedule = schedule;
       return {};
     }
-    return bad_config(fmt::format("schedule={}: must be mma_sync", printable(value, 64)));
+    return bad_config(
+        fmt::format("schedule={}: must be one of mma_sync, wgmma, wgmma_pingpong", printable(value, 64)));
   }
   std::vector<std::string_view> keys = {"tokens", "gather", "schedule"};
   for (const GemmField& field : gemm_fields()) {
@@ -109,7 +111,7 @@ Status parse_pairs(std::string_view text, GemmConfig& config, GemmOverride& rang
 }  // namespace
 
 std::string to_string(const GemmConfig& config) {
-  std::string text;
+  std::string text = fmt::format("schedule={},", to_string(config.schedule));
   for (const GemmField& field : gemm_fields()) {
     fmt::format_to(std::back_inserter(text), "{}={},", field.key, config.*field.member);
   }
@@ -136,7 +138,15 @@ Result<std::vector<GemmOverride>> parse_gemm_overrides(std::string_view text) {
 }
 
 const char* to_string(Schedule value) noexcept {
-  return value == Schedule::mma_sync ? "mma_sync" : "invalid";
+  switch (value) {
+    case Schedule::mma_sync:
+      return "mma_sync";
+    case Schedule::wgmma:
+      return "wgmma";
+    case Schedule::wgmma_pingpong:
+      return "wgmma_pingpong";
+  }
+  return "invalid";
 }
 
 const char* to_string(GatherMode value) noexcept {

@@ -13,13 +13,17 @@ struct ExpertTableLayout {
   std::size_t order;        ///< i32[experts]
   std::size_t class_begin;  ///< i32[kMaxClasses + 1]
   std::size_t one_class;    ///< i32[2]: 0, experts
+  std::size_t fc1_maps;     ///< abi::TensorMap[experts]; zeroes without tensor maps
+  std::size_t fc2_maps;
   std::size_t bytes;
 
   explicit constexpr ExpertTableLayout(std::int64_t experts)
       : order(static_cast<std::size_t>(experts) * sizeof(abi::ExpertEntry)),
         class_begin(order + static_cast<std::size_t>(experts) * sizeof(i32)),
         one_class(class_begin + (abi::kMaxClasses + 1) * sizeof(i32)),
-        bytes(one_class + 2 * sizeof(i32)) {}
+        fc1_maps((one_class + 2 * sizeof(i32) + alignof(abi::TensorMap) - 1) / alignof(abi::TensorMap) * alignof(abi::TensorMap)),
+        fc2_maps(fc1_maps + static_cast<std::size_t>(experts) * sizeof(abi::TensorMap)),
+        bytes(fc2_maps + static_cast<std::size_t>(experts) * sizeof(abi::TensorMap)) {}
 };
 
 }  // namespace varmoe::plan

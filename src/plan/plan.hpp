@@ -39,16 +39,18 @@ struct KernelSet {
 
 /// The layer's device table, as bytes that bind copies to the device once: an abi::ExpertEntry per expert,
 /// the experts by class (widest first, then by index), where each class begins in that list, and the same for
-/// one class of all (runtime-width kernels).
-Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const Weights& weights);
+/// one class of all (runtime-width kernels). With a driver whose GPU has a copy engine (sm_90), tensor maps of all weights too; `unsupported`
+/// when an expert's gate and up lie too far apart for one map.
+Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const Weights& weights,
+                                                 const cuda::Driver* tensor_maps = nullptr);
 
 /// Where each intermediate lies in the workspace, for `tokens` tokens in one chunk. Offsets are 256-byte
 /// aligned.
 struct WorkspaceLayout {
   std::size_t total_bytes = 0;
-  std::size_t expert_offsets = 0, row_source = 0, row_weight = 0, slot_row = 0, block_histogram = 0;
+  std::size_t expert_offsets = 0, row_source = 0, slot_row = 0, block_histogram = 0;
   std::size_t fc1_tiles = 0, fc2_tiles = 0, tile_counts = 0, fc1_tile_prefix = 0;
-  std::size_t h = 0;  ///< [rows, max width]
+  std::size_t h = 0;  ///< [rows, model::h_columns(max width)]
   std::size_t y = 0;  ///< [rows, H]; before fc2 it holds the gathered copy of x, if there is one
 };
 /// `config` may be null: then the bound over every config of the space (what Layer::workspace_bytes
@@ -65,6 +67,7 @@ struct RunContext {
   std::uint64_t expert_table = 0;  ///< device address of make_expert_table's bytes
   std::int32_t sm_count = 0;       ///< SMs a launch may occupy (max_sms applied)
   bool sm_limited = false;         ///< LayerOptions::max_sms is in force
+  bool dependent_launch = false;   ///< sm_90 and newer: a kernel may start while its predecessor ends
   std::int32_t classes = 0;        ///< width_classes(spec).size()
   std::int64_t max_width = 0;      ///< spec->max_width()
 };

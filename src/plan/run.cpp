@@ -1,13 +1,16 @@
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 
 #include "abi.cuh"
 #include "cuda/launch.hpp"
+#include "cuda/tensor_map.hpp"
 #include "model/config_space.hpp"
 #include "plan/expert_table.hpp"
 #include "plan/plan.hpp"
 #include "plan/sort_grid.hpp"
+#include "schedule/row_tiles.cuh"
 
 namespace varmoe::plan {
 namespace {
@@ -53,7 +56,8 @@ class ChunkRun {
     return cuda::launch(*context_.driver, kernel.function,
                         {static_cast<std::uint32_t>(std::max<std::int64_t>(blocks, 1))},
                         {static_cast<std::uint32_t>(kernel.block_threads)},
-                        static_cast<std::uint32_t>(kernel.dynamic_smem_bytes), args_.stream, arguments);
+                        static_cast<std::uint32_t>(kernel.dynamic_smem_bytes), args_.stream, arguments,
+                        {.programmatic_dependent_launch = context_.dependent_launch});
   }
 
   /// Blocks of a grid-stride or persistent kernel: what is resident at once, or fewer where there is less to
@@ -72,14 +76,12 @@ class ChunkRun {
     const std::size_t id_bytes = args_.id_type == IdType::int64 ? 8 : 4;
     p.topk_ids =
         static_cast<const char*>(args_.topk_ids) + static_cast<std::size_t>(begin_ * spec_.top_k) * id_bytes;
-    p.topk_weights = args_.topk_weights + begin_ * spec_.top_k;
     p.token_count = args_.token_count;
     p.experts = at<const abi::ExpertEntry>(experts, table_.entries);
     p.expert_order = at<const i32>(experts, table_.order);
     p.class_begin = at<const i32>(experts, kernels_.runtime_width ? table_.one_class : table_.class_begin);
     p.expert_offsets = at<i32>(workspace_, layout_.expert_offsets);
     p.row_source = at<i32>(workspace_, layout_.row_source);
-    p.row_weight = at<float>(workspace_, layout_.row_weight);
     p.slot_row = at<i32>(workspace_, layout_.slot_row);
     p.block_histogram = at<i32>(workspace_, layout_.block_histogram);
     p.fc1_tiles = at<abi::RowTile>(workspace_, layout_.fc1_tiles);
@@ -92,12 +94,14 @@ class ChunkRun {
     p.slots_per_block = static_cast<i32>(grid.slots_per_block);
     p.fc1_block_m = kernels_.config.fc1.block_m;
     p.fc2_block_m = kernels_.config.fc2.block_m;
+    p.fc1_row_step = row_step(kernels_.config.fc1);
+    p.fc2_row_step = row_step(kernels_.config.fc2);
     p.fc1_tile_columns =
         kernels_.runtime_width ? model::tile_columns(spec_, model::GemmStage::fc1, kernels_.config.fc1) : 0;
     p.classes = classes;
     if (!two_launches) return launch(Stage::sort_single, 1, p);
     if (auto ok = launch(Stage::sort_count, grid.blocks, p); !ok) return ok;
-    return launch(Stage::sort_scatter, grid.blocks, p);
+    return launch(Stage::sort_scatter, grid.blocks + 1, p);  // one writes the schedule
   }
 
   Status gather() noexcept {
@@ -114,10 +118,19 @@ class ChunkRun {
     const GemmConfig& config = kernels_.config.fc1;
     const bool copied = kernels_[Stage::gather].function != nullptr;
     abi::GemmParams p = gemm_params(layout_.fc1_tiles);
+    p.weight_maps = at<const abi::TensorMap>(context_.expert_table, table_.fc1_maps);
+    p.tickets = at<i32>(workspace_, layout_.tile_counts + offsetof(abi::TileCounts, fc1_tickets));
     p.a = copied ? at<const void>(workspace_, layout_.y) : x();
     p.a_stride = copied ? spec_.hidden_size : x_stride();
     p.out = at<void>(workspace_, layout_.h);
-    p.out_stride = context_.max_width;
+    p.out_stride = h_columns();
+    if (copied && model::uses_wgmma(config)) {
+      if (auto ok = encode_rows(p, spec_.hidden_size, config.block_m); !ok) return ok;
+    }
+    // The gather counts in units of 16 bytes, 32 bits of them.
+    if (!copied && model::uses_wgmma(config) && tokens_ * (p.a_stride / 8) > std::int64_t{UINT32_MAX}) {
+      return Error(ErrorCode::unsupported, "x spans more than 64 GiB; set LayerOptions::max_workspace_bytes, so that tokens go in chunks");
+    }
     const std::int64_t columns = model::tile_columns(spec_, model::GemmStage::fc1, config);
     return launch(Stage::fc1, resident(Stage::fc1, tiles(config.block_m, columns, context_.max_width)), p);
   }
@@ -125,10 +138,15 @@ class ChunkRun {
   Status fc2() noexcept {
     const GemmConfig& config = kernels_.config.fc2;
     abi::GemmParams p = gemm_params(layout_.fc2_tiles);
+    p.weight_maps = at<const abi::TensorMap>(context_.expert_table, table_.fc2_maps);
+    p.tickets = at<i32>(workspace_, layout_.tile_counts + offsetof(abi::TileCounts, fc2_tickets));
     p.a = at<const void>(workspace_, layout_.h);
-    p.a_stride = context_.max_width;
+    p.a_stride = h_columns();
     p.out = at<void>(workspace_, layout_.y);
     p.out_stride = spec_.hidden_size;
+    if (model::uses_wgmma(config)) {
+      if (auto ok = encode_rows(p, h_columns(), config.block_m); !ok) return ok;
+    }
     return launch(Stage::fc2, resident(Stage::fc2, tiles(config.block_m, config.block_n, spec_.hidden_size)),
                   p);
   }
@@ -138,6 +156,7 @@ class ChunkRun {
     p.y = at<const void>(workspace_, layout_.y);
     p.out = static_cast<char*>(args_.out) + begin_ * out_stride() * 2;
     p.slot_row = at<const i32>(workspace_, layout_.slot_row);
+    p.topk_weights = args_.topk_weights + begin_ * spec_.top_k;
     p.token_count = args_.token_count;
     p.out_stride = out_stride();
     p.tokens = static_cast<i32>(tokens_);
@@ -152,12 +171,27 @@ class ChunkRun {
     p.tiles = at<const abi::RowTile>(workspace_, tile_list);
     p.tile_counts = at<const abi::TileCounts>(workspace_, layout_.tile_counts);
     p.row_source = at<const i32>(workspace_, layout_.row_source);
-    p.row_weight = at<const float>(workspace_, layout_.row_weight);
     p.expert_offsets = at<const i32>(workspace_, layout_.expert_offsets);
     p.expert_order = at<const i32>(context_.expert_table, table_.order);
     p.tile_prefix = at<const i32>(workspace_, layout_.fc1_tile_prefix);
     return p;
   }
+
+  /// The tensor map of `a` as this chunk's rows of `columns` elements: it holds the address, which each forward may change.
+  Status encode_rows(abi::GemmParams& p, std::int64_t columns, std::int32_t block_m) const noexcept {
+    cuda::TensorBoxes rows;
+    rows.base = reinterpret_cast<std::uint64_t>(p.a);
+    rows.rank = 2;
+    rows.size = {static_cast<std::uint64_t>(columns), static_cast<std::uint64_t>(rows_)};
+    rows.stride = {static_cast<std::uint64_t>(p.a_stride) * 2};
+    rows.box = {64, static_cast<std::uint32_t>(schedule::row_box(block_m))};
+    rows.bf16 = spec_.dtype == DType::bf16;
+    return cuda::encode_tensor_map(*context_.driver, rows, &p.row_map);
+  }
+
+  /// mma_sync tiles are all full but an expert's last.
+  static i32 row_step(const GemmConfig& config) noexcept { return model::uses_wgmma(config) ? config.row_step : config.block_m; }
+  std::int64_t h_columns() const noexcept { return model::h_columns(context_.max_width); }
 
   /// The most output tiles that these rows can make.
   std::int64_t tiles(std::int64_t block_m, std::int64_t columns, std::int64_t width) const noexcept {

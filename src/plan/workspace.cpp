@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "abi.cuh"
+#include "model/config_space.hpp"
 #include "plan/plan.hpp"
 #include "plan/sort_grid.hpp"
 
@@ -8,7 +9,7 @@ namespace varmoe::plan {
 namespace {
 
 /// The lowest block_m of the config space: the longest tile list.
-constexpr std::int64_t kSmallestBlockM = 16;
+constexpr std::int64_t kSmallestBlockM = 8;
 
 }  // namespace
 
@@ -39,9 +40,8 @@ WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t max_width, 
   layout.fc1_tiles = place(row_tiles(fc1_m), sizeof(abi::RowTile));
   layout.fc2_tiles = place(row_tiles(fc2_m), sizeof(abi::RowTile));
   layout.row_source = place(rows, sizeof(i32));
-  layout.row_weight = place(rows, sizeof(float));
   layout.slot_row = place(rows, sizeof(i32));
-  layout.h = place(rows * max_width, 2);
+  layout.h = place(rows * model::h_columns(max_width), 2);
   layout.y = place(rows * spec.hidden_size, 2);
   layout.total_bytes = at;
   return layout;

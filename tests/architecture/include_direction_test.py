@@ -61,6 +61,9 @@ class IncludeDirection(unittest.TestCase):
     def test_the_kernel_abi_is_for_emit_and_plan(self):
         self.assertEqual(self.offences({"src/emit/a.cpp": '#include "abi.cuh"\n', "src/plan/a.cpp": '#include "abi.cuh"\n'}), [])
         self.assert_one({"src/model/a.cpp": '#include "abi.cuh"\n'}, "names no room")
+        self.assertEqual(self.offences({"src/plan/a.cpp": '#include "schedule/row_tiles.cuh"\n'}), [])
+        self.assert_one({"src/emit/a.cpp": '#include "schedule/row_tiles.cuh"\n'}, "names no room")
+        self.assert_one({"src/plan/a.cpp": '#include "schedule/tile_map.cuh"\n'}, "names no room")
 
     def test_relative_include(self):
         self.assert_one({"src/plan/a.cpp": '#include "a.hpp"\n'}, "names no room")

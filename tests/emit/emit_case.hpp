@@ -42,6 +42,19 @@ inline KernelRequest request_of(Stage stage) {
   return request;
 }
 
+inline constexpr Schedule kHopperSchedules[] = {Schedule::wgmma, Schedule::wgmma_pingpong};
+
+/// A GEMM of one of Hopper's schedules, of a shape that every layout takes.
+inline KernelRequest wgmma_request(Stage stage, Schedule schedule) {
+  const bool pingpong = schedule == Schedule::wgmma_pingpong;
+  KernelRequest request = request_of(stage);
+  request.gemm.schedule = schedule;
+  request.gemm.block_n = pingpong ? 128 : 256;
+  request.gemm.warps_m = pingpong ? 2 : 1;
+  request.gemm.warps_n = pingpong ? 4 : 8;
+  return request;
+}
+
 inline EmittedKernel must_emit(const LayerSpec& spec, const KernelRequest& request) {
   auto kernel = emit::emit_kernel(spec, request);
   REQUIRE_MESSAGE(kernel.ok(), (kernel.ok() ? "" : kernel.error().message()));

@@ -42,7 +42,8 @@ std::vector<std::string> active_includes(const std::string& text) {
     const std::string directive = trimmed(line.substr(1));
     if (directive.rfind("if", 0) == 0) {
       const bool known = directive == "if defined(__CUDACC_RTC__) || defined(__CUDACC__)" ||
-                         directive == "if defined(__CUDACC__)";
+                         directive == "if defined(__CUDACC__)" ||
+                         directive == "if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900";
       if (!known) FAIL_CHECK("a condition this test does not know: " << line);
       active.push_back(active.back());
     } else if (directive == "else") {
@@ -90,9 +91,14 @@ struct EmbeddedAgain {
 TEST_CASE("a kernel carries the headers that it reaches and no others, as they are on disk") {
   const auto files = files_below(kFolder);
   std::set<std::string> used;
+  std::vector<KernelRequest> requests;
   for (const Stage stage : kStages) {
+    requests.push_back(request_of(stage));
+    if (!is_gemm(stage)) continue;
+    for (const Schedule schedule : kHopperSchedules) requests.push_back(wgmma_request(stage, schedule));
+  }
+  for (KernelRequest request : requests) {
     for (const bool runtime : {false, true}) {
-      KernelRequest request = request_of(stage);
       request.runtime_width = runtime;
       const EmittedKernel kernel = must_emit(pruned_spec(), request);
       CAPTURE(kernel.entry_name);
@@ -124,6 +130,7 @@ TEST_CASE("a kernel that needs little carries little") {
   CHECK_FALSE(has(Stage::fc2, "epilogue/activation.cuh"));
   CHECK_FALSE(has(Stage::sort_single, "moe/fc1.cuh"));
   CHECK_FALSE(has(Stage::combine, "moe/sort.cuh"));
+  CHECK_FALSE(has(Stage::fc1, "ptx/wgmma.cuh"));
   for (const Stage stage : kStages) CHECK(has(stage, "abi.cuh"));
 }
 

@@ -156,7 +156,7 @@ TEST_CASE("a config outside the space is refused with the field's name") {
     std::vector<std::int32_t> values;
   };
   const std::vector<Bad> all = {
-      {"block_m", &GemmConfig::block_m, {0, -16, 8, 48, 512, INT32_MAX, INT32_MIN}},
+      {"block_m", &GemmConfig::block_m, {0, -16, 8, 48, 44, 512, INT32_MAX, INT32_MIN}},
       {"block_n", &GemmConfig::block_n, {0, -32, 16, 40, 272, INT32_MAX}},
       {"block_k", &GemmConfig::block_k, {0, 16, 48, 256}},
       {"stages", &GemmConfig::stages, {0, 1, 9, -3}},
@@ -164,6 +164,7 @@ TEST_CASE("a config outside the space is refused with the field's name") {
       {"warps_n", &GemmConfig::warps_n, {0, 3, 16, -1}},
       {"ctas_per_sm", &GemmConfig::ctas_per_sm, {0, 9, -1}},
       {"raster", &GemmConfig::raster, {0, 65, -8}},
+      {"row_step", &GemmConfig::row_step, {0, 4, 12, 64, -8}},
   };
   for (const Stage stage : {Stage::fc1, Stage::fc2}) {
     for (const Bad& bad : all) {

@@ -95,7 +95,9 @@ TEST_CASE_FIXTURE(EngineFixture, "the prepared path allocates, logs, compiles an
   CHECK(lines_logged() == lines);
   CHECK(fake_nvrtc::compiles() == compiles);
   for (const std::string& call : fake_cuda::call_log()) {
-    const bool allowed = call.find("Launch") != std::string::npos || call.rfind("cuCtx", 0) == 0;
+    // Tensor maps are encoded on the host, of addresses that each forward may change.
+    const bool allowed = call.find("Launch") != std::string::npos || call.rfind("cuCtx", 0) == 0 ||
+                         call == "cuTensorMapEncodeTiled";
     CHECK_MESSAGE(allowed, call);
     CHECK_MESSAGE(call.find("Synchronize") == std::string::npos, call);
   }

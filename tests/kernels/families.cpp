@@ -88,7 +88,9 @@ std::vector<Kernel> kernels_of(const Family& family, const model::DeviceProfile&
       const std::string what = family.name + ", " + emit::to_string(request.stage) + ", " +
                                std::to_string(bucket) + " tokens on " + device.id + " " + device.arch;
       REQUIRE_MESSAGE(emitted.ok(), what, ": ", (emitted.ok() ? std::string() : emitted.error().message()));
-      if (seen.insert(emitted->entry_name).second) kernels.push_back({what, *std::move(emitted)});
+      const bool gemm = request.stage == emit::Stage::fc1 || request.stage == emit::Stage::fc2;
+      const bool wgmma = gemm && model::uses_wgmma(request.gemm);
+      if (seen.insert(emitted->entry_name).second) kernels.push_back({what, *std::move(emitted), wgmma});
     }
   }
   return kernels;

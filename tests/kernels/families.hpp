@@ -29,9 +29,13 @@ std::vector<varmoe::model::DeviceProfile> devices();
 struct Kernel {
   std::string what;  ///< family, stage, config, for messages
   varmoe::emit::EmittedKernel emitted;
+  bool wgmma = false;  ///< of Hopper's main loop
 };
 /// The distinct kernels of a family on a device, with the configs that the cost model predicts.
 std::vector<Kernel> kernels_of(const Family& family, const varmoe::model::DeviceProfile& device);
+
+/// GEMMs of Hopper's main loop, with configs of their own, for a device of sm_90a.
+std::vector<Kernel> hopper_kernels(const varmoe::model::DeviceProfile& device);
 
 /// Compiles with NVRTC, each kernel once a process. Thread-safe.
 std::shared_ptr<const varmoe::Result<varmoe::KernelBinary>> compile_one(const Kernel& kernel,

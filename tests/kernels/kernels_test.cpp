@@ -22,11 +22,14 @@ TEST_CASE("every kernel family compiles for every arch within its limits, withou
   std::vector<Job> jobs;
   for (const auto& device : targets) {
     std::set<std::string> seen;  // families share their sort and combine kernels
+    const auto add = [&](Kernel& kernel) {
+      if (seen.insert(kernel.emitted.entry_name).second) jobs.push_back({std::move(kernel), &device, {}, 0});
+    };
     for (const Family& family : families()) {
-      for (Kernel& kernel : kernels_of(family, device)) {
-        if (seen.insert(kernel.emitted.entry_name).second)
-          jobs.push_back({std::move(kernel), &device, {}, 0});
-      }
+      for (Kernel& kernel : kernels_of(family, device)) add(kernel);
+    }
+    if (device.arch == "sm_90a") {
+      for (Kernel& kernel : hopper_kernels(device)) add(kernel);
     }
   }
   parallel_for(jobs.size(), 0, [&](std::size_t i) {

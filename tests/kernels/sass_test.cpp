@@ -3,6 +3,7 @@
 #include <mutex>
 #include <regex>
 #include <set>
+#include <vector>
 
 #include "base/thread_pool.hpp"
 #include "kernels/families.hpp"
@@ -33,7 +34,7 @@ TEST_CASE("opcodes are read from both disassemblers' forms") {
                 "desc[UR4][R4.64] ;\n /*1f0*/ X\n") == std::set<std::string>{"LDC", "LDGSTS"});
 }
 
-TEST_CASE("the GEMM kernels use tensor cores, ldmatrix and cp.async, and no local memory" *
+TEST_CASE("the GEMM kernels use what their main loop is made of, and no local memory" *
           doctest::skip(tools::find_disassembler().empty())) {
   struct Job {
     Kernel kernel;
@@ -41,6 +42,10 @@ TEST_CASE("the GEMM kernels use tensor cores, ldmatrix and cp.async, and no loca
     std::string problem;
   };
   std::vector<Job> jobs;
+  const auto add = [&](Kernel& kernel, const std::string& arch) {
+    const emit::Stage stage = kernel.emitted.stage;
+    if (stage == emit::Stage::fc1 || stage == emit::Stage::fc2) jobs.push_back({std::move(kernel), arch, {}});
+  };
   for (const auto& device : devices()) {
     for (const Family& family : families()) {
       // The main loop is the same for every activation.
@@ -48,11 +53,10 @@ TEST_CASE("the GEMM kernels use tensor cores, ldmatrix and cp.async, and no loca
           family.name.find("runtime") == std::string::npos) {
         continue;
       }
-      for (Kernel& kernel : kernels_of(family, device)) {
-        const emit::Stage stage = kernel.emitted.stage;
-        if (stage == emit::Stage::fc1 || stage == emit::Stage::fc2)
-          jobs.push_back({std::move(kernel), device.arch, {}});
-      }
+      for (Kernel& kernel : kernels_of(family, device)) add(kernel, device.arch);
+    }
+    if (device.arch == "sm_90a") {
+      for (Kernel& kernel : hopper_kernels(device)) add(kernel, device.arch);
     }
   }
   REQUIRE(jobs.size() >= 24);
@@ -65,7 +69,9 @@ TEST_CASE("the GEMM kernels use tensor cores, ldmatrix and cp.async, and no loca
         tools::disassemble({reinterpret_cast<const char*>(binary->image.data()), binary->image.size()});
     if (!sass) return void(job.problem = sass.error().message());
     const auto found = opcodes(*sass);
-    for (const char* needed : {"HMMA", "LDSM", "LDGSTS"}) {
+    // mma.sync, ldmatrix, cp.async; or wgmma, the copy engine, stmatrix.
+    using Needed = std::vector<const char*>;
+    for (const char* needed : job.kernel.wgmma ? Needed{"HGMMA", "UTMALDG", "STSM"} : Needed{"HMMA", "LDSM", "LDGSTS"}) {
       if (!found.count(needed)) job.problem += std::string(" lacks ") + needed;
     }
     for (const char* local : {"LDL", "STL"}) {

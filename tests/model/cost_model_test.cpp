@@ -168,7 +168,11 @@ TEST_CASE("tiles follow the rows per expert") {
     CHECK(prefill.fc2.block_m >= 64);
   }
   const DeviceProfile h200 = device("h200");
-  const GemmConfig wide = predict_layer_config(kQwen235, 16384, h200).fc1;
+  const GemmConfig hopper = predict_layer_config(kQwen235, 16384, h200).fc1;
+  CHECK(uses_wgmma(hopper));
+  CHECK(hopper.block_m * hopper.block_n >= 128 * 256);
+  // Where mma.sync is all there is, square warp tiles.
+  const GemmConfig wide = predict_layer_config(kQwen235, 16384, device("b200")).fc1;
   CHECK(wide.block_m * wide.block_n == 128 * 256);
   CHECK(wide.block_m / wide.warps_m == 64);
   CHECK(wide.block_n / wide.warps_n == 64);
@@ -197,7 +201,7 @@ TEST_CASE("predictions see what a config wastes") {
     REQUIRE(check_gemm_config(spec, GemmStage::fc1, config, h200));
     return predict_gemm_seconds(spec, GemmStage::fc1, config, tokens, h200);
   };
-  GemmConfig tall{Schedule::mma_sync, 128, 128, 64, 3, 2, 4, 1, 8, GatherMode::fused};
+  GemmConfig tall{.block_m = 128, .block_n = 128, .block_k = 64, .stages = 3, .warps_m = 2, .warps_n = 4};
   GemmConfig shorter = tall;
   shorter.block_m = 64;
   // 40 rows per expert fill a third of 128.
@@ -208,7 +212,7 @@ TEST_CASE("predictions see what a config wastes") {
   const LayerSpec wasteful = uniform_spec(2048, 64, 1416, 6, Activation::relu2);
   CHECK(fc1(wasteful, tall, 8192) > 1.04 * fc1(exact, tall, 8192));
   // A pipeline two deep leaves the memory idle.
-  GemmConfig shallow{Schedule::mma_sync, 16, 64, 64, 2, 1, 4, 1, 8, GatherMode::fused};
+  GemmConfig shallow{.block_m = 16, .block_n = 64, .block_k = 64, .stages = 2, .warps_m = 1, .warps_n = 4};
   GemmConfig deep = shallow;
   deep.stages = 6;
   CHECK(fc1(kMixtral, deep, 1) < 0.7 * fc1(kMixtral, shallow, 1));

@@ -14,14 +14,30 @@ bool contains(const std::string& text, const char* part) {
 
 TEST_CASE("a config's text has every key in order and reads back") {
   GemmConfig config;
-  CHECK(
-      to_string(config) ==
-      "block_m=128,block_n=128,block_k=64,stages=3,warps_m=2,warps_n=2,ctas_per_sm=1,raster=8,gather=fused");
-  config = {Schedule::mma_sync, 64, 176, 32, 5, 4, 1, 3, 16, GatherMode::copy};
-  auto overrides = parse_gemm_overrides(to_string(config));
-  REQUIRE(overrides);
-  REQUIRE(overrides->size() == 1);
-  CHECK((*overrides)[0].apply(GemmConfig{}) == config);
+  CHECK(to_string(config) ==
+        "schedule=mma_sync,block_m=128,block_n=128,block_k=64,stages=3,warps_m=2,warps_n=2,ctas_per_sm=1,"
+        "raster=8,row_step=16,gather=fused");
+  for (const Schedule schedule : {Schedule::mma_sync, Schedule::wgmma, Schedule::wgmma_pingpong}) {
+    for (const std::int32_t row_step : {8, 16, 32}) {
+      config = {.schedule = schedule, .block_m = 64, .block_n = 176, .block_k = 32, .stages = 5, .warps_m = 4,
+                .warps_n = 1, .ctas_per_sm = 3, .raster = 16, .row_step = row_step, .gather = GatherMode::copy};
+      CAPTURE(to_string(config));
+      auto overrides = parse_gemm_overrides(to_string(config));
+      REQUIRE(overrides);
+      REQUIRE(overrides->size() == 1);
+      CHECK((*overrides)[0].apply(GemmConfig{}) == config);
+    }
+  }
+}
+
+TEST_CASE("schedules have names of their own") {
+  CHECK(to_string(Schedule::mma_sync) == std::string("mma_sync"));
+  CHECK(to_string(Schedule::wgmma) == std::string("wgmma"));
+  CHECK(to_string(Schedule::wgmma_pingpong) == std::string("wgmma_pingpong"));
+  CHECK(to_string(static_cast<Schedule>(9)) == std::string("invalid"));
+  GemmConfig config;
+  config.schedule = Schedule::wgmma_pingpong;
+  CHECK(contains(to_string(config), "schedule=wgmma_pingpong,block_m="));
 }
 
 TEST_CASE("an override replaces the keys it names, in its token range") {
@@ -60,9 +76,10 @@ TEST_CASE("fault 24: an override outside the grammar or the space names key, val
     const char* choices;
   };
   const Case cases[] = {
-      {"block_m=48", "block_m=48", "16, 32, 64, 128, 256"},
-      {"block_m=-16", "block_m=-16", "one of"},
-      {"block_m=4294967424", "block_m=4294967424", "one of"},  // 128 modulo 2^32
+      {"block_m=44", "block_m=44", "a multiple of 8 from 8 to 256"},
+      {"block_m=-16", "block_m=-16", "from 8 to 256"},
+      {"block_m=264", "block_m=264", "from 8 to 256"},
+      {"block_m=4294967424", "block_m=4294967424", "from 8 to 256"},  // 128 modulo 2^32
       {"block_n=40", "block_n=40", "a multiple of 16 from 32 to 256"},
       {"block_n=0", "block_n=0", "from 32 to 256"},
       {"block_k=16", "block_k=16", "32, 64, 128"},
@@ -72,7 +89,11 @@ TEST_CASE("fault 24: an override outside the grammar or the space names key, val
       {"stages=", "stages=", "from 2 to 8"},
       {"warps_n=3", "warps_n=3", "1, 2, 4, 8"},
       {"gather=maybe", "gather=maybe", "fused, copy"},
-      {"schedule=wgmma", "schedule=wgmma", "mma_sync"},
+      {"row_step=4", "row_step=4", "8, 16, 32"},
+      {"row_step=64", "row_step=64", "8, 16, 32"},
+      {"schedule=wgmma_ping", "schedule=wgmma_ping", "mma_sync, wgmma, wgmma_pingpong"},
+      {"schedule=", "schedule=", "mma_sync, wgmma, wgmma_pingpong"},
+      {"schedule=1", "schedule=1", "mma_sync, wgmma, wgmma_pingpong"},
       {"tokens=64-1,stages=4", "tokens=64-1", "range"},
       {"tokens=-5,stages=4", "tokens=-5", "range"},
       {"tokens=18446744073709551616", "tokens=18446744073709551616", "range"},

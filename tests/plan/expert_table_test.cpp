@@ -154,6 +154,28 @@ TEST_CASE("packed_joint, interleaved: the gate is the whole matrix") {
   }
 }
 
+TEST_CASE("up_first says which of gate and up has the lower address, whatever the spec calls it") {
+  for (const WeightLayout layout : {WeightLayout::nk, WeightLayout::kn}) {
+    for (const GateOrder order : {GateOrder::gate_first, GateOrder::up_first, GateOrder::interleaved}) {
+      LayerSpec spec = uneven(layout);
+      spec.gate_order = order;
+      for (const auto& entry : table_of(spec, Weights::blocks(spec, pointer(kFc1), pointer(kFc2))).entries)
+        CHECK(entry.up_first == (order == GateOrder::up_first ? 1 : 0));
+      spec.activation = Activation::relu2;
+      for (const auto& entry : table_of(spec, Weights::blocks(spec, pointer(kFc1), pointer(kFc2))).entries)
+        CHECK(entry.up_first == 0);
+    }
+  }
+  // Matrices that lie apart: address by address.
+  const LayerSpec spec = uneven();
+  auto weights = Weights::blocks(spec, pointer(kFc1), pointer(kFc2));
+  REQUIRE(weights.ok());
+  std::swap(weights->experts[2].gate, weights->experts[2].up);
+  weights->experts[4].up = pointer(kFc1 - 0x100000);
+  const DeviceTable table = table_of(spec, weights);
+  for (std::size_t e = 0; e < 6; ++e) CHECK(table.entries[e].up_first == (e == 2 || e == 4 ? 1 : 0));
+}
+
 TEST_CASE("pointers: each expert has its own") {
   const LayerSpec spec = uneven();
   std::vector<const void*> fc1, fc2;
@@ -199,7 +221,11 @@ TEST_CASE("the table's parts are aligned for what they hold and do not overlap")
     REQUIRE(layout.order >= n * sizeof(abi::ExpertEntry));
     REQUIRE(layout.class_begin >= layout.order + n * 4);
     REQUIRE(layout.one_class >= layout.class_begin + 17 * 4);
-    REQUIRE(layout.bytes >= layout.one_class + 8);
+    REQUIRE(layout.fc1_maps >= layout.one_class + 8);
+    REQUIRE(layout.fc2_maps >= layout.fc1_maps + n * sizeof(abi::TensorMap));
+    REQUIRE(layout.bytes >= layout.fc2_maps + n * sizeof(abi::TensorMap));
     REQUIRE((layout.order | layout.class_begin | layout.one_class) % 4 == 0);
+    // The copy engine reads maps at multiples of 64 bytes; the table itself lies at one of 256.
+    REQUIRE((layout.fc1_maps | layout.fc2_maps) % 64 == 0);
   }
 }

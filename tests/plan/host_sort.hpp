@@ -21,7 +21,12 @@ struct SortShape {
   i32 fc1_block_m, fc2_block_m;
   i32 fc1_tile_columns = 0;  ///< 0 unless runtime widths
   i32 classes;
+  i32 fc1_row_step = 0, fc2_row_step = 0;  ///< 0: block_m
 };
+
+inline i32 round_up(i32 value, i32 multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 inline SortedRows sort_rows(const DeviceTable& table, const std::vector<i32>& rows_of,
                             const SortShape& shape) {
@@ -30,22 +35,26 @@ inline SortedRows sort_rows(const DeviceTable& table, const std::vector<i32>& ro
   out.expert_offsets = {0};
   for (const i32 rows : rows_of) out.expert_offsets.push_back(out.expert_offsets.back() + rows);
   const std::vector<i32>& begin = shape.fc1_tile_columns > 0 ? table.one_class : table.class_begin;
-  const auto list = [&](i32 block_m, std::vector<abi::RowTile>& tiles, i32* class_begin) {
+  const auto list = [&](i32 block_m, i32 row_step, std::vector<abi::RowTile>& tiles, i32* class_begin) {
     for (i32 c = 0; c < shape.classes; ++c) {
       class_begin[c] = static_cast<i32>(tiles.size());
       for (i32 i = begin[static_cast<std::size_t>(c)]; i < begin[static_cast<std::size_t>(c) + 1]; ++i) {
         const i32 e = table.order[static_cast<std::size_t>(i)];
         const auto at = static_cast<std::size_t>(e);
-        for (i32 row = 0; row < rows_of[at]; row += block_m) {
-          tiles.push_back({e, out.expert_offsets[at] + row, std::min(block_m, rows_of[at] - row),
+        if (rows_of[at] == 0) continue;
+        // As few tiles as block_m allows, the rows shared out among them.
+        const i32 count = round_up(rows_of[at], block_m) / block_m;
+        const i32 height = round_up((rows_of[at] + count - 1) / count, row_step > 0 ? row_step : block_m);
+        for (i32 row = 0; row < rows_of[at]; row += height) {
+          tiles.push_back({e, out.expert_offsets[at] + row, std::min(height, rows_of[at] - row),
                            table.entries[at].width_class});
         }
       }
     }
     class_begin[shape.classes] = static_cast<i32>(tiles.size());
   };
-  list(shape.fc1_block_m, out.fc1_tiles, out.counts.fc1_begin);
-  list(shape.fc2_block_m, out.fc2_tiles, out.counts.fc2_begin);
+  list(shape.fc1_block_m, shape.fc1_row_step, out.fc1_tiles, out.counts.fc1_begin);
+  list(shape.fc2_block_m, shape.fc2_row_step, out.fc2_tiles, out.counts.fc2_begin);
   out.counts.rows = out.expert_offsets.back();
   if (shape.fc1_tile_columns > 0) {
     out.fc1_tile_prefix = {0};

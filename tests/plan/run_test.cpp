@@ -1,139 +1,15 @@
+#include "plan/run_fixture.hpp"
+
 #include <cuda.h>
-#include <doctest/doctest.h>
 
-#include <algorithm>
-#include <cstring>
-#include <string>
-#include <vector>
-
-#include "abi.cuh"
-#include "cuda/fake_gpu.hpp"
-#include "cuda/module.hpp"
-#include "cuda/stream.hpp"
-#include "plan/expert_table.hpp"
-#include "plan/plan.hpp"
 #include "plan/sort_grid.hpp"
 
 using namespace varmoe;
 using namespace varmoe::test;
-using emit::Stage;
 
 namespace {
 
-using Names = std::vector<std::string>;
-
-std::uint32_t parameter_bytes(Stage stage) {
-  switch (stage) {
-    case Stage::fc1:
-    case Stage::fc2:
-      return sizeof(abi::GemmParams);
-    case Stage::gather:
-      return sizeof(abi::GatherParams);
-    case Stage::combine:
-      return sizeof(abi::CombineParams);
-    default:
-      return sizeof(abi::SortParams);
-  }
-}
-
-template <class Params>
-Params params_of(const fake_cuda::Launch& launch) {
-  Params params;
-  REQUIRE(launch.arguments.size() == 1);
-  REQUIRE(launch.arguments[0].size() == sizeof params);
-  std::memcpy(&params, launch.arguments[0].data(), sizeof params);
-  return params;
-}
-
-std::uint64_t address(const void* p) {
-  return reinterpret_cast<std::uint64_t>(p);
-}
-
-/// Kernels of every stage on the fake driver, each with a launch shape of its own, and sound arguments.
-struct Fixture {
-  static constexpr std::int32_t kSms = 132;
-  static constexpr std::uint64_t kTable = 0x5000000;
-
-  std::shared_ptr<cuda::Device> device = fake_device();
-  std::vector<cuda::Module> modules;
-  cuda::Stream stream = [this] {
-    auto made = cuda::Stream::create(device);
-    REQUIRE(made.ok());
-    return std::move(*made);
-  }();
-  LayerSpec spec = [] {
-    LayerSpec s = uniform_spec(256, 6, 64, 2);
-    s.expert_widths = {64, 128, 192, 64, 128, 192};
-    return s;
-  }();
-  plan::RunContext context;
-  plan::KernelSet kernels;
-  ForwardArgs args;
-
-  Fixture() {
-    context.driver = &device->driver();
-    context.spec = &spec;
-    context.expert_table = kTable;
-    context.sm_count = kSms;
-    context.max_width = spec.max_width();
-  context.classes = 3;
-    kernels.config.fc1.block_m = 64;
-    kernels.config.fc2.block_m = 32;
-    kernels.config.fc2.block_n = 64;
-    kernels.config.sort.single_block_rows = 3072;
-    for (const Stage stage : {Stage::sort_single, Stage::sort_count, Stage::sort_scatter, Stage::fc1,
-                              Stage::fc2, Stage::combine}) {
-      add(stage);
-    }
-    args.x = reinterpret_cast<const void*>(0x10000000);
-    args.topk_ids = reinterpret_cast<const void*>(0x20000000);
-    args.topk_weights = reinterpret_cast<const float*>(0x30000000);
-    args.out = reinterpret_cast<void*>(0x40000000);
-    args.workspace = reinterpret_cast<void*>(0x60000000);
-    args.stream = stream.handle();
-    fake_cuda::clear_calls();
-  }
-
-  void add(Stage stage) {
-    FakeCubin cubin;
-    cubin.kernels = {{emit::to_string(stage), 32, 0, 0, 1024, {parameter_bytes(stage)}}};
-    KernelBinary binary;
-    binary.image = make_fake_cubin(cubin);
-    binary.arch = "sm_90";
-    binary.entry_name = emit::to_string(stage);
-    binary.compiler = {13, 0, 88};
-    const auto number = static_cast<std::int32_t>(stage);
-    plan::LoadedKernel& kernel = kernels[stage];
-    kernel.block_threads = 64 + 32 * number;
-    kernel.dynamic_smem_bytes = 1024 * number;
-    kernel.blocks_per_sm = 1 + number % 2;
-    auto module = cuda::Module::load(device, binary, kernel.dynamic_smem_bytes);
-    REQUIRE_MESSAGE(module.ok(), (module.ok() ? "" : module.error().message()));
-    kernel.function = module->function();
-    modules.push_back(std::move(*module));
-  }
-
-  std::vector<fake_cuda::Launch> run(std::int64_t tokens, std::int64_t chunk) {
-    fake_cuda::clear_launches();
-    args.tokens = tokens;
-    const Status status = plan::run(context, kernels, args, chunk);
-    REQUIRE_MESSAGE(status.ok(), (status.ok() ? "" : status.error().message()));
-    return fake_cuda::launches();
-  }
-  std::vector<fake_cuda::Launch> run(std::int64_t tokens) { return run(tokens, tokens); }
-
-  std::int64_t resident(Stage stage) const { return std::int64_t{kernels[stage].blocks_per_sm} * kSms; }
-  plan::WorkspaceLayout layout(std::int64_t tokens) const {
-    return plan::workspace_layout(spec, &kernels.config, tokens);
-  }
-  std::uint64_t in_workspace(std::size_t offset) const { return address(args.workspace) + offset; }
-};
-
-Names names_of(const std::vector<fake_cuda::Launch>& launches) {
-  Names names;
-  for (const auto& launch : launches) names.push_back(launch.name);
-  return names;
-}
+using Fixture = RunFixture;
 
 const Names kSmall = {"sort_single", "fc1", "fc2", "combine"};
 const Names kLarge = {"sort_count", "sort_scatter", "fc1", "fc2", "combine"};
@@ -158,7 +34,7 @@ TEST_CASE("few rows: one sort, fc1, fc2, combine, each with its kernel's threads
   for (const std::string& call : fake_cuda::call_log()) CHECK(call == "cuLaunchKernelEx");
 }
 
-TEST_CASE("many rows: the sort is two launches, over the same blocks") {
+TEST_CASE("many rows: the sort is two launches, over the same blocks of slots") {
   Fixture f;
   CHECK(names_of(f.run(1536)) == kSmall);  // 3072 rows: the last that one block sorts
   for (const std::int64_t tokens : {1537, 50000, 1000000}) {
@@ -166,7 +42,8 @@ TEST_CASE("many rows: the sort is two launches, over the same blocks") {
     REQUIRE(names_of(launches) == kLarge);
     const plan::SortGrid grid(tokens * 2);
     for (std::size_t i = 0; i < 2; ++i) {
-      CHECK(launches[i].grid[0] == static_cast<unsigned>(grid.blocks));
+      // The second has one block more, which writes the tile lists.
+      CHECK(launches[i].grid[0] == static_cast<unsigned>(grid.blocks) + i);
       CHECK(params_of<abi::SortParams>(launches[i]).slots_per_block == grid.slots_per_block);
     }
   }
@@ -243,9 +120,9 @@ TEST_CASE("chunks: each runs the whole sequence on its tokens, ids, weights and 
       CHECK(sort.token_begin == static_cast<i32>(begin));
       CHECK(sort.ids_are_64bit == (wide ? 1 : 0));
       CHECK(address(sort.topk_ids) == address(f.args.topk_ids) + begin * 2 * (wide ? 8 : 4));
-      CHECK(address(sort.topk_weights) == address(f.args.topk_weights) + begin * 2 * 4);
       CHECK(address(sort.token_count) == 0x70000000);
       CHECK(address(fc1.a) == address(f.args.x) + begin * 256 * 2);
+      CHECK(address(combine.topk_weights) == address(f.args.topk_weights) + begin * 2 * 4);
       CHECK(combine.tokens == sort.tokens);
       CHECK(combine.token_begin == sort.token_begin);
       CHECK(address(combine.out) == address(f.args.out) + begin * 512 * 2);
@@ -269,7 +146,6 @@ TEST_CASE("the stages hand each other what the workspace layout says") {
     CHECK(address(sort.class_begin) == Fixture::kTable + table.class_begin);
     CHECK(at(sort.expert_offsets, layout.expert_offsets));
     CHECK(at(sort.row_source, layout.row_source));
-    CHECK(at(sort.row_weight, layout.row_weight));
     CHECK(at(sort.slot_row, layout.slot_row));
     CHECK(at(sort.block_histogram, layout.block_histogram));
     CHECK(at(sort.fc1_tiles, layout.fc1_tiles));
@@ -293,7 +169,6 @@ TEST_CASE("the stages hand each other what the workspace layout says") {
   for (const auto& gemm : {fc1, fc2}) {
     CHECK(at(gemm.tile_counts, layout.tile_counts));
     CHECK(at(gemm.row_source, layout.row_source));
-    CHECK(at(gemm.row_weight, layout.row_weight));
     CHECK(at(gemm.expert_offsets, layout.expert_offsets));
     CHECK(at(gemm.tile_prefix, layout.fc1_tile_prefix));
     CHECK(address(gemm.experts) == Fixture::kTable + table.entries);

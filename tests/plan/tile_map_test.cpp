@@ -1,155 +1,13 @@
 #include "schedule/tile_map.cuh"
 
-#include <random>
-#include <string>
 #include <utility>
 
-#include "plan/host_sort.hpp"
+#include "plan/tile_walk.hpp"
 
 using namespace varmoe;
 using namespace varmoe::test;
 
 namespace {
-
-/// What the emitter writes for a layer with these classes, widest first.
-template <int kHiddenSize, int... kWidths>
-struct ClassLayer {
-  static constexpr int kHidden = kHiddenSize, kClasses = sizeof...(kWidths);
-  static constexpr int width(int c) {
-    constexpr int widths[] = {kWidths...};
-    return widths[c];
-  }
-};
-
-template <int kHiddenSize, int kExpertCount>
-struct AnyWidthLayer {
-  static constexpr int kHidden = kHiddenSize, kExperts = kExpertCount, kClasses = 0;
-};
-
-using OneClass = ClassLayer<128, 96>;
-using ThreeClasses = ClassLayer<200, 512, 264, 8>;
-using SixteenClasses =
-    ClassLayer<64, 1000, 512, 480, 264, 256, 248, 200, 136, 128, 120, 96, 72, 64, 40, 16, 8>;
-
-/// A layer of `experts` experts over the classes; every class has one while there are experts enough.
-template <class Layer>
-LayerSpec spec_of(std::mt19937& random, int experts) {
-  LayerSpec spec = uniform_spec(Layer::kHidden, experts, 8, 2);
-  for (int e = 0; e < experts; ++e) {
-    const int c = e < Layer::kClasses ? e : static_cast<int>(random() % Layer::kClasses);
-    spec.expert_widths[static_cast<std::size_t>(e)] = Layer::width(c);
-  }
-  std::shuffle(spec.expert_widths.begin(), spec.expert_widths.end(), random);
-  return spec;
-}
-
-/// Routings that schedules stumble over: nothing routed, one expert with all, empty experts between others,
-/// whole tiles, one row more, and random ones.
-std::vector<std::vector<i32>> routings(std::mt19937& random, int experts) {
-  const auto n = static_cast<std::size_t>(experts);
-  std::vector<std::vector<i32>> all;
-  all.push_back(std::vector<i32>(n, 0));
-  for (const std::size_t e : {std::size_t{0}, n / 2, n - 1}) {
-    all.push_back(std::vector<i32>(n, 0));
-    all.back()[e] = 777;
-  }
-  for (const i32 rows : {1, 16, 17, 64, 65}) all.push_back(std::vector<i32>(n, rows));
-  all.push_back(std::vector<i32>(n, 0));
-  for (std::size_t e = 0; e < n; e += 2) all.back()[e] = 33;
-  for (int round = 0; round < 6; ++round) {
-    all.push_back({});
-    for (std::size_t e = 0; e < n; ++e)
-      all.back().push_back(random() % 3 == 0 ? 0 : static_cast<i32>(random() % (round % 2 == 0 ? 20 : 150)));
-  }
-  return all;
-}
-
-/// Counts how often each output is computed; empty when every (row, column tile) of every expert is met once.
-class Coverage {
- public:
-  /// columns_of(expert): its column tiles.
-  template <class ColumnsOf>
-  Coverage(const SortedRows& rows, i32 block_m, ColumnsOf columns_of) : rows_(rows), block_m_(block_m) {
-    for (std::size_t e = 0; e < rows.rows_of.size(); ++e) {
-      columns_.push_back(columns_of(e));
-      met_.emplace_back(static_cast<std::size_t>(rows.rows_of[e]) * static_cast<std::size_t>(columns_[e]));
-    }
-  }
-
-  void add(const schedule::OutputTile& tile, i32 width) {
-    const auto e = static_cast<std::size_t>(tile.expert);
-    if (tile.expert < 0 || e >= columns_.size()) return fail("no such expert", tile);
-    const i32 first = tile.row_begin - rows_.expert_offsets[e];
-    if (tile.rows < 1 || tile.rows > block_m_) return fail("rows", tile);
-    if (first < 0 || first + tile.rows > rows_.rows_of[e]) return fail("rows of another expert", tile);
-    if (tile.column_tile < 0 || tile.column_tile >= columns_[e]) return fail("columns", tile);
-    if (tile.width != width) return fail("width", tile);
-    for (i32 row = first; row < first + tile.rows; ++row)
-      ++met_[e][static_cast<std::size_t>(row * columns_[e] + tile.column_tile)];
-  }
-
-  std::string error() const {
-    if (!error_.empty()) return error_;
-    for (std::size_t e = 0; e < met_.size(); ++e) {
-      for (const int n : met_[e]) {
-        if (n != 1) return "expert " + std::to_string(e) + ": an output met " + std::to_string(n) + " times";
-      }
-    }
-    return "";
-  }
-
- private:
-  void fail(const char* what, const schedule::OutputTile& t) {
-    error_ = std::string(what) + ": expert " + std::to_string(t.expert) + " row " +
-             std::to_string(t.row_begin) + "+" + std::to_string(t.rows) + " column tile " +
-             std::to_string(t.column_tile) + " width " + std::to_string(t.width);
-  }
-  const SortedRows& rows_;
-  i32 block_m_;
-  std::vector<i32> columns_;
-  std::vector<std::vector<int>> met_;
-  std::string error_;
-};
-
-i32 tiles_of(i32 width, i32 columns) {
-  return (width + columns - 1) / columns;
-}
-
-template <class Layer, int kColumns, int kGroup>
-std::string walk_fc1(const DeviceTable& table, const SortedRows& rows, i32 block_m) {
-  Coverage coverage(rows, block_m, [&](std::size_t e) { return tiles_of(table.entries[e].width, kColumns); });
-  const i32 count = schedule::fc1_tile_count<Layer, kColumns>(rows.counts.fc1_begin);
-  for (i32 i = 0; i < count; ++i) {
-    const auto tile =
-        schedule::fc1_tile<Layer, kColumns, kGroup>(rows.counts.fc1_begin, rows.fc1_tiles.data(), i);
-    coverage.add(tile, table.entries.at(static_cast<std::size_t>(tile.expert)).width);
-  }
-  return coverage.error();
-}
-
-template <class Layer, int kColumns, int kGroup>
-std::string walk_fc2(const DeviceTable& table, const SortedRows& rows, i32 block_m) {
-  Coverage coverage(rows, block_m, [&](std::size_t) { return tiles_of(Layer::kHidden, kColumns); });
-  const i32 row_tiles = rows.counts.fc2_begin[Layer::kClasses == 0 ? 1 : Layer::kClasses];
-  const i32 count = row_tiles * tiles_of(Layer::kHidden, kColumns);
-  for (i32 i = 0; i < count; ++i) {
-    const auto tile = schedule::fc2_tile<Layer, kColumns, kGroup>(rows.fc2_tiles.data(), table.entries.data(),
-                                                                  row_tiles, i);
-    coverage.add(tile, table.entries.at(static_cast<std::size_t>(tile.expert)).width);
-  }
-  return coverage.error();
-}
-
-template <class Layer, int kColumns, int kBlockM, int kGroup>
-std::string walk_fc1_runtime(const DeviceTable& table, const SortedRows& rows) {
-  Coverage coverage(rows, kBlockM, [&](std::size_t e) { return tiles_of(table.entries[e].width, kColumns); });
-  for (i32 i = 0; i < rows.fc1_tile_prefix.back(); ++i) {
-    const auto tile = schedule::fc1_tile_runtime<Layer, kColumns, kBlockM, kGroup>(
-        rows.fc1_tile_prefix.data(), table.order.data(), rows.expert_offsets.data(), table.entries.data(), i);
-    coverage.add(tile, table.entries.at(static_cast<std::size_t>(tile.expert)).width);
-  }
-  return coverage.error();
-}
 
 /// Every raster group × column tile at three block_m, for layers of several sizes.
 template <class Layer>
@@ -192,12 +50,12 @@ void check_any_width() {
       CAPTURE(kinds);
       CAPTURE(number++);
       const SortedRows narrow = sort_rows(table, routing, {16, 64, 32, 1});
-      CHECK(walk_fc1_runtime<Layer, 32, 16, 1>(table, narrow) == "");
-      CHECK(walk_fc1_runtime<Layer, 32, 16, 8>(table, narrow) == "");
+      CHECK(walk_fc1_runtime<Layer, 32, 16, 16, 1>(table, narrow) == "");
+      CHECK(walk_fc1_runtime<Layer, 32, 16, 16, 8>(table, narrow) == "");
       CHECK(walk_fc2<Layer, 48, 5>(table, narrow, 64) == "");
       const SortedRows wide = sort_rows(table, routing, {64, 16, 128, 1});
-      CHECK(walk_fc1_runtime<Layer, 128, 64, 3>(table, wide) == "");
-      CHECK(walk_fc1_runtime<Layer, 128, 64, 64>(table, wide) == "");
+      CHECK(walk_fc1_runtime<Layer, 128, 64, 64, 3>(table, wide) == "");
+      CHECK(walk_fc1_runtime<Layer, 128, 64, 64, 64>(table, wide) == "");
       CHECK(walk_fc2<Layer, 128, 64>(table, wide, 16) == "");
     }
   }

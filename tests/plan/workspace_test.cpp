@@ -67,20 +67,21 @@ std::vector<Region> regions(const LayerSpec& spec, const WorkspaceLayout& at, st
     const std::int64_t used = std::min(experts, rows);
     return used + (rows - used) / block_m;
   };
+  // fc2 may read h's rows by stages of 64 elements.
+  const std::int64_t whole_stages = (spec.max_width() + 63) / 64 * 64;
   const auto bytes = [](std::int64_t count, std::size_t each) {
     return static_cast<std::size_t>(count) * each;
   };
   return {
       {"expert_offsets", at.expert_offsets, bytes(experts + 1, 4)},
       {"row_source", at.row_source, bytes(rows, 4)},
-      {"row_weight", at.row_weight, bytes(rows, 4)},
       {"slot_row", at.slot_row, bytes(rows, 4)},
       {"block_histogram", at.block_histogram, bytes(SortGrid(rows).blocks * experts, 4)},
       {"fc1_tiles", at.fc1_tiles, bytes(most_tiles(fc1_m), sizeof(abi::RowTile))},
       {"fc2_tiles", at.fc2_tiles, bytes(most_tiles(fc2_m), sizeof(abi::RowTile))},
       {"tile_counts", at.tile_counts, sizeof(abi::TileCounts)},
       {"fc1_tile_prefix", at.fc1_tile_prefix, bytes(experts + 1, 4)},
-      {"h", at.h, bytes(rows * spec.max_width(), 2)},
+      {"h", at.h, bytes(rows * whole_stages, 2)},
       {"y", at.y, bytes(rows * spec.hidden_size, 2)},
   };
 }
@@ -88,7 +89,7 @@ std::vector<Region> regions(const LayerSpec& spec, const WorkspaceLayout& at, st
 void check_regions(const LayerSpec& spec, const LayerConfig* config, std::int64_t tokens) {
   const WorkspaceLayout layout = workspace_layout(spec, config, tokens);
   auto all =
-      regions(spec, layout, tokens, config ? config->fc1.block_m : 16, config ? config->fc2.block_m : 16);
+      regions(spec, layout, tokens, config ? config->fc1.block_m : 8, config ? config->fc2.block_m : 8);
   std::sort(all.begin(), all.end(), [](const Region& a, const Region& b) { return a.begin < b.begin; });
   for (std::size_t i = 0; i < all.size(); ++i) {
     const std::size_t end = i + 1 < all.size() ? all[i + 1].begin : layout.total_bytes;
@@ -103,7 +104,7 @@ TEST_CASE("workspace parts are 256-byte aligned, apart and large enough for the 
   for (const LayerSpec& spec : specs()) {
     for (const std::int64_t tokens : token_counts(20000, spec.top_k)) {
       check_regions(spec, nullptr, tokens);
-      const LayerConfig low = config_of(16, 256), high = config_of(256, 64);
+      const LayerConfig low = config_of(8, 256), high = config_of(192, 64);
       check_regions(spec, &low, tokens);
       check_regions(spec, &high, tokens);
     }
@@ -131,8 +132,8 @@ TEST_CASE("the workspace without a config bounds that of every config") {
   for (const LayerSpec& spec : specs()) {
     for (const std::int64_t tokens : token_counts(10000, spec.top_k)) {
       const std::size_t bound = bytes_of(spec, tokens);
-      for (const std::int32_t fc1_m : {16, 32, 64, 128, 256}) {
-        for (const std::int32_t fc2_m : {16, 64, 256}) {
+      for (const std::int32_t fc1_m : {8, 16, 24, 64, 160, 256}) {
+        for (const std::int32_t fc2_m : {8, 64, 192}) {
           const LayerConfig config = config_of(fc1_m, fc2_m);
           if (workspace_layout(spec, &config, tokens).total_bytes > bound)
             FAIL_CHECK("tokens " << tokens << ", block_m " << fc1_m << " and " << fc2_m);

@@ -190,7 +190,7 @@ class Overrides(Story):
         self.assertIn("stages=3", self.lines(result, "bucket")[0]["fc1"])
 
     def test_fault_24_a_bad_one_is_refused_with_the_choices(self):
-        for text, words in (("block_m=77", ("block_m", "77", "64")), ("blok_m=64", ("blok_m", "block_m")),
+        for text, words in (("block_m=77", ("block_m", "77", "8 to 256")), ("blok_m=64", ("blok_m", "block_m")),
                             ("stages=99", ("stages", "99"))):
             result = self.tune("compile", *SMALL, env={"VARMOE_FC1_CONFIG": text}, status=3)
             self.assert_says(result, *words)

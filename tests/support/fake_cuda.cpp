@@ -90,6 +90,7 @@ void reset() {
   s.hidden.clear();
   s.log.clear();
   s.launches.clear();
+  s.tensor_maps.clear();
   s.bodies.clear();
   s.execs.clear();
   s.graphs.clear();

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,17 @@ struct Launch {
   std::vector<std::vector<std::byte>> arguments;
 };
 
+/// A tensor map, as it was asked of the driver: cuTensorMapEncodeTiled's arguments, enumerators as numbers.
+struct TensorMap {
+  int data_type = 0;
+  std::uint64_t base = 0;
+  std::vector<std::uint64_t> size;            ///< elements of each dimension; as many as the rank
+  std::vector<std::uint64_t> stride;          ///< bytes; one fewer
+  std::vector<std::uint32_t> box;             ///< elements
+  std::vector<std::uint32_t> element_stride;
+  int interleave = 0, swizzle = 0, promotion = 0, fill = 0;
+};
+
 /// Back to the start: one device, CUDA 13.0, no failures, hooks or records, nothing hidden, and nothing
 /// alive: what a test before has leaked or still holds is gone, and freeing it later does nothing.
 void reset();
@@ -68,6 +80,11 @@ std::vector<Launch> launches();
 void clear_launches();
 /// Runs in place of kernels whose entry name begins with `prefix`, when they execute (not when captured).
 void on_launch(const std::string& prefix, std::function<void(const Launch&)> body);
+
+/// Every tensor map encoded so far, in order.
+std::vector<TensorMap> tensor_maps();
+/// What the 128 bytes at `map` were encoded from; nothing when this driver did not encode them.
+std::optional<TensorMap> read_tensor_map(const void* map);
 
 /// Alive at this moment.
 std::size_t live_allocations();

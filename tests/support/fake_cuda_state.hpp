@@ -83,6 +83,7 @@ struct State {
   std::set<std::string> hidden;
   std::vector<std::string> log;
   std::vector<Launch> launches;
+  std::vector<TensorMap> tensor_maps;
   std::vector<std::pair<std::string, std::function<void(const Launch&)>>> bodies;
   std::map<std::uint64_t, Allocation> allocations;
   std::map<Library*, std::unique_ptr<Library>> libraries;

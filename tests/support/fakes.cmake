@@ -5,7 +5,7 @@ include_guard(GLOBAL)
 
 foreach(fake cuda nvrtc)
   if(fake STREQUAL "cuda")
-    set(sources fake_cuda.cpp fake_cuda_entries.cpp fake_cuda_streams.cpp fake_cubin.cpp)
+    set(sources fake_cuda.cpp fake_cuda_entries.cpp fake_cuda_streams.cpp fake_cuda_tensor_maps.cpp fake_cubin.cpp)
   else()
     set(sources fake_nvrtc.cpp fake_cubin.cpp)
   endif()

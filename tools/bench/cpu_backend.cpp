@@ -43,6 +43,10 @@ class CpuBackend final : public Backend {
     return layer_->forward(arguments(tokens, out));
   }
 
+  Status try_configs(std::int64_t, const std::vector<double>&, const std::vector<std::int64_t>&, std::vector<Trial>&) override {
+    return {ErrorCode::unsupported, "--search needs a GPU: the CPU backend has no tiles to choose"};
+  }
+
   Result<Measurement> measure(std::int64_t tokens) override {
     oracle::Buffer16 out(tokens * case_->spec.hidden_size);
     const ForwardArgs args = arguments(tokens, out);

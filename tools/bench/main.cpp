@@ -12,6 +12,7 @@
 #include "tools/bench/backend.hpp"
 #include "tools/bench/check.hpp"
 #include "tools/bench/options.hpp"
+#include "tools/bench/search.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/output.hpp"
 #include "varmoe/version.hpp"
@@ -70,6 +71,8 @@ void add_json(const Row& row, bool gpu, const Output& out) {
         .add("spread", row.measured->forward.spread)
         .add("tflops", row.floor.flops / seconds * 1e-12)
         .add("gb_per_s", row.floor.bytes / seconds * 1e-9);
+    if (row.measured->replay) json.add("replay_us", row.measured->replay->median_us);
+    if (row.measured->flushed) json.add("flushed_us", row.measured->flushed->median_us);
     if (row.measured->eager) json.add("eager_us", row.measured->eager->median_us);
     if (row.measured->host_us) json.add("host_us", *row.measured->host_us);
     if (gpu) {
@@ -200,6 +203,30 @@ int bench(const BenchOptions& options, const Output& out) {
       if (!checked->repeatable)
         remarks.push_back(fmt::format("{} tokens: a second run gave other bits", count));
       if (options.detailed) remarks.push_back(fmt::format("{} tokens: {}", count, error_text(c)));
+    }
+    if (options.search >= 0) {
+      auto found = search(**backend, layer_case, count, options.check_rows, static_cast<std::size_t>(options.search), out);
+      if (!found) return out.fail(found.error());
+      const double floor_us = row.floor.seconds * 1e6;
+      out.event("search", Json()
+                              .add("tokens", count)
+                              .add("us", found->best.layer_us)
+                              .add("fc1", to_string(found->best.fc1))
+                              .add("fc2", to_string(found->best.fc2))
+                              .add("fc1_us", found->best.fc1_us)
+                              .add("fc2_us", found->best.fc2_us)
+                              .add("predicted_us", found->predicted.layer_us)
+                              .add("predicted_fc1", to_string(found->predicted.fc1))
+                              .add("predicted_fc2", to_string(found->predicted.fc2))
+                              .add("floor_us", floor_us)
+                              .add("tried", found->tried)
+                              .add("failed", found->failed));
+      remarks.push_back(fmt::format("{} tokens: best of {} ({} failed): {:.1f} us ({:.2f} of the floor), fc1 {:.1f} us {}, fc2 {:.1f} us {}; the cost "
+                                    "model's own choice: {:.1f} us",
+                                    count, found->tried, found->failed, found->best.layer_us, floor_us / found->best.layer_us,
+                                    found->best.fc1_us, to_string(found->best.fc1), found->best.fc2_us, to_string(found->best.fc2),
+                                    found->predicted.layer_us));
+      failed |= found->failed != 0;
     }
     if (!options.inject_error) {
       auto measured = (*backend)->measure(count);

@@ -56,6 +56,9 @@ void BenchOptions::add_options(CLI::App& app) {
   app.add_option("--check-rows", check_rows, "tokens that are checked against the oracle; 0: all")
       ->capture_default_str()
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40));
+  app.add_option("--search", search,
+                 "GPU: try this many configs of each GEMM (0: every one), the cost model's favourites first; every one is checked")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{100000}));
   app.add_flag("--no-check", no_check, "time only");
   app.add_flag("--inject-error", inject_error,
                "alter one weight behind the oracle's back: the check must fail");

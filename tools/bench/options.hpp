@@ -22,6 +22,7 @@ struct BenchOptions {
   std::uint64_t seed = 1;
   int warmup = -1, iterations = -1;  ///< −1: by the backend
   int cpu_threads = 0;
+  std::int64_t search = -1;  ///< −1: no search; 0: every candidate
   std::int64_t check_rows = 16;
   bool no_check = false, inject_error = false, profile = false, detailed = false, json = false;
 

@@ -1,0 +1,170 @@
+#pragma once
+
+#include "epilogue/store_transposed.cuh"
+#include "mma/sm90_gemm.cuh"
+#include "prelude.cuh"
+#include "ptx/convert.cuh"
+#include "ptx/shuffle.cuh"
+#include "schedule/tile_map.cuh"
+
+// fc1 on Hopper: h[r, :] = activation(x[token(r)] · W1ᵀ of r's expert), rounded once. Weights are wgmma's first operand. A gated
+// layer's gate and up meet in one thread: nk weights arrive as groups of 8 gate rows, 8 up rows, … (one tensor-map box), which lie
+// 8 accumulator rows apart; kn weights as 64 gate columns and 64 up columns, in neighbouring accumulator blocks.
+namespace varmoe::moe {
+
+template <class Layer, class Config_>
+class Fc1Sm90 {
+ public:
+  using Config = Config_;
+  using Activation = typename Layer::Activation;
+  static constexpr Element kElement = Layer::kElement;
+  static constexpr bool kKn = Layer::kFc1Kn;
+  static constexpr bool kGated = Activation::kGated;
+  static constexpr bool kAdjacent = kGated && kKn && Layer::kInterleaved;
+  static constexpr bool kApart = kGated && kKn && !Layer::kInterleaved;
+  static constexpr int kTopK = Layer::kTopK;
+  static constexpr bool kWholeStages = Layer::kHidden % 64 == 0;
+  static constexpr int kColumns = kGated ? Config::kBlockN / 2 : Config::kBlockN;
+  using Group = mma::Sm90Warpgroup<Config, kElement, kKn>;
+  using Staging = epilogue::TransposedRows<64 * Group::kBlocks / (kGated ? 2 : 1)>;
+
+  VARMOE_DEVICE explicit Fc1Sm90(const abi::GemmParams& params) : p(params) {}
+
+  VARMOE_DEVICE i32 tile_count() const {
+    if constexpr (Layer::kClasses == 0) {
+      return p.tile_prefix[Layer::kExperts];
+    } else {
+      return schedule::fc1_tile_count<Layer, kColumns>(p.tile_counts->fc1_begin);
+    }
+  }
+  VARMOE_DEVICE schedule::OutputTile tile(i32 index) const {
+    if constexpr (Layer::kClasses == 0) {
+      return schedule::fc1_tile_runtime<Layer, kColumns, Config::kBlockM, Config::kRowStep, Config::kRaster>(
+          p.tile_prefix, p.expert_order, p.expert_offsets, p.experts, index);
+    } else {
+      return schedule::fc1_tile<Layer, kColumns, Config::kRaster>(p.tile_counts->fc1_begin, p.tiles, index);
+    }
+  }
+  VARMOE_DEVICE i32 k_extent(i32) const { return Layer::kHidden; }
+  VARMOE_DEVICE i32 up_first(i32 expert) const { return kGated && !kAdjacent ? p.experts[expert].up_first : 0; }
+
+  VARMOE_DEVICE void load_weights(u32 dst, u32 barrier, const mma::TileSlot& t, i32 k) const {
+    const abi::TensorMap* map = p.weight_maps + t.expert;
+    const i32 column = t.column_tile * kColumns;
+    // Boxes of 64 weight rows (gate and up together), so that one tensor map serves every block_n.
+    if constexpr (!kKn) {
+#pragma unroll
+      for (int b = 0; b < Config::kBlockN / 64; ++b) {
+        if constexpr (kGated) {
+          ptx::tma_load_4d(dst + b * 8192, map, barrier, k, 0, 0, column / 8 + 4 * b);
+        } else {
+          ptx::tma_load_2d(dst + b * 8192, map, barrier, k, column + 64 * b);
+        }
+      }
+    } else if constexpr (kApart) {
+#pragma unroll
+      for (int b = 0; b < Config::kBlockN / 128; ++b) ptx::tma_load_3d(dst + b * 16384, map, barrier, column + 64 * b, k, 0);
+    } else {
+      constexpr int kScale = kAdjacent ? 2 : 1;
+#pragma unroll
+      for (int b = 0; b < Config::kBlockN / 64; ++b) ptx::tma_load_2d(dst + b * 8192, map, barrier, column * kScale + 64 * b, k);
+    }
+  }
+
+  /// `first_block`: of this group in the weight tile. Columns up to the next multiple of 64 are written, as the zeroes that they
+  /// are (weights beyond the width arrive as zero, and every activation of 0 is 0): fc2 multiplies whole stages.
+  VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block) const {
+    const i32 column = t.column_tile * kColumns + first_block * 64 / (kGated ? 2 : 1);
+    const i32 columns = ceil_div(t.width, 64) * 64 - column;
+    const i64 stride = p.out_stride * 2;
+    char* out = static_cast<char*>(p.out) + t.row_begin * stride + static_cast<i64>(column) * 2;
+    const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+#pragma unroll
+    for (int pass = 0; pass < ceil_div(Config::kBlockM, 32); ++pass) {
+      if (pass * 32 >= t.rows) break;
+      rows.begin();
+      if constexpr (kGated && kApart) {
+#pragma unroll
+        for (int b = 0; b < Group::kBlocks; b += 2) {
+#pragma unroll
+          for (int q = 0; q < 2; ++q) {
+            u32 v[4];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              constexpr int kGroups = Config::kBlockM / 8;
+              const int j = min_of(4 * pass + 2 * q + i, kGroups - 1);
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                v[2 * i + half] = ptx::pack2<kElement>(gated(t, acc[b][4 * j + 2 * half], acc[b + 1][4 * j + 2 * half]),
+                                                       gated(t, acc[b][4 * j + 2 * half + 1], acc[b + 1][4 * j + 2 * half + 1]));
+              }
+            }
+            rows.put16(b * 4 + 2 * warp, q * 16, v[0], v[1], v[2], v[3]);
+          }
+        }
+      } else if constexpr (kGated) {
+#pragma unroll
+        for (int b = 0; b < Group::kBlocks; ++b) {
+          u32 v[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int j = min_of(4 * pass + i, Config::kBlockM / 8 - 1);
+            const float* d = acc[b] + 4 * j;
+            v[i] = kAdjacent ? join_adjacent(d) : ptx::pack2<kElement>(gated(t, d[0], d[2]), gated(t, d[1], d[3]));
+          }
+          rows.put32(b * 4 + warp, v[0], v[1], v[2], v[3]);
+        }
+      } else {
+#pragma unroll
+        for (int b = 0; b < Group::kBlocks; ++b) {
+#pragma unroll
+          for (int q = 0; q < 2; ++q) {
+            u32 v[4];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const float* d = acc[b] + 4 * min_of(4 * pass + 2 * q + i, Config::kBlockM / 8 - 1);
+              v[2 * i] = ptx::pack2<kElement>(act(d[0]), act(d[1]));
+              v[2 * i + 1] = ptx::pack2<kElement>(act(d[2]), act(d[3]));
+            }
+            rows.put16(b * 8 + 2 * warp, q * 16, v[0], v[1], v[2], v[3]);
+          }
+        }
+      }
+      rows.flush(out + pass * 32 * stride, stride, t.rows - pass * 32, columns);
+    }
+  }
+
+ private:
+  template <class... Values>
+  VARMOE_DEVICE static float act(Values... v) {
+    return Activation{}(v...);
+  }
+  VARMOE_DEVICE static float gated(const mma::TileSlot& t, float first, float second) {
+    // Operands chosen, not calls: a branch here would stand between accumulators and their next product.
+    return act(t.up_first ? second : first, t.up_first ? first : second);
+  }
+
+  /// Accumulator rows 2i and 2i+1 are gate and up of one column of h: lanes 4 apart hold the two. Afterwards the lanes of accumulator
+  /// row r hold column r of the warp's eight, as the other layouts have it.
+  VARMOE_DEVICE static u32 join_adjacent(const float* d) {
+    const bool up = (threadIdx.x >> 2) & 1;
+    // The gate's lane takes the upper eight rows' pairing partner for rows r, the up's lane for rows r + 8.
+    const float s0 = up ? d[0] : d[2], s1 = up ? d[1] : d[3];
+    const float r0 = ptx::shuffle_xor_in_place(s0, 4), r1 = ptx::shuffle_xor_in_place(s1, 4);
+    const u32 v = ptx::pack2<kElement>(act(up ? r0 : d[0], up ? d[2] : r0), act(up ? r1 : d[1], up ? d[3] : r1));
+    // Row quad q = 2i holds column i, 2i+1 column 4+i: deal them out in order.
+    const u32 quad = (threadIdx.x >> 2) & 7;
+    const u32 source = ((quad & 3) << 1) | (quad >> 2);
+    return ptx::shuffle_in_place(v, (source << 2) | (threadIdx.x & 3));
+  }
+
+  const abi::GemmParams& p;
+};
+
+template <class Layer, class Config>
+VARMOE_DEVICE void fc1_sm90(const abi::GemmParams& params) {
+  extern __shared__ __align__(1024) char memory[];
+  mma::Sm90Gemm<Fc1Sm90<Layer, Config>>(params, memory).run();
+}
+
+}  // namespace varmoe::moe

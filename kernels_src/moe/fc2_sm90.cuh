@@ -1,0 +1,88 @@
+#pragma once
+
+#include "epilogue/store_transposed.cuh"
+#include "mma/sm90_gemm.cuh"
+#include "prelude.cuh"
+#include "ptx/convert.cuh"
+#include "schedule/tile_map.cuh"
+
+// fc2 on Hopper: y[r, :] = h[r, :] · W2ᵀ of r's expert, rounded to the output type; the combine weights it. K is the expert's width in
+// whole stages of 64: beyond the width the weights arrive as zero, and fc1 wrote zeroes to h.
+namespace varmoe::moe {
+
+template <class Layer, class Config_>
+class Fc2Sm90 {
+ public:
+  using Config = Config_;
+  static constexpr Element kElement = Layer::kElement;
+  static constexpr bool kKn = Layer::kFc2Kn;
+  static constexpr int kTopK = 1;             // rows are read as they lie
+  static constexpr bool kWholeStages = true;
+  static constexpr int kColumns = Config::kBlockN;
+  using Group = mma::Sm90Warpgroup<Config, kElement, kKn>;
+  using Staging = epilogue::TransposedRows<64 * Group::kBlocks>;
+
+  VARMOE_DEVICE explicit Fc2Sm90(const abi::GemmParams& params) : p(params) {}
+
+  VARMOE_DEVICE i32 row_tiles() const { return p.tile_counts->fc2_begin[Layer::kClasses == 0 ? 1 : Layer::kClasses]; }
+  VARMOE_DEVICE i32 tile_count() const { return row_tiles() * ceil_div(Layer::kHidden, kColumns); }
+  VARMOE_DEVICE schedule::OutputTile tile(i32 index) const {
+    return schedule::fc2_tile<Layer, kColumns, Config::kRaster>(p.tiles, p.experts, row_tiles(), index);
+  }
+  VARMOE_DEVICE i32 k_extent(i32 width) const {
+    if constexpr (Layer::kClasses == 1) {
+      return Layer::width(0);
+    } else {
+      return width;
+    }
+  }
+  VARMOE_DEVICE i32 up_first(i32) const { return 0; }
+
+  VARMOE_DEVICE void load_weights(u32 dst, u32 barrier, const mma::TileSlot& t, i32 k) const {
+    const abi::TensorMap* map = p.weight_maps + t.expert;
+    const i32 column = t.column_tile * kColumns;
+#pragma unroll
+    for (int b = 0; b < Config::kBlockN / 64; ++b) {
+      const i32 c = column + 64 * b;
+      ptx::tma_load_2d(dst + b * 8192, map, barrier, kKn ? c : k, kKn ? k : c);
+    }
+  }
+
+  VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block) const {
+    const i32 column = t.column_tile * kColumns + first_block * 64;
+    const i64 stride = p.out_stride * 2;
+    char* out = static_cast<char*>(p.out) + t.row_begin * stride + static_cast<i64>(column) * 2;
+    const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+#pragma unroll
+    for (int pass = 0; pass < ceil_div(Config::kBlockM, 32); ++pass) {
+      if (pass * 32 >= t.rows) break;
+      rows.begin();
+#pragma unroll
+      for (int b = 0; b < Group::kBlocks; ++b) {
+#pragma unroll
+        for (int q = 0; q < 2; ++q) {
+          u32 v[4];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float* d = acc[b] + 4 * min_of(4 * pass + 2 * q + i, Config::kBlockM / 8 - 1);
+            v[2 * i] = ptx::pack2<kElement>(d[0], d[1]);
+            v[2 * i + 1] = ptx::pack2<kElement>(d[2], d[3]);
+          }
+          rows.put16(b * 8 + 2 * warp, q * 16, v[0], v[1], v[2], v[3]);
+        }
+      }
+      rows.flush(out + pass * 32 * stride, stride, t.rows - pass * 32, Layer::kHidden - column);
+    }
+  }
+
+ private:
+  const abi::GemmParams& p;
+};
+
+template <class Layer, class Config>
+VARMOE_DEVICE void fc2_sm90(const abi::GemmParams& params) {
+  extern __shared__ __align__(1024) char memory[];
+  mma::Sm90Gemm<Fc2Sm90<Layer, Config>>(params, memory).run();
+}
+
+}  // namespace varmoe::moe

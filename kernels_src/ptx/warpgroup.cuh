@@ -1,0 +1,23 @@
+#pragma once
+
+#include "prelude.cuh"
+
+// What the warps of a specialised kernel do to each other beside mbarriers: trade registers and meet by name.
+namespace varmoe::ptx {
+
+/// Gives registers back to, or takes them from, the block's pool; by a whole warpgroup.
+template <int kRegisters>
+VARMOE_DEVICE void registers_decrease() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+template <int kRegisters>
+VARMOE_DEVICE void registers_increase() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
+/// Named barrier; 0 is __syncthreads.
+VARMOE_DEVICE void named_barrier(u32 id, u32 threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
+}  // namespace varmoe::ptx
