@@ -6,8 +6,8 @@
 #include "ptx/warpgroup.cuh"
 #include "tile/swizzle.cuh"
 
-// Stores accumulators whose columns are routed rows (mma/sm90_warpgroup.cuh) as rows: 32 of them at a time through shared memory, each
-// row's columns together, so that every global store is 16 bytes of a contiguous row.
+// Stores accumulators whose columns are routed rows (mma/sm90_warpgroup.cuh) as rows: 32 of them at a time through shared
+// memory, each row's columns together, so that every global store is 16 bytes of a contiguous row.
 namespace varmoe::epilogue {
 
 /// One warpgroup's staging: two buffers of 32 rows of kColumns two-byte elements.

@@ -23,8 +23,8 @@
 // Neither ring drains between tiles. A block waits only for its own warps.
 //
 // `Problem` (moe/fc1_sm90.cuh, moe/fc2_sm90.cuh) supplies: Config, kElement, kKn, tile_count(), tile(index), k_extent(width),
-// up_first(expert), load_weights(stage, barrier, tile, k), Staging and store(tile, accumulator, staging, first block); kTopK (slots
-// that a row of a has) and kWholeStages (K is a multiple of 64) where it gathers.
+// up_first(expert), load_weights(stage, barrier, tile, k), Staging and store(tile, accumulator, staging, first block); kTopK
+// (slots that a row of a has) and kWholeStages (K is a multiple of 64) where it gathers.
 namespace varmoe::mma {
 
 template <class Problem>
@@ -187,8 +187,8 @@ class Sm90Gemm {
     ptx::cp_async_wait<0>();
   }
 
-  /// This thread's chunks of a stage, four rows at a time; offsets are read ahead of the copies that use them. One multiply-add and one copy a
-  /// row: two warps have to keep pace with the tensor cores.
+  /// This thread's chunks of a stage, four rows at a time; offsets are read ahead of the copies that use them. One
+  /// multiply-add and one copy a row: two warps have to keep pace with the tensor cores.
   VARMOE_DEVICE void gather_stage(u32 dst, const char* src, u32 offsets, i32 passes, bool in_k) const {
     Vec16 next = ptx::load_shared16(offsets);
 #pragma unroll

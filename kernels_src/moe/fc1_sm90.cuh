@@ -8,8 +8,8 @@
 #include "schedule/tile_map.cuh"
 
 // fc1 on Hopper: h[r, :] = activation(x[token(r)] · W1ᵀ of r's expert), rounded once. Weights are wgmma's first operand. A gated
-// layer's gate and up meet in one thread: nk weights arrive as groups of 8 gate rows, 8 up rows, … (one tensor-map box), which lie
-// 8 accumulator rows apart; kn weights as 64 gate columns and 64 up columns, in neighbouring accumulator blocks.
+// layer's gate and up meet in one thread: nk weights arrive as groups of 8 gate rows, 8 up rows, … (one tensor-map box),
+// which lie 8 accumulator rows apart; kn weights as 64 gate columns and 64 up columns, in neighbouring accumulator blocks.
 namespace varmoe::moe {
 
 template <class Layer, class Config_>
@@ -144,8 +144,8 @@ class Fc1Sm90 {
     return act(t.up_first ? second : first, t.up_first ? first : second);
   }
 
-  /// Accumulator rows 2i and 2i+1 are gate and up of one column of h: lanes 4 apart hold the two. Afterwards the lanes of accumulator
-  /// row r hold column r of the warp's eight, as the other layouts have it.
+  /// Accumulator rows 2i and 2i+1 are gate and up of one column of h: lanes 4 apart hold the two. Afterwards the lanes of
+  /// accumulator row r hold column r of the warp's eight, as the other layouts have it.
   VARMOE_DEVICE static u32 join_adjacent(const float* d) {
     const bool up = (threadIdx.x >> 2) & 1;
     // The gate's lane takes the upper eight rows' pairing partner for rows r, the up's lane for rows r + 8.

@@ -6,8 +6,8 @@
 #include "ptx/convert.cuh"
 #include "schedule/tile_map.cuh"
 
-// fc2 on Hopper: y[r, :] = h[r, :] · W2ᵀ of r's expert, rounded to the output type; the combine weights it. K is the expert's width in
-// whole stages of 64: beyond the width the weights arrive as zero, and fc1 wrote zeroes to h.
+// fc2 on Hopper: y[r, :] = h[r, :] · W2ᵀ of r's expert, rounded to the output type; the combine weights it. K is the expert's
+// width in whole stages of 64: beyond the width the weights arrive as zero, and fc1 wrote zeroes to h.
 namespace varmoe::moe {
 
 template <class Layer, class Config_>

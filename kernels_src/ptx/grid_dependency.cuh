@@ -3,12 +3,12 @@
 #include "prelude.cuh"
 
 // Programmatic dependent launch (PTX ISA, "griddepcontrol"; sm_90 and newer, nothing before). A kernel of the chain calls
-// follow_earlier_kernels() before its first access to memory that the kernel before it writes. Every block does, so that by its turn everything
-// before has finished, not only the kernel just before: only then is order transitive along the chain.
+// follow_earlier_kernels() before its first access to memory that the kernel before it writes. Every block does, so that by
+// its turn everything before has finished, not only the kernel just before: only then is order transitive along the chain.
 namespace varmoe::ptx {
 
-/// Waits until the kernels before this one on the stream have finished and their writes are visible (at once without such a launch);
-/// then lets the next kernel's blocks start as soon as they find room.
+/// Waits until the kernels before this one on the stream have finished and their writes are visible (at once without such a
+/// launch); then lets the next kernel's blocks start as soon as they find room.
 VARMOE_DEVICE void follow_earlier_kernels() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");

@@ -13,7 +13,8 @@ VARMOE_DEVICE void mbarrier_init(u32 barrier, u32 arrivals) {
 /// Makes initialised barriers visible to the copy engine; by the initialising thread, before the block's barrier.
 VARMOE_DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory"); }
 
-/// Orders what ordinary stores and cp.async wrote to shared memory, and this thread has seen, before what wgmma and bulk copies then read.
+/// Orders what ordinary stores and cp.async wrote to shared memory, and this thread has seen, before what wgmma and bulk
+/// copies then read.
 VARMOE_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 VARMOE_DEVICE void mbarrier_arrive(u32 barrier) {

@@ -2,7 +2,8 @@
 
 #include "prelude.cuh"
 
-// Shuffles that stay where they are written: the compiler would gather an epilogue's shuffles at its start, each with a register of its own.
+// Shuffles that stay where they are written: the compiler would gather an epilogue's shuffles at its start, each with a
+// register of its own.
 namespace varmoe::ptx {
 
 VARMOE_DEVICE float shuffle_xor_in_place(float value, u32 lanes) {

@@ -21,7 +21,8 @@ VARMOE_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
 
-/// Descriptor of a 128-byte swizzled operand at a 1024-byte aligned tile: eight rows of 128 bytes a group, groups 1024 bytes apart.
+/// Descriptor of a 128-byte swizzled operand at a 1024-byte aligned tile: eight rows of 128 bytes a group, groups 1024 bytes
+/// apart.
 VARMOE_DEVICE u64 wgmma_descriptor(u32 address) {
   constexpr u64 kGroupStride = 1024 >> 4, kSwizzle128 = 1;
   return (kSwizzle128 << 62) | (kGroupStride << 32) | (u64{1} << 16) | ((address & 0x3ffffu) >> 4);

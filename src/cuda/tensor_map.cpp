@@ -16,8 +16,9 @@ Status encode_tensor_map(const Driver& driver, const TensorBoxes& boxes, void* o
   for (std::size_t i = 0; i < stride.size(); ++i) stride[i] = boxes.stride[i];
   return VARMOE_CUDA_CALL(driver, cuTensorMapEncodeTiled, static_cast<CUtensorMap*>(out),
                           boxes.bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                          static_cast<cuuint32_t>(boxes.rank), reinterpret_cast<void*>(boxes.base), size.data(), stride.data(),
-                          boxes.box.data(), kEveryElement.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                          static_cast<cuuint32_t>(boxes.rank), reinterpret_cast<void*>(boxes.base),
+                          size.data(), stride.data(), boxes.box.data(), kEveryElement.data(),
+                          CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                           CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 

@@ -53,12 +53,17 @@ model::GemmStage gemm_stage(Stage stage) {
 std::string wgmma_traits(const LayerSpec& spec, Stage stage, const GemmConfig& c) {
   return fmt::format(
              "struct Config {{\n"
-             "  static constexpr int kBlockM = {}, kBlockN = {}, kStages = {}, kRowStep = {}, kRaster = {}, kStagingBytes = {};\n"
+             "  static constexpr int kBlockM = {}, kBlockN = {}, kStages = {}, kRowStep = {}, kRaster = {}, "
+             "kStagingBytes = {};\n"
              "  static constexpr bool kPingPong = {}, kGatherRows = {};\n}};\n",
-             c.block_m, c.block_n, c.stages, c.row_step, c.raster, model::wgmma_staging_bytes(spec, gemm_stage(stage), c),
-             boolean(c.schedule == Schedule::wgmma_pingpong), boolean(stage == Stage::fc1 && c.gather == GatherMode::fused)) +
-         fmt::format("static_assert(varmoe::mma::Sm90Shared<Config>::kBytes == {}, \"shared memory differs from the host's\");\n",
-                     model::wgmma_smem_bytes(spec, gemm_stage(stage), c));
+             c.block_m, c.block_n, c.stages, c.row_step, c.raster,
+             model::wgmma_staging_bytes(spec, gemm_stage(stage), c),
+             boolean(c.schedule == Schedule::wgmma_pingpong),
+             boolean(stage == Stage::fc1 && c.gather == GatherMode::fused)) +
+         fmt::format(
+             "static_assert(varmoe::mma::Sm90Shared<Config>::kBytes == {}, \"shared memory differs from the "
+             "host's\");\n",
+             model::wgmma_smem_bytes(spec, gemm_stage(stage), c));
 }
 
 std::string config_traits(Stage stage, const GemmConfig& c) {
@@ -68,8 +73,7 @@ std::string config_traits(Stage stage, const GemmConfig& c) {
       "= {}, kRaster = {};\n",
       c.block_m, c.block_n, c.block_k, c.stages, c.warps_m, c.warps_n, c.raster);
   if (stage == Stage::fc1) {
-    s += fmt::format("  static constexpr bool kFusedGather = {};\n",
-                     boolean(c.gather == GatherMode::fused));
+    s += fmt::format("  static constexpr bool kFusedGather = {};\n", boolean(c.gather == GatherMode::fused));
   }
   return s + "};\n";
 }
@@ -78,8 +82,10 @@ std::string config_name(const KernelRequest& r) {
   if (r.stage != Stage::fc1 && r.stage != Stage::fc2) return fmt::format("t{}", r.block_threads);
   const GemmConfig& c = r.gemm;
   if (model::uses_wgmma(c)) {
-    return fmt::format("{}_m{}n{}s{}r{}t{}{}{}", to_string(c.schedule), c.block_m, c.block_n, c.stages, c.raster, c.row_step,
-                       r.stage == Stage::fc1 && c.gather == GatherMode::copy ? "_copied" : "", r.runtime_width ? "_anywidth" : "");
+    return fmt::format("{}_m{}n{}s{}r{}t{}{}{}", to_string(c.schedule), c.block_m, c.block_n, c.stages,
+                       c.raster, c.row_step,
+                       r.stage == Stage::fc1 && c.gather == GatherMode::copy ? "_copied" : "",
+                       r.runtime_width ? "_anywidth" : "");
   }
   return fmt::format("m{}n{}k{}s{}w{}x{}c{}r{}{}{}", c.block_m, c.block_n, c.block_k, c.stages, c.warps_m,
                      c.warps_n, c.ctas_per_sm, c.raster,
@@ -160,11 +166,15 @@ Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& re
   head += fmt::format("#include \"{}\"\n\n", stage.include);
   if (wgmma) {
     const WeightLayout layout = request.stage == Stage::fc1 ? spec.fc1_layout : spec.fc2_layout;
-    head += wgmma_instructions(spec.dtype, layout == WeightLayout::kn, request.gemm.block_m, request.gemm.row_step) + "\n";
+    head += wgmma_instructions(spec.dtype, layout == WeightLayout::kn, request.gemm.block_m,
+                               request.gemm.row_step) +
+            "\n";
   }
   head += "namespace {\n";
   head += layer_traits(spec, request.stage, request.runtime_width);
-  if (gemm) head += wgmma ? wgmma_traits(spec, request.stage, request.gemm) : config_traits(request.stage, request.gemm);
+  if (gemm)
+    head +=
+        wgmma ? wgmma_traits(spec, request.stage, request.gemm) : config_traits(request.stage, request.gemm);
   head += "}  // namespace\n\n" + abi_assertions(request.stage) + "\n";
   const std::string body = fmt::format(
       "(const __grid_constant__ varmoe::abi::{} p) {{ varmoe::moe::{}(p); }}\n", stage.params, stage.call);

@@ -7,7 +7,8 @@
 namespace varmoe::emit {
 namespace {
 
-/// m64nNk16 with fp32 sums: N/2 registers a thread, two descriptors, and a predicate that says whether the old sum counts.
+/// m64nNk16 with fp32 sums: N/2 registers a thread, two descriptors, and a predicate that says whether the
+/// old sum counts.
 void append_instruction(std::string& text, const char* element, bool transpose, std::int32_t n) {
   const std::int32_t registers = n / 2;
   const auto out = std::back_inserter(text);
@@ -17,7 +18,8 @@ void append_instruction(std::string& text, const char* element, bool transpose, 
                  "  VARMOE_DEVICE static void run(float (&d)[kRegisters], u64 a, u64 b, u32 accumulate) {{\n"
                  "    asm volatile(\"{{.reg .pred p; setp.ne.u32 p, %{}, 0; "
                  "wgmma.mma_async.sync.aligned.m64n{}k16.f32.{}.{} {{",
-                 n, element, transpose ? "true" : "false", registers + 2, n, element == std::string("bf16") ? "bf16" : "f16",
+                 n, element, transpose ? "true" : "false", registers + 2, n,
+                 element == std::string("bf16") ? "bf16" : "f16",
                  element == std::string("bf16") ? "bf16" : "f16");
   for (std::int32_t i = 0; i < registers; ++i) fmt::format_to(out, "{}%{}", i == 0 ? "" : ",", i);
   fmt::format_to(out, "}}, %{}, %{}, p, 1, 1, {}, 0;}}\\n\" :", registers, registers + 1, transpose ? 1 : 0);

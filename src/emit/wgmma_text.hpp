@@ -7,8 +7,9 @@
 
 namespace varmoe::emit {
 
-/// The specialisations of ptx::Wgmma (kernels_src/ptx/wgmma.cuh) for N = step, 2·step … max_n: an instruction's operand list grows with its N,
-/// which only emitted text can spell. `transpose_weights`: kn weights.
+/// The specialisations of ptx::Wgmma (kernels_src/ptx/wgmma.cuh) for N = step, 2·step … max_n: an
+/// instruction's operand list grows with its N, which only emitted text can spell. `transpose_weights`: kn
+/// weights.
 std::string wgmma_instructions(DType dtype, bool transpose_weights, std::int32_t max_n, std::int32_t step);
 
 }  // namespace varmoe::emit

@@ -32,7 +32,8 @@ std::int32_t contiguous_columns(const LayerSpec& spec, GemmStage stage, const Ge
 /// Each field alone.
 Status check_fields(const GemmConfig& c) {
   if (c.schedule > Schedule::wgmma_pingpong) {
-    return bad_config(fmt::format("schedule is {}; must be mma_sync, wgmma or wgmma_pingpong", static_cast<int>(c.schedule)));
+    return bad_config(fmt::format("schedule is {}; must be mma_sync, wgmma or wgmma_pingpong",
+                                  static_cast<int>(c.schedule)));
   }
   if (c.gather > GatherMode::copy) {
     return bad_config(fmt::format("gather is {}; must be fused or copy", static_cast<int>(c.gather)));
@@ -53,7 +54,8 @@ std::int32_t wgmma_group_rows(const GemmConfig& c) {
 /// The one value that a field has in a schedule.
 Status check_fixed(const GemmConfig& c, const char* field, std::int32_t value, std::int32_t fixed) {
   if (value == fixed) return {};
-  return bad_config(fmt::format("{} is {}; schedule={} takes {} only", field, value, to_string(c.schedule), fixed));
+  return bad_config(
+      fmt::format("{} is {}; schedule={} takes {} only", field, value, to_string(c.schedule), fixed));
 }
 
 bool whole_stages(const LayerSpec& spec) {
@@ -64,7 +66,8 @@ bool whole_stages(const LayerSpec& spec) {
 /// What leaves an epilogue without spills, found by compiling every candidate in every layout.
 std::int64_t most_wgmma_accumulators(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
   if (stage == GemmStage::fc2) return kMaxWgmmaAccumulators;
-  if (spec.activation == Activation::gelu_erf || spec.activation == Activation::gelu_erf_mul) return kMaxWgmmaErfAccumulators;
+  if (spec.activation == Activation::gelu_erf || spec.activation == Activation::gelu_erf_mul)
+    return kMaxWgmmaErfAccumulators;
   const bool roomy = spec.gated() && c.schedule == Schedule::wgmma && spec.fc1_layout == WeightLayout::nk;
   return roomy ? kMaxWgmmaGatedAccumulators : kMaxWgmmaAccumulators;
 }
@@ -82,21 +85,24 @@ Status check_wgmma_shape(const LayerSpec& spec, GemmStage stage, const GemmConfi
   const bool apart = stage == GemmStage::fc1 && contiguous_columns(spec, stage, c) * 2 == c.block_n;
   const std::int32_t multiple = (pingpong ? 64 : 128) * (apart ? 2 : 1);
   if (c.block_n % multiple != 0) {
-    return bad_config(fmt::format("block_n is {}; schedule={}{} takes multiples of {}", c.block_n, to_string(c.schedule),
-                                  apart ? " with gate and up apart in kn weights" : "", multiple));
+    return bad_config(fmt::format("block_n is {}; schedule={}{} takes multiples of {}", c.block_n,
+                                  to_string(c.schedule), apart ? " with gate and up apart in kn weights" : "",
+                                  multiple));
   }
   if (pingpong && c.block_n > 128) {
     return bad_config(fmt::format("block_n is {}; schedule=wgmma_pingpong takes at most 128", c.block_n));
   }
   if (stage == GemmStage::fc1 && tile_columns(spec, stage, c) % 64 != 0 && !whole_stages(spec)) {
-    return bad_config(fmt::format("block_n is {}: tiles of {} columns of h leave parts of its last 64 unwritten where an expert's width is no "
-                                  "multiple of 64; must be a multiple of 128",
-                                  c.block_n, tile_columns(spec, stage, c)));
+    return bad_config(
+        fmt::format("block_n is {}: tiles of {} columns of h leave parts of its last 64 unwritten where an "
+                    "expert's width is no "
+                    "multiple of 64; must be a multiple of 128",
+                    c.block_n, tile_columns(spec, stage, c)));
   }
   const std::int64_t most = most_wgmma_accumulators(spec, stage, c);
   if (accumulators_per_thread(c) > most) {
-    return bad_config(fmt::format("block_m={},block_n={} are {} accumulators a thread; at most {}", c.block_m, c.block_n,
-                                  accumulators_per_thread(c), most));
+    return bad_config(fmt::format("block_m={},block_n={} are {} accumulators a thread; at most {}", c.block_m,
+                                  c.block_n, accumulators_per_thread(c), most));
   }
   return {};
 }
@@ -106,15 +112,16 @@ Status check_wgmma_shape(const LayerSpec& spec, GemmStage stage, const GemmConfi
 Status check_kn_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
   if (contiguous_columns(spec, stage, c) == 0) return {};
   if (accumulators_per_thread(c) >= 96 && c.stages < 3) {
-    return bad_config(fmt::format("stages is {}; kn weights with {} accumulators a thread need at least 3", c.stages,
-                                  accumulators_per_thread(c)));
+    return bad_config(fmt::format("stages is {}; kn weights with {} accumulators a thread need at least 3",
+                                  c.stages, accumulators_per_thread(c)));
   }
   // Fragment addresses are stepped by xor only where a warp's columns are a power of two.
   const std::int32_t columns = c.block_n / c.warps_n;
   if ((columns & (columns - 1)) != 0 && (columns > 48 || c.block_k > 64)) {
-    return bad_config(fmt::format("block_n={},block_k={} with warps_n={}: for kn weights a warp's {} columns, no power of two, "
-                                  "may be 48 at most, and block_k 64",
-                                  c.block_n, c.block_k, c.warps_n, columns));
+    return bad_config(fmt::format(
+        "block_n={},block_k={} with warps_n={}: for kn weights a warp's {} columns, no power of two, "
+        "may be 48 at most, and block_k 64",
+        c.block_n, c.block_k, c.warps_n, columns));
   }
   return {};
 }
@@ -123,7 +130,8 @@ Status check_kn_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& 
 Status check_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
   if (uses_wgmma(c)) return check_wgmma_shape(spec, stage, c);
   if (c.block_m < 16 || (c.block_m & (c.block_m - 1)) != 0) {
-    return bad_config(fmt::format("block_m is {}; schedule=mma_sync takes one of 16, 32, 64, 128, 256", c.block_m));
+    return bad_config(
+        fmt::format("block_m is {}; schedule=mma_sync takes one of 16, 32, 64, 128, 256", c.block_m));
   }
   if (threads(c) < kMinThreads || threads(c) > kMaxThreads) {
     return bad_config(fmt::format("warps_m={},warps_n={} are {} threads; must be from {} to {}", c.warps_m,
@@ -146,13 +154,14 @@ Status check_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) 
   if (auto status = check_kn_shape(spec, stage, c); !status) return status;
   // Wide warp tiles keep too many addresses and column blocks alive beside their accumulators: they spill.
   if (c.block_n / c.warps_n > kMaxWarpColumns) {
-    return bad_config(fmt::format("block_n is {}; with warps_n={} a warp has {} columns; at most {}", c.block_n, c.warps_n,
-                                  c.block_n / c.warps_n, kMaxWarpColumns));
+    return bad_config(fmt::format("block_n is {}; with warps_n={} a warp has {} columns; at most {}",
+                                  c.block_n, c.warps_n, c.block_n / c.warps_n, kMaxWarpColumns));
   }
   if (threads(c) < 128 && accumulators_per_thread(c) >= 48) {
-    return bad_config(fmt::format("block_m={},block_n={} over {} threads are {} accumulators a thread; 48 and more need 128 "
-                                  "threads",
-                                  c.block_m, c.block_n, threads(c), accumulators_per_thread(c)));
+    return bad_config(fmt::format(
+        "block_m={},block_n={} over {} threads are {} accumulators a thread; 48 and more need 128 "
+        "threads",
+        c.block_m, c.block_n, threads(c), accumulators_per_thread(c)));
   }
   if (accumulators_per_thread(c) > kMaxAccumulators) {
     return bad_config(
@@ -162,19 +171,23 @@ Status check_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) 
   return {};
 }
 
-Status check_wgmma_device(const LayerSpec& spec, GemmStage stage, const GemmConfig& c, const DeviceProfile& device) {
+Status check_wgmma_device(const LayerSpec& spec, GemmStage stage, const GemmConfig& c,
+                          const DeviceProfile& device) {
   if (device.compute_major != 9) {
-    return bad_config(fmt::format("schedule={} needs a Hopper GPU (sm_90a); {} is {}", to_string(c.schedule), device.name, device.arch));
+    return bad_config(fmt::format("schedule={} needs a Hopper GPU (sm_90a); {} is {}", to_string(c.schedule),
+                                  device.name, device.arch));
   }
   const std::int64_t smem = wgmma_smem_bytes(spec, stage, c);
   if (smem > device.smem_per_block) {
-    return bad_config(fmt::format("stages={} of block_m={},block_n={} take {} bytes of shared memory; a block of {} has {}", c.stages,
-                                  c.block_m, c.block_n, smem, device.name, device.smem_per_block));
+    return bad_config(
+        fmt::format("stages={} of block_m={},block_n={} take {} bytes of shared memory; a block of {} has {}",
+                    c.stages, c.block_m, c.block_n, smem, device.name, device.smem_per_block));
   }
   return {};
 }
 
-Status check_device(const LayerSpec& spec, GemmStage stage, const GemmConfig& c, const DeviceProfile& device) {
+Status check_device(const LayerSpec& spec, GemmStage stage, const GemmConfig& c,
+                    const DeviceProfile& device) {
   if (uses_wgmma(c)) return check_wgmma_device(spec, stage, c, device);
   const std::int64_t smem = gemm_smem_bytes(c) + gemm_extra_smem_bytes(c);
   if (smem > device.smem_per_block) {
@@ -221,7 +234,8 @@ std::int64_t wgmma_staging_bytes(const LayerSpec& spec, GemmStage stage, const G
 }
 
 std::int64_t wgmma_smem_bytes(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
-  // mma/sm90_pipeline.cuh: ring, staging of two groups, four tile slots of 32 bytes, their row offsets, barriers.
+  // mma/sm90_pipeline.cuh: ring, staging of two groups, four tile slots of 32 bytes, their row offsets,
+  // barriers.
   constexpr std::int64_t kSlots = 4;
   const bool gathers = stage == GemmStage::fc1 && c.gather == GatherMode::fused;
   const std::int64_t offsets = gathers ? kSlots * ((c.block_m + 31) / 32 * 32) * 4 : 0;
@@ -272,8 +286,10 @@ Status check_layer_config(const LayerSpec& spec, const LayerConfig& config, cons
   if (uses_wgmma(config.fc2) && !uses_wgmma(config.fc1)) {
     for (const WidthClass& c : width_classes(spec)) {
       if (c.width % 64 == 0) continue;
-      return bad_config(fmt::format("fc2: schedule={} with fc1: schedule=mma_sync takes expert widths that are multiples of 64; one is {}",
-                                    to_string(config.fc2.schedule), c.width));
+      return bad_config(
+          fmt::format("fc2: schedule={} with fc1: schedule=mma_sync takes expert widths that are multiples "
+                      "of 64; one is {}",
+                      to_string(config.fc2.schedule), c.width));
     }
   }
   if (auto status = check_block_threads("sort", config.sort.block_threads); !status) return status;

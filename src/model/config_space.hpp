@@ -22,7 +22,8 @@ constexpr bool uses_wgmma(const GemmConfig& config) {
 }
 /// wgmma: what one consumer warpgroup's epilogue stages its rows in, two buffers of 32 rows.
 std::int64_t wgmma_staging_bytes(const LayerSpec& spec, GemmStage stage, const GemmConfig& config);
-/// Dynamic shared memory of a wgmma kernel: kernels_src/mma/sm90_pipeline.cuh lays it out, and the emitted source asserts that this agrees.
+/// Dynamic shared memory of a wgmma kernel: kernels_src/mma/sm90_pipeline.cuh lays it out, and the emitted
+/// source asserts that this agrees.
 std::int64_t wgmma_smem_bytes(const LayerSpec& spec, GemmStage stage, const GemmConfig& config);
 /// h's row length in elements: the widest expert's, in whole stages of 64 (wgmma reads fc2's K by the stage).
 constexpr std::int64_t h_columns(std::int64_t max_width) {
@@ -40,8 +41,10 @@ inline constexpr std::int64_t kReservedSmemPerBlock = 1024;
 /// Registers a thread needs beside its accumulators: fragments, addresses, loop state.
 inline constexpr std::int64_t kGemmExtraRegisters = 96;
 inline constexpr std::int64_t kMaxAccumulators = 128;
-/// wgmma: what leaves an epilogue without spills. Gated: fc1 of nk weights by two groups on one tile. Erf: fc1 with either exact GELU.
-inline constexpr std::int64_t kMaxWgmmaAccumulators = 160, kMaxWgmmaGatedAccumulators = 192, kMaxWgmmaErfAccumulators = 144;
+/// wgmma: what leaves an epilogue without spills. Gated: fc1 of nk weights by two groups on one tile. Erf:
+/// fc1 with either exact GELU.
+inline constexpr std::int64_t kMaxWgmmaAccumulators = 160, kMaxWgmmaGatedAccumulators = 192,
+                              kMaxWgmmaErfAccumulators = 144;
 
 /// Accumulators (fp32 registers) of one thread: block_m·block_n / threads.
 std::int64_t accumulators_per_thread(const GemmConfig& config);
@@ -53,10 +56,12 @@ std::int32_t tile_columns(const LayerSpec& spec, GemmStage stage, const GemmConf
 
 /// Inside the space and the device's limits; invalid_config names the field, its value, and the choices.
 /// each field alone: gemm_fields().
-/// wgmma (sm_90a): block_m a multiple of row_step; block_k 64; warps_m and warps_n say who works on what: 1 and 8, ping-pong 2 and 4;
-///   ctas_per_sm 1; block_n a multiple of 128 (ping-pong 64), 256 at most; ping-pong 128 at most; at most kMaxWgmma…Accumulators accumulators a thread; whole stages of h in each tile of fc1 where widths
-///   are no multiples of 64; a gated fc1
-///   of kn weights whose gate and up lie apart: twice that multiple; ring, staging and tables within smem_per_block.
+/// wgmma (sm_90a): block_m a multiple of row_step; block_k 64; warps_m and warps_n say who works on what: 1
+/// and 8, ping-pong 2 and 4;
+///   ctas_per_sm 1; block_n a multiple of 128 (ping-pong 64), 256 at most; ping-pong 128 at most; at most
+///   kMaxWgmma…Accumulators accumulators a thread; whole stages of h in each tile of fc1 where widths are no
+///   multiples of 64; a gated fc1 of kn weights whose gate and up lie apart: twice that multiple; ring,
+///   staging and tables within smem_per_block.
 /// mma_sync:
 ///  - each field alone: block_m ∈ {16,32,64,128,256}; block_n a multiple of 16, 32…256; block_k ∈
 ///  {32,64,128}; stages 2…8;
@@ -67,8 +72,10 @@ std::int32_t tile_columns(const LayerSpec& spec, GemmStage stage, const GemmConf
 ///  - kn weights: the columns that one k row of the tile spans contiguously are a multiple of 32: block_n, or
 ///  block_n / 2
 ///    for a gated fc1 whose gate and up lie apart;
-///  - at most kMaxAccumulators accumulators a thread, 47 with 64 threads; at most 128 columns a warp (more would spill);
-///  - kn weights: 3 stages from 96 accumulators on; where a warp's columns are no power of two, at most 48 and block_k ≤ 64;
+///  - at most kMaxAccumulators accumulators a thread, 47 with 64 threads; at most 128 columns a warp (more
+///  would spill);
+///  - kn weights: 3 stages from 96 accumulators on; where a warp's columns are no power of two, at most 48
+///  and block_k ≤ 64;
 ///  - pipeline and extra shared memory within smem_per_block, and ctas_per_sm blocks within the SM's shared
 ///  memory (each
 ///    with its reserved KiB), registers ((accumulators + kGemmExtraRegisters) a thread) and threads.
@@ -76,9 +83,10 @@ Status check_gemm_config(const LayerSpec& spec, GemmStage stage, const GemmConfi
                          const DeviceProfile& device);
 /// The part of check_gemm_config that no device decides: what a kernel can be emitted for.
 Status check_gemm_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& config);
-/// Both GEMMs; fc2 by wgmma with widths that are no multiples of 64: fc1 by wgmma too, with tiles of a multiple of 64 columns of h, since it
-/// writes the zeroes that fc2's last stage reads; block_threads of sort, gather and combine a multiple of 32 from 32 to 1024; single_block_rows
-/// from 0 to kMaxSingleBlockRows.
+/// Both GEMMs; fc2 by wgmma with widths that are no multiples of 64: fc1 by wgmma too, with tiles of a
+/// multiple of 64 columns of h, since it writes the zeroes that fc2's last stage reads; block_threads of
+/// sort, gather and combine a multiple of 32 from 32 to 1024; single_block_rows from 0 to
+/// kMaxSingleBlockRows.
 Status check_layer_config(const LayerSpec& spec, const LayerConfig& config, const DeviceProfile& device);
 inline constexpr std::int32_t kMaxSingleBlockRows = 65536;
 

@@ -22,13 +22,15 @@ constexpr double kStageSyncClocks = 60;     ///< barrier and wait of one pipelin
 constexpr double kFewWarpsFactor = 1.03;
 constexpr double kFusedGatherFactor = 1.04;  ///< main loop that gathers its rows
 
-/// wgmma kernels, fitted to 1492 timings of an H200 (docs/performance.md); clocks are the profile's, which the GPU exceeds when it is cool.
+/// wgmma kernels, fitted to 1492 timings of an H200 (docs/performance.md); clocks are the profile's, which
+/// the GPU exceeds when it is cool.
 constexpr double kWgmmaStage = 64;
 constexpr double kWgmmaShareOfPeak = 0.89;
 constexpr double kWgmmaSmemBytesPerClock = 145, kWgmmaL2BytesPerClock = 60;
 constexpr double kGatheredRowsPerClock = 0.2;
 constexpr double kEpilogueElementsPerClock = 27.5;
-constexpr double kWgmmaTileStart = 0.16e-6;   ///< s from a tile's last product to the next one's first, beside the stores
+constexpr double kWgmmaTileStart =
+    0.16e-6;  ///< s from a tile's last product to the next one's first, beside the stores
 constexpr double kWgmmaStageSync = 0.01e-6;  ///< s of a stage's barriers that nothing hides
 
 /// Two limits that overlap imperfectly: near the larger one, above it where they are close. The fourth root
@@ -180,8 +182,8 @@ double StageModel::mma_sync_seconds(const GemmConfig& config) const {
   return time + device_.launch_overhead;
 }
 
-/// One persistent wgmma kernel: per tile, the tensor cores, shared memory and L2 of its stages, and what of its epilogue shows; tiles are
-/// handed out by ticket, so the last wave is half a tile long on average.
+/// One persistent wgmma kernel: per tile, the tensor cores, shared memory and L2 of its stages, and what of
+/// its epilogue shows; tiles are handed out by ticket, so the last wave is half a tile long on average.
 double StageModel::wgmma_seconds(const GemmConfig& config) const {
   const double sms = device_.sm_count;
   const double n = config.block_n, tile_cols = tile_columns(spec_, stage_, config);
@@ -192,10 +194,12 @@ double StageModel::wgmma_seconds(const GemmConfig& config) const {
   const double m = std::min<double>(config.block_m, ceil_div(rows, config.row_step) * config.row_step);
   const double clock = device_.sm_clock;
 
-  // One stage of 64: products; operands read by each instruction (64 weight rows by m routed rows) and written once; what L2 delivers.
+  // One stage of 64: products; operands read by each instruction (64 weight rows by m routed rows) and
+  // written once; what L2 delivers.
   const double mma = 2 * m * n * kWgmmaStage / (kWgmmaShareOfPeak * device_.tensor_flops / sms);
   const double blocks = n / 64;
-  const double smem_bytes = blocks * (64 + m) * kWgmmaStage * kElementBytes + (m + n) * kWgmmaStage * kElementBytes;
+  const double smem_bytes =
+      blocks * (64 + m) * kWgmmaStage * kElementBytes + (m + n) * kWgmmaStage * kElementBytes;
   const double smem = smem_bytes / (kWgmmaSmemBytesPerClock * clock);
   const double l2 = (m + n) * kWgmmaStage * kElementBytes / (kWgmmaL2BytesPerClock * clock);
   const bool gathers = stage_ == GemmStage::fc1 && config.gather == GatherMode::fused;
@@ -209,7 +213,8 @@ double StageModel::wgmma_seconds(const GemmConfig& config) const {
   for (const WidthClass& c : classes_) {
     const double count = static_cast<double>(c.count) * ceil_div(columns(c), tile_cols) * row_tiles.mean;
     const double products = ceil_div(depth(c), kWgmmaStage) * step;
-    const double tile = pingpong ? std::max(products, epilogue / 2) + kWgmmaTileStart / 2 : products + epilogue;
+    const double tile =
+        pingpong ? std::max(products, epilogue / 2) + kWgmmaTileStart / 2 : products + epilogue;
     tiles += count;
     work += count * tile;
     longest = std::max(longest, tile);
@@ -226,7 +231,8 @@ double StageModel::wgmma_seconds(const GemmConfig& config) const {
   return time + device_.launch_overhead;
 }
 
-GemmConfig best_config(const LayerSpec& spec, GemmStage stage, std::int64_t tokens, const DeviceProfile& device, const auto& allowed) {
+GemmConfig best_config(const LayerSpec& spec, GemmStage stage, std::int64_t tokens,
+                       const DeviceProfile& device, const auto& allowed) {
   const StageModel model(spec, stage, tokens, device);
   GemmConfig best;
   double best_seconds = -1;
@@ -275,7 +281,8 @@ LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, con
   config.fc2 = best_config(spec, GemmStage::fc2, tokens, device, [](const GemmConfig&) { return true; });
   if (check_layer_config(spec, config, device)) return config;
   // The only thing that two sound GEMMs disagree on: who writes the zeroes beyond a width.
-  config.fc2 = best_config(spec, GemmStage::fc2, tokens, device, [](const GemmConfig& c) { return !uses_wgmma(c); });
+  config.fc2 =
+      best_config(spec, GemmStage::fc2, tokens, device, [](const GemmConfig& c) { return !uses_wgmma(c); });
   return config;
 }
 

@@ -77,7 +77,8 @@ Depths depths(std::int32_t block_m) {
 }
 
 /// The deepest ring that fits.
-void add_wgmma_depths(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device, GemmConfig config, const auto& add) {
+void add_wgmma_depths(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device, GemmConfig config,
+                      const auto& add) {
   constexpr std::int32_t kMostStages = 8;
   for (config.stages = kMostStages; config.stages > 2; --config.stages) {
     if (wgmma_smem_bytes(spec, stage, config) > device.smem_per_block) continue;
@@ -86,7 +87,8 @@ void add_wgmma_depths(const LayerSpec& spec, GemmStage stage, const DeviceProfil
   }
 }
 
-/// Hopper's schedules: tiles by rows per expert, weight rows by 128 or 256, ping-pong where one group's share is a tile of its own.
+/// Hopper's schedules: tiles by rows per expert, weight rows by 128 or 256, ping-pong where one group's share
+/// is a tile of its own.
 void add_wgmma(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device, const auto& add) {
   constexpr std::array<std::int32_t, 9> kHeights = {16, 32, 64, 96, 128, 160, 192, 224, 256};
   for (const Schedule schedule : {Schedule::wgmma, Schedule::wgmma_pingpong}) {

@@ -17,7 +17,8 @@ u64 address(const void* p) {
 
 }  // namespace
 
-Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const Weights& weights, const cuda::Driver* tensor_maps) {
+Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const Weights& weights,
+                                                 const cuda::Driver* tensor_maps) {
   if (auto ok = weights.validate(spec); !ok) return ok.error();
   const auto classes = width_classes(spec);  // ascending
   const bool compiled_in = classes.size() <= kMaxWidthClasses;
@@ -31,15 +32,22 @@ Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const We
   const ExpertTableLayout layout(spec.num_experts());
   std::vector<std::byte> table(layout.bytes);
   // Interleaved kn weights are one matrix, and what `up` holds is ignored.
-  const bool apart = spec.gated() && !(spec.fc1_layout == WeightLayout::kn && spec.gate_order == GateOrder::interleaved);
+  const bool apart =
+      spec.gated() && !(spec.fc1_layout == WeightLayout::kn && spec.gate_order == GateOrder::interleaved);
   const auto up_first = [apart](const ExpertWeights& w) { return apart && address(w.up) < address(w.gate); };
   std::vector<abi::ExpertEntry> entries;
   entries.reserve(spec.expert_widths.size());
   for (std::size_t e = 0; e < spec.expert_widths.size(); ++e) {
     const ExpertWeights& w = weights.experts[e];
-    entries.push_back({address(w.gate), address(w.up), address(w.down), w.fc1_stride, w.fc2_stride,
+    entries.push_back({address(w.gate),
+                       address(w.up),
+                       address(w.down),
+                       w.fc1_stride,
+                       w.fc2_stride,
                        static_cast<i32>(spec.expert_widths[e]),
-                       compiled_in ? class_of(spec.expert_widths[e]) : 0, up_first(w) ? 1 : 0, {}});
+                       compiled_in ? class_of(spec.expert_widths[e]) : 0,
+                       up_first(w) ? 1 : 0,
+                       {}});
   }
   std::vector<i32> order(spec.expert_widths.size());
   std::iota(order.begin(), order.end(), 0);
@@ -58,7 +66,9 @@ Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const We
   std::memcpy(table.data() + layout.class_begin, class_begin, sizeof class_begin);
   std::memcpy(table.data() + layout.one_class, one_class, sizeof one_class);
   if (tensor_maps != nullptr) {
-    if (auto ok = encode_weight_maps(*tensor_maps, spec, weights, table.data() + layout.fc1_maps, table.data() + layout.fc2_maps); !ok)
+    if (auto ok = encode_weight_maps(*tensor_maps, spec, weights, table.data() + layout.fc1_maps,
+                                     table.data() + layout.fc2_maps);
+        !ok)
       return ok.error();
   }
   return table;

@@ -21,7 +21,8 @@ struct ExpertTableLayout {
       : order(static_cast<std::size_t>(experts) * sizeof(abi::ExpertEntry)),
         class_begin(order + static_cast<std::size_t>(experts) * sizeof(i32)),
         one_class(class_begin + (abi::kMaxClasses + 1) * sizeof(i32)),
-        fc1_maps((one_class + 2 * sizeof(i32) + alignof(abi::TensorMap) - 1) / alignof(abi::TensorMap) * alignof(abi::TensorMap)),
+        fc1_maps((one_class + 2 * sizeof(i32) + alignof(abi::TensorMap) - 1) / alignof(abi::TensorMap) *
+                 alignof(abi::TensorMap)),
         fc2_maps(fc1_maps + static_cast<std::size_t>(experts) * sizeof(abi::TensorMap)),
         bytes(fc2_maps + static_cast<std::size_t>(experts) * sizeof(abi::TensorMap)) {}
 };

@@ -18,7 +18,8 @@ std::uint64_t address(const void* p) {
 }
 
 /// rows × columns elements with columns contiguous, in boxes of 64 by 64.
-cuda::TensorBoxes matrix(std::uint64_t base, std::uint64_t rows, std::uint64_t columns, std::uint64_t stride_bytes) {
+cuda::TensorBoxes matrix(std::uint64_t base, std::uint64_t rows, std::uint64_t columns,
+                         std::uint64_t stride_bytes) {
   cuda::TensorBoxes t;
   t.base = base;
   t.rank = 2;
@@ -29,13 +30,15 @@ cuda::TensorBoxes matrix(std::uint64_t base, std::uint64_t rows, std::uint64_t c
 }
 
 /// Gate and up of one expert, the lower address first (abi::ExpertEntry::up_first).
-Result<cuda::TensorBoxes> gate_and_up(const LayerSpec& spec, const ExpertWeights& w, std::uint64_t width, std::size_t expert) {
+Result<cuda::TensorBoxes> gate_and_up(const LayerSpec& spec, const ExpertWeights& w, std::uint64_t width,
+                                      std::size_t expert) {
   const std::uint64_t gate = address(w.gate), up = address(w.up);
   const std::uint64_t base = std::min(gate, up), apart = std::max(gate, up) - base;
   const std::uint64_t row = static_cast<std::uint64_t>(w.fc1_stride) * kElementBytes;
   if (apart >= cuda::kMaxTensorStride || apart == 0) {
-    return Error(ErrorCode::unsupported,
-                 fmt::format("expert {}: gate and up lie {} bytes apart; one tensor map spans up to 2^40, and they must differ", expert, apart));
+    return Error(ErrorCode::unsupported, fmt::format("expert {}: gate and up lie {} bytes apart; one tensor "
+                                                     "map spans up to 2^40, and they must differ",
+                                                     expert, apart));
   }
   cuda::TensorBoxes t;
   t.base = base;
@@ -56,7 +59,8 @@ Result<cuda::TensorBoxes> gate_and_up(const LayerSpec& spec, const ExpertWeights
   return t;
 }
 
-Result<cuda::TensorBoxes> fc1_boxes(const LayerSpec& spec, const ExpertWeights& w, std::uint64_t width, std::size_t expert) {
+Result<cuda::TensorBoxes> fc1_boxes(const LayerSpec& spec, const ExpertWeights& w, std::uint64_t width,
+                                    std::size_t expert) {
   const bool kn = spec.fc1_layout == WeightLayout::kn;
   const bool adjacent = spec.gated() && kn && spec.gate_order == GateOrder::interleaved;
   if (spec.gated() && !adjacent) return gate_and_up(spec, w, width, expert);
@@ -69,12 +73,14 @@ Result<cuda::TensorBoxes> fc1_boxes(const LayerSpec& spec, const ExpertWeights& 
 cuda::TensorBoxes fc2_boxes(const LayerSpec& spec, const ExpertWeights& w, std::uint64_t width) {
   const std::uint64_t row = static_cast<std::uint64_t>(w.fc2_stride) * kElementBytes;
   const auto hidden = static_cast<std::uint64_t>(spec.hidden_size);
-  return spec.fc2_layout == WeightLayout::kn ? matrix(address(w.down), width, hidden, row) : matrix(address(w.down), hidden, width, row);
+  return spec.fc2_layout == WeightLayout::kn ? matrix(address(w.down), width, hidden, row)
+                                             : matrix(address(w.down), hidden, width, row);
 }
 
 }  // namespace
 
-Status encode_weight_maps(const cuda::Driver& driver, const LayerSpec& spec, const Weights& weights, std::byte* fc1, std::byte* fc2) {
+Status encode_weight_maps(const cuda::Driver& driver, const LayerSpec& spec, const Weights& weights,
+                          std::byte* fc1, std::byte* fc2) {
   const auto encode = [&](cuda::TensorBoxes boxes, std::byte* out) -> Status {
     boxes.bf16 = spec.dtype == DType::bf16;
     abi::TensorMap map{};

@@ -12,8 +12,10 @@ class Driver;
 
 namespace varmoe::plan {
 
-/// Encodes every expert's tensor maps of fc1 and fc2 as kernels_src/moe/fc1_sm90.cuh and fc2_sm90.cuh read them: boxes of 64 weight rows by 64
-/// elements of K. `fc1` and `fc2`: abi::TensorMap[experts] each, any alignment.
-Status encode_weight_maps(const cuda::Driver& driver, const LayerSpec& spec, const Weights& weights, std::byte* fc1, std::byte* fc2);
+/// Encodes every expert's tensor maps of fc1 and fc2 as kernels_src/moe/fc1_sm90.cuh and fc2_sm90.cuh read
+/// them: boxes of 64 weight rows by 64 elements of K. `fc1` and `fc2`: abi::TensorMap[experts] each, any
+/// alignment.
+Status encode_weight_maps(const cuda::Driver& driver, const LayerSpec& spec, const Weights& weights,
+                          std::byte* fc1, std::byte* fc2);
 
 }  // namespace varmoe::plan

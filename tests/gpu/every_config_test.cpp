@@ -8,7 +8,8 @@
 #include "gpu/device_layer.hpp"
 #include "model/config_space.hpp"
 
-// Every config that a tuner or an override may choose computes the layer, not only those that the cost model likes.
+// Every config that a tuner or an override may choose computes the layer, not only those that the cost model
+// likes.
 
 namespace {
 
@@ -37,16 +38,19 @@ std::vector<Pair> pairs_of(const LayerSpec& spec, std::size_t step) {
   const auto& a = gpu::device()->attributes();
   auto device = gpu::must(varmoe::model::find_profile("h200"), "profile");
   if (a.compute_major != 9) {
-    device = varmoe::model::generic_profile(a.compute_major, a.compute_minor, a.sm_count, a.smem_per_block, a.smem_per_sm, a.l2_bytes);
+    device = varmoe::model::generic_profile(a.compute_major, a.compute_minor, a.sm_count, a.smem_per_block,
+                                            a.smem_per_sm, a.l2_bytes);
   }
-  const auto fc1 = gemm_candidates(spec, GemmStage::fc1, device), fc2 = gemm_candidates(spec, GemmStage::fc2, device);
+  const auto fc1 = gemm_candidates(spec, GemmStage::fc1, device),
+             fc2 = gemm_candidates(spec, GemmStage::fc2, device);
   std::vector<Pair> pairs;
   for (std::size_t i = 0; i < std::max(fc1.size(), fc2.size()); i += step) {
     Pair pair{fc1[i % fc1.size()], fc2[i % fc2.size()], {}};
     varmoe::LayerConfig both;
     both.fc1 = pair.fc1;
     both.fc2 = pair.fc2;
-    // Unequal schedules do not go with every width; the same candidate of fc2 then meets one of its own kind elsewhere in the list.
+    // Unequal schedules do not go with every width; the same candidate of fc2 then meets one of its own kind
+    // elsewhere in the list.
     if (!check_layer_config(spec, both, device)) {
       pair.fc1 = fc1.front();
       both.fc1 = pair.fc1;
@@ -66,13 +70,15 @@ void compile_all(const LayerSpec& spec, std::int64_t tokens, std::vector<Pair>& 
       for (std::size_t i = next++; i < pairs.size(); i = next++) {
         auto engine = varmoe::Engine::create(engine_options(pairs[i].fc1, pairs[i].fc2));
         auto layer = engine ? engine->create_layer(spec) : varmoe::Result<varmoe::Layer>(engine.error());
-        auto report = layer ? layer->prepare(gpu::buckets({tokens})) : varmoe::Result<varmoe::PrepareReport>(layer.error());
+        auto report = layer ? layer->prepare(gpu::buckets({tokens}))
+                            : varmoe::Result<varmoe::PrepareReport>(layer.error());
         if (!report) {
           pairs[i].failure = report.error().message();
           continue;
         }
         for (const auto& kernel : report->kernels) {
-          if (kernel.spill_bytes != 0) pairs[i].failure += kernel.stage + " spills " + std::to_string(kernel.spill_bytes) + " bytes; ";
+          if (kernel.spill_bytes != 0)
+            pairs[i].failure += kernel.stage + " spills " + std::to_string(kernel.spill_bytes) + " bytes; ";
         }
       }
     });
@@ -107,7 +113,8 @@ void check_every_config(const LayerSpec& spec, std::size_t step, oracle::Routing
 LayerSpec uneven_spec() {
   LayerSpec spec;
   spec.hidden_size = 456;
-  for (const std::int64_t width : {72, 128, 200, 320, 8, 264}) spec.expert_widths.insert(spec.expert_widths.end(), 2, width);
+  for (const std::int64_t width : {72, 128, 200, 320, 8, 264})
+    spec.expert_widths.insert(spec.expert_widths.end(), 2, width);
   spec.top_k = 3;
   return spec;
 }

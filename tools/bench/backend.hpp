@@ -62,9 +62,10 @@ class Backend {
   /// One forward into poisoned memory; `out` receives T rows.
   virtual Status run(std::int64_t tokens, oracle::Buffer16& out) = 0;
   virtual Result<Measurement> measure(std::int64_t tokens) = 0;
-  /// Compiles, checks (against `reference`, the oracle's rows of `sample`) and times every trial. After load().
-  virtual Status try_configs(std::int64_t tokens, const std::vector<double>& reference, const std::vector<std::int64_t>& sample,
-                             std::vector<Trial>& trials) = 0;
+  /// Compiles, checks (against `reference`, the oracle's rows of `sample`) and times every trial. After
+  /// load().
+  virtual Status try_configs(std::int64_t tokens, const std::vector<double>& reference,
+                             const std::vector<std::int64_t>& sample, std::vector<Trial>& trials) = 0;
 };
 
 Result<std::unique_ptr<Backend>> open_cpu(const BenchOptions& options);

@@ -43,7 +43,8 @@ class CpuBackend final : public Backend {
     return layer_->forward(arguments(tokens, out));
   }
 
-  Status try_configs(std::int64_t, const std::vector<double>&, const std::vector<std::int64_t>&, std::vector<Trial>&) override {
+  Status try_configs(std::int64_t, const std::vector<double>&, const std::vector<std::int64_t>&,
+                     std::vector<Trial>&) override {
     return {ErrorCode::unsupported, "--search needs a GPU: the CPU backend has no tiles to choose"};
   }
 

@@ -90,8 +90,8 @@ class GpuBackend final : public Backend {
     return cuda::copy_to_host(*device_, out.data(), out_.address(), out.bytes());
   }
 
-  Status try_configs(std::int64_t tokens, const std::vector<double>& reference, const std::vector<std::int64_t>& sample,
-                     std::vector<Trial>& trials) override {
+  Status try_configs(std::int64_t tokens, const std::vector<double>& reference,
+                     const std::vector<std::int64_t>& sample, std::vector<Trial>& trials) override {
     if (auto status = rotate(tokens); !status) return status;
     // Compiled side by side into the cache; the layers below then find them.
     std::atomic<std::size_t> next{0};
@@ -111,7 +111,8 @@ class GpuBackend final : public Backend {
     for (Trial& trial : trials) {
       if (interrupted) break;
       if (!trial.failure.empty()) continue;
-      if (auto status = run_trial(tokens, reference, sample, trial); !status) trial.failure = status.error().message();
+      if (auto status = run_trial(tokens, reference, sample, trial); !status)
+        trial.failure = status.error().message();
     }
     return {};
   }
@@ -171,7 +172,8 @@ class GpuBackend final : public Backend {
   }
 
   /// The copies' own layers step aside while the trial's run.
-  Status run_trial(std::int64_t tokens, const std::vector<double>& reference, const std::vector<std::int64_t>& sample, Trial& trial) {
+  Status run_trial(std::int64_t tokens, const std::vector<double>& reference,
+                   const std::vector<std::int64_t>& sample, Trial& trial) {
     auto engine = trial_engine(trial);
     if (!engine) return engine.error();
     std::vector<Layer> layers;
@@ -194,13 +196,16 @@ class GpuBackend final : public Backend {
     return status ? finished : status;
   }
 
-  Status time_trial(std::int64_t tokens, const std::vector<double>& reference, const std::vector<std::int64_t>& sample, Trial& trial) {
+  Status time_trial(std::int64_t tokens, const std::vector<double>& reference,
+                    const std::vector<std::int64_t>& sample, Trial& trial) {
     const std::int64_t hidden = case_->spec.hidden_size;
     oracle::Buffer16 first(tokens * hidden), second(tokens * hidden);
     if (auto status = run(tokens, first); !status) return status;
     if (auto status = run(tokens, second); !status) return status;
-    const auto compared = oracle::compare_rows(case_->spec.dtype, reference, first.data(), hidden, hidden, sample);
-    trial.pass = compared.pass && std::memcmp(first.data(), second.data(), static_cast<std::size_t>(tokens * hidden) * 2) == 0;
+    const auto compared =
+        oracle::compare_rows(case_->spec.dtype, reference, first.data(), hidden, hidden, sample);
+    trial.pass = compared.pass &&
+                 std::memcmp(first.data(), second.data(), static_cast<std::size_t>(tokens * hidden) * 2) == 0;
     if (!trial.pass) {
       trial.failure = compared.pass ? "a second run gave other bits" : compared.failure;
       return {};
@@ -211,7 +216,8 @@ class GpuBackend final : public Backend {
     const double rounds = std::ceil(kReplayMicroseconds / std::max(*once, 1.0));
     const auto copies = static_cast<std::int64_t>(used_copies_);
     const std::int64_t count =
-        copies * std::clamp<std::int64_t>(static_cast<std::int64_t>(rounds), 1, std::max<std::int64_t>(1, kMaxForwardsPerReplay / copies));
+        copies * std::clamp<std::int64_t>(static_cast<std::int64_t>(rounds), 1,
+                                          std::max<std::int64_t>(1, kMaxForwardsPerReplay / copies));
     auto graph = capture(tokens, count);
     if (!graph) return graph.error();
     auto exec = cuda::GraphExec::instantiate(*graph);
@@ -384,8 +390,8 @@ class GpuBackend final : public Backend {
 
   /// Each step alone: replays of the graph in which only that step's kernels work. What they read, the whole
   /// graph has left in the workspace; a step without its neighbours overlaps with nothing, so the sum may
-  /// exceed the whole. A GEMM takes its tiles from counters that the sort zeroes, so the sort runs with it and its own time is
-  /// taken off.
+  /// exceed the whole. A GEMM takes its tiles from counters that the sort zeroes, so the sort runs with it
+  /// and its own time is taken off.
   Result<std::vector<StepTime>> time_steps(const cuda::Graph& graph, const cuda::GraphExec& exec,
                                            std::int64_t count, int iterations) {
     auto kernels = graph.kernels();
@@ -409,7 +415,8 @@ class GpuBackend final : public Backend {
     if (!sort_us) return sort_us.error();
     for (StepTime& step : steps) {
       const bool gemm = step.name == "fc1" || step.name == "fc2";
-      auto us = time_of([&](const std::string& name) { return name == step.name || (gemm && is_sort(name)); });
+      auto us =
+          time_of([&](const std::string& name) { return name == step.name || (gemm && is_sort(name)); });
       if (!us) return us.error();
       step.us = gemm ? *us - *sort_us : *us;
     }
@@ -472,8 +479,9 @@ Result<std::unique_ptr<Backend>> open_gpu(const BenchOptions& options, int ordin
   model::DeviceProfile known = profile ? *std::move(profile)
                                        : model::generic_profile(a.compute_major, a.compute_minor, a.sm_count,
                                                                 a.smem_per_block, a.smem_per_sm, a.l2_bytes);
-  return std::unique_ptr<Backend>(std::make_unique<GpuBackend>(
-      options, *std::move(device), *std::move(engine), *std::move(stream), *std::move(flush), std::move(known)));
+  return std::unique_ptr<Backend>(std::make_unique<GpuBackend>(options, *std::move(device),
+                                                               *std::move(engine), *std::move(stream),
+                                                               *std::move(flush), std::move(known)));
 }
 
 }  // namespace varmoe::tools

@@ -11,7 +11,8 @@ namespace {
 constexpr std::size_t kBytes = std::size_t{256} << 20;
 constexpr unsigned kBlocks = 1024, kThreads = 256;
 constexpr const char* kEntry = "varmoe_bench_read";
-// The sum is stored under a condition that random bits practically never meet, so the reads stay and nothing is written.
+// The sum is stored under a condition that random bits practically never meet, so the reads stay and nothing
+// is written.
 constexpr const char* kText = R"(
 extern "C" __global__ void varmoe_bench_read(const uint4* p, unsigned long long n, unsigned* out) {
   unsigned x = 0;
@@ -50,7 +51,8 @@ Status L2Flush::enqueue(const cuda::Stream& stream) {
   unsigned long long words = kBytes / 16;
   std::uint64_t out = address;
   void* arguments[] = {&address, &words, &out};
-  return cuda::launch(device_->driver(), module_.function(), {kBlocks}, {kThreads}, 0, stream.handle(), arguments);
+  return cuda::launch(device_->driver(), module_.function(), {kBlocks}, {kThreads}, 0, stream.handle(),
+                      arguments);
 }
 
 }  // namespace varmoe::tools

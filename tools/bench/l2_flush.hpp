@@ -10,7 +10,8 @@
 
 namespace varmoe::tools {
 
-/// Empties a GPU's L2 by reading a buffer larger than it. A flush by writing would leave lines to be written back inside the timed region.
+/// Empties a GPU's L2 by reading a buffer larger than it. A flush by writing would leave lines to be written
+/// back inside the timed region.
 class L2Flush {
  public:
   /// `arch`: what to compile its kernel for.

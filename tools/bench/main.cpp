@@ -205,7 +205,8 @@ int bench(const BenchOptions& options, const Output& out) {
       if (options.detailed) remarks.push_back(fmt::format("{} tokens: {}", count, error_text(c)));
     }
     if (options.search >= 0) {
-      auto found = search(**backend, layer_case, count, options.check_rows, static_cast<std::size_t>(options.search), out);
+      auto found = search(**backend, layer_case, count, options.check_rows,
+                          static_cast<std::size_t>(options.search), out);
       if (!found) return out.fail(found.error());
       const double floor_us = row.floor.seconds * 1e6;
       out.event("search", Json()
@@ -221,11 +222,13 @@ int bench(const BenchOptions& options, const Output& out) {
                               .add("floor_us", floor_us)
                               .add("tried", found->tried)
                               .add("failed", found->failed));
-      remarks.push_back(fmt::format("{} tokens: best of {} ({} failed): {:.1f} us ({:.2f} of the floor), fc1 {:.1f} us {}, fc2 {:.1f} us {}; the cost "
-                                    "model's own choice: {:.1f} us",
-                                    count, found->tried, found->failed, found->best.layer_us, floor_us / found->best.layer_us,
-                                    found->best.fc1_us, to_string(found->best.fc1), found->best.fc2_us, to_string(found->best.fc2),
-                                    found->predicted.layer_us));
+      remarks.push_back(
+          fmt::format("{} tokens: best of {} ({} failed): {:.1f} us ({:.2f} of the floor), fc1 {:.1f} us {}, "
+                      "fc2 {:.1f} us {}; the cost "
+                      "model's own choice: {:.1f} us",
+                      count, found->tried, found->failed, found->best.layer_us,
+                      floor_us / found->best.layer_us, found->best.fc1_us, to_string(found->best.fc1),
+                      found->best.fc2_us, to_string(found->best.fc2), found->predicted.layer_us));
       failed |= found->failed != 0;
     }
     if (!options.inject_error) {

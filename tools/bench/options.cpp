@@ -36,8 +36,9 @@ void BenchOptions::add_options(CLI::App& app) {
   app.add_option("--mode", mode, "forward, backward or both")
       ->capture_default_str()
       ->check(CLI::IsMember({"forward", "backward", "both"}));
-  app.add_option("--gather", gather,
-                 "how fc1 reads x: fused, or separate (a copy in expert order); default the cost model's choice")
+  app.add_option(
+         "--gather", gather,
+         "how fc1 reads x: fused, or separate (a copy in expert order); default the cost model's choice")
       ->check(CLI::IsMember({"fused", "separate"}));
   app.add_option("--scatter", scatter, "how rows are combined: separate (deterministic) or fused")
       ->capture_default_str()
@@ -57,7 +58,8 @@ void BenchOptions::add_options(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40));
   app.add_option("--search", search,
-                 "GPU: try this many configs of each GEMM (0: every one), the cost model's favourites first; every one is checked")
+                 "GPU: try this many configs of each GEMM (0: every one), the cost model's favourites first; "
+                 "every one is checked")
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{100000}));
   app.add_flag("--no-check", no_check, "time only");
   app.add_flag("--inject-error", inject_error,

@@ -11,12 +11,13 @@ namespace varmoe::tools {
 namespace {
 
 /// Candidates in the cost model's order.
-std::vector<GemmConfig> ranked(const LayerSpec& spec, model::GemmStage stage, std::int64_t tokens, const model::DeviceProfile& device,
-                               std::size_t width) {
+std::vector<GemmConfig> ranked(const LayerSpec& spec, model::GemmStage stage, std::int64_t tokens,
+                               const model::DeviceProfile& device, std::size_t width) {
   std::vector<std::pair<double, GemmConfig>> rated;
   for (const GemmConfig& config : model::gemm_candidates(spec, stage, device))
     rated.emplace_back(model::predict_gemm_seconds(spec, stage, config, tokens, device), config);
-  std::stable_sort(rated.begin(), rated.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::stable_sort(rated.begin(), rated.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   if (width != 0 && rated.size() > width) rated.resize(width);
   std::vector<GemmConfig> configs;
   for (const auto& [seconds, config] : rated) configs.push_back(config);
@@ -26,7 +27,8 @@ std::vector<GemmConfig> ranked(const LayerSpec& spec, model::GemmStage stage, st
 /// The trials with the least time of one step first, those that failed left out.
 std::vector<Trial> fastest(std::vector<Trial> trials, double Trial::*step, std::size_t count) {
   std::erase_if(trials, [](const Trial& t) { return !t.pass; });
-  std::stable_sort(trials.begin(), trials.end(), [step](const Trial& a, const Trial& b) { return a.*step < b.*step; });
+  std::stable_sort(trials.begin(), trials.end(),
+                   [step](const Trial& a, const Trial& b) { return a.*step < b.*step; });
   if (trials.size() > count) trials.resize(count);
   return trials;
 }
@@ -45,10 +47,11 @@ void report(const Trial& t, std::int64_t tokens, const Output& out) {
 
 }  // namespace
 
-Result<SearchResult> search(Backend& backend, const oracle::RandomCase& layer_case, std::int64_t tokens, std::int64_t rows, std::size_t width,
-                            const Output& out) {
+Result<SearchResult> search(Backend& backend, const oracle::RandomCase& layer_case, std::int64_t tokens,
+                            std::int64_t rows, std::size_t width, const Output& out) {
   const LayerSpec& spec = layer_case.spec;
-  if (backend.profile() == nullptr) return {ErrorCode::unsupported, "--search needs a GPU: the CPU backend has no tiles to choose"};
+  if (backend.profile() == nullptr)
+    return {ErrorCode::unsupported, "--search needs a GPU: the CPU backend has no tiles to choose"};
   const model::DeviceProfile& device = *backend.profile();
   const std::vector<std::int64_t> sample = oracle::sample_tokens(tokens, rows == 0 ? tokens : rows);
   const std::vector<double> reference = layer_case.reference(sample);
@@ -88,7 +91,9 @@ Result<SearchResult> search(Backend& backend, const oracle::RandomCase& layer_ca
     if (!trial.pass) ++result.failed;
   }
   const auto passed = fastest(trials, &Trial::layer_us, 1);
-  if (passed.empty()) return {ErrorCode::internal, fmt::format("{} tokens: no trial passed; the first said: {}", tokens, trials[0].failure)};
+  if (passed.empty())
+    return {ErrorCode::internal,
+            fmt::format("{} tokens: no trial passed; the first said: {}", tokens, trials[0].failure)};
   result.best = passed.front();
   return result;
 }

@@ -16,9 +16,9 @@ struct SearchResult {
   std::size_t tried = 0, failed = 0;
 };
 
-/// Tries the `width` candidates of each GEMM that the cost model ranks first (0: all), fc1's i-th beside fc2's i-th, then the fastest few of each
-/// together. Says what each trial gave.
-Result<SearchResult> search(Backend& backend, const oracle::RandomCase& layer_case, std::int64_t tokens, std::int64_t rows, std::size_t width,
-                            const Output& out);
+/// Tries the `width` candidates of each GEMM that the cost model ranks first (0: all), fc1's i-th beside
+/// fc2's i-th, then the fastest few of each together. Says what each trial gave.
+Result<SearchResult> search(Backend& backend, const oracle::RandomCase& layer_case, std::int64_t tokens,
+                            std::int64_t rows, std::size_t width, const Output& out);
 
 }  // namespace varmoe::tools
