@@ -25,6 +25,10 @@ constexpr double kFusedGatherFactor = 1.04;  ///< main loop that gathers its row
 /// wgmma kernels, fitted to 1492 timings of an H200 (docs/performance.md); clocks are the profile's, which
 /// the GPU exceeds when it is cool.
 constexpr double kWgmmaStage = 64;
+/// Rows per expert from which on these constants were fitted. Below, weight streams of the portable path are
+/// what was measured (0.8 to 0.96 of the floor), and nothing says that the Hopper schedules are ahead of
+/// them.
+constexpr double kFewestWgmmaRows = 32;
 constexpr double kWgmmaShareOfPeak = 0.89;
 constexpr double kWgmmaSmemBytesPerClock = 145, kWgmmaL2BytesPerClock = 60;
 constexpr double kGatheredRowsPerClock = 0.2;
@@ -277,8 +281,10 @@ double predict_gemm_seconds(const LayerSpec& spec, GemmStage stage, const GemmCo
 LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, const DeviceProfile& device) {
   LayerConfig config;
   const std::int64_t tokens = std::max<std::int64_t>(bucket, 1);
-  config.fc1 = best_config(spec, GemmStage::fc1, tokens, device, [](const GemmConfig&) { return true; });
-  config.fc2 = best_config(spec, GemmStage::fc2, tokens, device, [](const GemmConfig&) { return true; });
+  const bool fitted = RoutingStats(spec, tokens).mean() >= kFewestWgmmaRows;
+  const auto allowed = [fitted](const GemmConfig& c) { return fitted || !uses_wgmma(c); };
+  config.fc1 = best_config(spec, GemmStage::fc1, tokens, device, allowed);
+  config.fc2 = best_config(spec, GemmStage::fc2, tokens, device, allowed);
   if (check_layer_config(spec, config, device)) return config;
   // The only thing that two sound GEMMs disagree on: who writes the zeroes beyond a width.
   config.fc2 =
