@@ -32,6 +32,26 @@ class TransposedRows {
     ptx::stmatrix_x4_trans(buffer_ + tile::swizzled_offset<kChunks>(row, static_cast<u32>(chunk) + (lane / 8) % 2), a, b, c, d);
   }
 
+  /// Writes rows [32·pass, 32·pass + 32) of accumulators whose every row is a column of the output: kBlocks blocks of 64, of
+  /// which warp `warp` of the group holds 16. `pack` makes two elements of two values.
+  template <int kBlocks, int kRows2, class Pack>
+  VARMOE_DEVICE void put_columns(const float (&acc)[kBlocks][kRows2], int warp, int pass, Pack pack) const {
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        u32 v[4];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float* d = acc[b] + 4 * min_of(4 * pass + 2 * q + i, kRows2 / 4 - 1);
+          v[2 * i] = pack(d[0], d[1]);
+          v[2 * i + 1] = pack(d[2], d[3]);
+        }
+        put16(b * 8 + 2 * warp, q * 16, v[0], v[1], v[2], v[3]);
+      }
+    }
+  }
+
   /// Turns to the other buffer. One object serves all tiles of a group: buffers alternate across tiles too.
   VARMOE_DEVICE void begin() { buffer_ ^= first_ ^ (first_ + kBufferBytes); }
 

@@ -6,7 +6,7 @@
 #include "ptx/cp_async.cuh"
 #include "ptx/grid_dependency.cuh"
 #include "ptx/mbarrier.cuh"
-#include "ptx/stmatrix.cuh"
+#include "ptx/memory.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/warpgroup.cuh"
 #include "schedule/row_tiles.cuh"

@@ -33,23 +33,10 @@ class Fc1 {
 
   VARMOE_DEVICE explicit Fc1(const abi::GemmParams& params) : p(params) {}
 
-  VARMOE_DEVICE i32 tile_count() const {
-    if constexpr (Layer::kClasses == 0) {
-      return p.tile_prefix[Layer::kExperts];
-    } else {
-      return schedule::fc1_tile_count<Layer, kColumns>(p.tile_counts->fc1_begin);
-    }
-  }
-
+  VARMOE_DEVICE i32 tile_count() const { return schedule::fc1_tile_count<Layer, kColumns>(p); }
   VARMOE_DEVICE schedule::OutputTile tile(i32 index) const {
-    if constexpr (Layer::kClasses == 0) {
-      return schedule::fc1_tile_runtime<Layer, kColumns, Config::kBlockM, Config::kBlockM, Config::kRaster>(
-          p.tile_prefix, p.expert_order, p.expert_offsets, p.experts, index);
-    } else {
-      return schedule::fc1_tile<Layer, kColumns, Config::kRaster>(p.tile_counts->fc1_begin, p.tiles, index);
-    }
+    return schedule::fc1_tile<Layer, kColumns, Config::kBlockM, Config::kBlockM, Config::kRaster>(p, index);
   }
-
   VARMOE_DEVICE i32 k_extent(i32) const { return Layer::kHidden; }
   VARMOE_DEVICE i32 k_extent_of(const schedule::OutputTile&) const { return Layer::kHidden; }
 

@@ -30,20 +30,9 @@ class Fc1Sm90 {
 
   VARMOE_DEVICE explicit Fc1Sm90(const abi::GemmParams& params) : p(params) {}
 
-  VARMOE_DEVICE i32 tile_count() const {
-    if constexpr (Layer::kClasses == 0) {
-      return p.tile_prefix[Layer::kExperts];
-    } else {
-      return schedule::fc1_tile_count<Layer, kColumns>(p.tile_counts->fc1_begin);
-    }
-  }
+  VARMOE_DEVICE i32 tile_count() const { return schedule::fc1_tile_count<Layer, kColumns>(p); }
   VARMOE_DEVICE schedule::OutputTile tile(i32 index) const {
-    if constexpr (Layer::kClasses == 0) {
-      return schedule::fc1_tile_runtime<Layer, kColumns, Config::kBlockM, Config::kRowStep, Config::kRaster>(
-          p.tile_prefix, p.expert_order, p.expert_offsets, p.experts, index);
-    } else {
-      return schedule::fc1_tile<Layer, kColumns, Config::kRaster>(p.tile_counts->fc1_begin, p.tiles, index);
-    }
+    return schedule::fc1_tile<Layer, kColumns, Config::kBlockM, Config::kRowStep, Config::kRaster>(p, index);
   }
   VARMOE_DEVICE i32 k_extent(i32) const { return Layer::kHidden; }
   VARMOE_DEVICE i32 up_first(i32 expert) const { return kGated && !kAdjacent ? p.experts[expert].up_first : 0; }
@@ -83,7 +72,7 @@ class Fc1Sm90 {
     for (int pass = 0; pass < ceil_div(Config::kBlockM, 32); ++pass) {
       if (pass * 32 >= t.rows) break;
       rows.begin();
-      if constexpr (kGated && kApart) {
+      if constexpr (kApart) {
 #pragma unroll
         for (int b = 0; b < Group::kBlocks; b += 2) {
 #pragma unroll
@@ -115,20 +104,7 @@ class Fc1Sm90 {
           rows.put32(b * 4 + warp, v[0], v[1], v[2], v[3]);
         }
       } else {
-#pragma unroll
-        for (int b = 0; b < Group::kBlocks; ++b) {
-#pragma unroll
-          for (int q = 0; q < 2; ++q) {
-            u32 v[4];
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const float* d = acc[b] + 4 * min_of(4 * pass + 2 * q + i, Config::kBlockM / 8 - 1);
-              v[2 * i] = ptx::pack2<kElement>(act(d[0]), act(d[1]));
-              v[2 * i + 1] = ptx::pack2<kElement>(act(d[2]), act(d[3]));
-            }
-            rows.put16(b * 8 + 2 * warp, q * 16, v[0], v[1], v[2], v[3]);
-          }
-        }
+        rows.put_columns(acc, warp, pass, [](float a, float b) { return ptx::pack2<kElement>(act(a), act(b)); });
       }
       rows.flush(out + pass * 32 * stride, stride, t.rows - pass * 32, columns);
     }

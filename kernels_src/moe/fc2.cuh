@@ -25,7 +25,7 @@ class Fc2 {
   using Warp = mma::Sm80Warp<Config, kElement, kKn, kSplit>;
 
   VARMOE_DEVICE explicit Fc2(const abi::GemmParams& params)
-      : p(params), row_tiles_(params.tile_counts->fc2_begin[Layer::kClasses == 0 ? 1 : Layer::kClasses]) {}
+      : p(params), row_tiles_(schedule::fc2_row_tiles<Layer>(*params.tile_counts)) {}
 
   VARMOE_DEVICE i32 tile_count() const { return row_tiles_ * ceil_div(Layer::kHidden, kColumns); }
 

@@ -24,7 +24,7 @@ class Fc2Sm90 {
 
   VARMOE_DEVICE explicit Fc2Sm90(const abi::GemmParams& params) : p(params) {}
 
-  VARMOE_DEVICE i32 row_tiles() const { return p.tile_counts->fc2_begin[Layer::kClasses == 0 ? 1 : Layer::kClasses]; }
+  VARMOE_DEVICE i32 row_tiles() const { return schedule::fc2_row_tiles<Layer>(*p.tile_counts); }
   VARMOE_DEVICE i32 tile_count() const { return row_tiles() * ceil_div(Layer::kHidden, kColumns); }
   VARMOE_DEVICE schedule::OutputTile tile(i32 index) const {
     return schedule::fc2_tile<Layer, kColumns, Config::kRaster>(p.tiles, p.experts, row_tiles(), index);
@@ -57,20 +57,7 @@ class Fc2Sm90 {
     for (int pass = 0; pass < ceil_div(Config::kBlockM, 32); ++pass) {
       if (pass * 32 >= t.rows) break;
       rows.begin();
-#pragma unroll
-      for (int b = 0; b < Group::kBlocks; ++b) {
-#pragma unroll
-        for (int q = 0; q < 2; ++q) {
-          u32 v[4];
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float* d = acc[b] + 4 * min_of(4 * pass + 2 * q + i, Config::kBlockM / 8 - 1);
-            v[2 * i] = ptx::pack2<kElement>(d[0], d[1]);
-            v[2 * i + 1] = ptx::pack2<kElement>(d[2], d[3]);
-          }
-          rows.put16(b * 8 + 2 * warp, q * 16, v[0], v[1], v[2], v[3]);
-        }
-      }
+      rows.put_columns(acc, warp, pass, [](float a, float b) { return ptx::pack2<kElement>(a, b); });
       rows.flush(out + pass * 32 * stride, stride, t.rows - pass * 32, Layer::kHidden - column);
     }
   }

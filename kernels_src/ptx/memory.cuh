@@ -2,7 +2,7 @@
 
 #include "prelude.cuh"
 
-// 16-byte global accesses with cache hints, and reads of values that an earlier launch wrote.
+// Wide accesses: global memory with cache hints, shared memory by its 32-bit address.
 namespace varmoe::ptx {
 
 /// Read once: do not keep in L1.
@@ -11,6 +11,15 @@ VARMOE_DEVICE Vec16 load16_streaming(const void* p) {
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(d.v[0]), "=r"(d.v[1]), "=r"(d.v[2]), "=r"(d.v[3])
                : "l"(p)
+               : "memory");
+  return d;
+}
+
+VARMOE_DEVICE Vec16 load_shared16(u32 address) {
+  Vec16 d;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(d.v[0]), "=r"(d.v[1]), "=r"(d.v[2]), "=r"(d.v[3])
+               : "r"(address)
                : "memory");
   return d;
 }

@@ -11,13 +11,4 @@ VARMOE_DEVICE void stmatrix_x4_trans(u32 address, u32 a, u32 b, u32 c, u32 d) {
                : "memory");
 }
 
-VARMOE_DEVICE Vec16 load_shared16(u32 address) {
-  Vec16 d;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(d.v[0]), "=r"(d.v[1]), "=r"(d.v[2]), "=r"(d.v[3])
-               : "r"(address)
-               : "memory");
-  return d;
-}
-
 }  // namespace varmoe::ptx

@@ -6,10 +6,6 @@
 // the tensor arrives as zero and counts among the bytes all the same.
 namespace varmoe::ptx {
 
-VARMOE_DEVICE void prefetch_tensor_map(const abi::TensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
-}
-
 VARMOE_DEVICE void tma_load_2d(u32 dst, const abi::TensorMap* map, u32 barrier, i32 c0, i32 c1) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];\n" ::"r"(dst),
                "l"(map), "r"(barrier), "r"(c0), "r"(c1)

@@ -104,4 +104,29 @@ VARMOE_SHARED_CODE OutputTile fc1_tile_runtime(const i32* prefix, const i32* exp
   return {expert, begin + first, min_of(height, rows - first), at.column_tile, width};
 }
 
+/// fc1's output tiles, by the parameters of its kernel: compiled-in classes or runtime widths.
+template <class Layer, int kColumns>
+VARMOE_SHARED_CODE i32 fc1_tile_count(const abi::GemmParams& p) {
+  if constexpr (Layer::kClasses == 0) {
+    return p.tile_prefix[Layer::kExperts];
+  } else {
+    return fc1_tile_count<Layer, kColumns>(p.tile_counts->fc1_begin);
+  }
+}
+template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup>
+VARMOE_SHARED_CODE OutputTile fc1_tile(const abi::GemmParams& p, i32 index) {
+  if constexpr (Layer::kClasses == 0) {
+    return fc1_tile_runtime<Layer, kColumns, kBlockM, kRowStep, kGroup>(p.tile_prefix, p.expert_order, p.expert_offsets, p.experts,
+                                                                        index);
+  } else {
+    return fc1_tile<Layer, kColumns, kGroup>(p.tile_counts->fc1_begin, p.tiles, index);
+  }
+}
+
+/// fc2's row tiles: the last entry used of its class table.
+template <class Layer>
+VARMOE_SHARED_CODE i32 fc2_row_tiles(const abi::TileCounts& counts) {
+  return counts.fc2_begin[Layer::kClasses == 0 ? 1 : Layer::kClasses];
+}
+
 }  // namespace varmoe::schedule

@@ -9,7 +9,8 @@ namespace {
 
 /// m64nNk16 with fp32 sums: N/2 registers a thread, two descriptors, and a predicate that says whether the
 /// old sum counts.
-void append_instruction(std::string& text, const char* element, bool transpose, std::int32_t n) {
+void append_instruction(std::string& text, DType dtype, bool transpose, std::int32_t n) {
+  const bool bf16 = dtype == DType::bf16;
   const std::int32_t registers = n / 2;
   const auto out = std::back_inserter(text);
   fmt::format_to(out,
@@ -18,9 +19,8 @@ void append_instruction(std::string& text, const char* element, bool transpose, 
                  "  VARMOE_DEVICE static void run(float (&d)[kRegisters], u64 a, u64 b, u32 accumulate) {{\n"
                  "    asm volatile(\"{{.reg .pred p; setp.ne.u32 p, %{}, 0; "
                  "wgmma.mma_async.sync.aligned.m64n{}k16.f32.{}.{} {{",
-                 n, element, transpose ? "true" : "false", registers + 2, n,
-                 element == std::string("bf16") ? "bf16" : "f16",
-                 element == std::string("bf16") ? "bf16" : "f16");
+                 n, bf16 ? "bf16" : "fp16", transpose ? "true" : "false", registers + 2, n,
+                 bf16 ? "bf16" : "f16", bf16 ? "bf16" : "f16");
   for (std::int32_t i = 0; i < registers; ++i) fmt::format_to(out, "{}%{}", i == 0 ? "" : ",", i);
   fmt::format_to(out, "}}, %{}, %{}, p, 1, 1, {}, 0;}}\\n\" :", registers, registers + 1, transpose ? 1 : 0);
   for (std::int32_t i = 0; i < registers; ++i) fmt::format_to(out, "{}\"+f\"(d[{}])", i == 0 ? " " : ", ", i);
@@ -31,8 +31,7 @@ void append_instruction(std::string& text, const char* element, bool transpose, 
 
 std::string wgmma_instructions(DType dtype, bool transpose_weights, std::int32_t max_n, std::int32_t step) {
   std::string text;
-  for (std::int32_t n = step; n <= max_n; n += step)
-    append_instruction(text, dtype == DType::bf16 ? "bf16" : "fp16", transpose_weights, n);
+  for (std::int32_t n = step; n <= max_n; n += step) append_instruction(text, dtype, transpose_weights, n);
   return text;
 }
 

@@ -40,6 +40,24 @@ TEST_CASE_FIXTURE(EngineFixture, "bind encodes two tensor maps an expert on Hopp
   }
 }
 
+TEST_CASE_FIXTURE(EngineFixture, "no dependent launches before CUDA 12.3: a capture could not hold them") {
+  for (const int version : {12020, 12030}) {
+    CAPTURE(version);
+    fake_cuda::reset();
+    fake_cuda::set_devices({device_of(90)});
+    fake_cuda::set_version(version);
+    fake_nvrtc::set_version(12, 4, 99);  // a newer one's cubins are beyond this driver
+    Engine engine = make_engine();
+    Layer layer = make_bound_layer(engine, test::small_spec());
+    prepare(layer, {64});
+    test::Arena arena;
+    fake_cuda::clear_launches();
+    require_ok(layer.forward(test::make_args(arena, layer, 64)));
+    REQUIRE_FALSE(fake_cuda::launches().empty());
+    for (const auto& launch : fake_cuda::launches()) CHECK(launch.programmatic == (version >= 12030));
+  }
+}
+
 TEST_CASE_FIXTURE(EngineFixture, "kernels are launched as dependents from sm_90 on") {
   for (const int arch : {80, 90, 100}) {
     CAPTURE(arch);

@@ -1,10 +1,9 @@
 #include <doctest/doctest.h>
 
-#include <atomic>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "base/thread_pool.hpp"
 #include "gpu/device_layer.hpp"
 #include "model/config_space.hpp"
 
@@ -63,27 +62,20 @@ std::vector<Pair> pairs_of(const LayerSpec& spec, std::size_t step) {
 
 /// Compiles all pairs' kernels side by side into the tests' cache.
 void compile_all(const LayerSpec& spec, std::int64_t tokens, std::vector<Pair>& pairs) {
-  std::atomic<std::size_t> next{0};
-  std::vector<std::thread> workers;
-  for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); ++t) {
-    workers.emplace_back([&] {
-      for (std::size_t i = next++; i < pairs.size(); i = next++) {
-        auto engine = varmoe::Engine::create(engine_options(pairs[i].fc1, pairs[i].fc2));
-        auto layer = engine ? engine->create_layer(spec) : varmoe::Result<varmoe::Layer>(engine.error());
-        auto report = layer ? layer->prepare(gpu::buckets({tokens}))
-                            : varmoe::Result<varmoe::PrepareReport>(layer.error());
-        if (!report) {
-          pairs[i].failure = report.error().message();
-          continue;
-        }
-        for (const auto& kernel : report->kernels) {
-          if (kernel.spill_bytes != 0)
-            pairs[i].failure += kernel.stage + " spills " + std::to_string(kernel.spill_bytes) + " bytes; ";
-        }
-      }
-    });
-  }
-  for (std::thread& worker : workers) worker.join();
+  varmoe::parallel_for(pairs.size(), 0, [&](std::size_t i) {
+    auto engine = varmoe::Engine::create(engine_options(pairs[i].fc1, pairs[i].fc2));
+    auto layer = engine ? engine->create_layer(spec) : varmoe::Result<varmoe::Layer>(engine.error());
+    auto report =
+        layer ? layer->prepare(gpu::buckets({tokens})) : varmoe::Result<varmoe::PrepareReport>(layer.error());
+    if (!report) {
+      pairs[i].failure = report.error().message();
+      return;
+    }
+    for (const auto& kernel : report->kernels) {
+      if (kernel.spill_bytes != 0)
+        pairs[i].failure += kernel.stage + " spills " + std::to_string(kernel.spill_bytes) + " bytes; ";
+    }
+  });
 }
 
 void check_every_config(const LayerSpec& spec, std::size_t step, oracle::Routing routing) {

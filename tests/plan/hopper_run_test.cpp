@@ -124,6 +124,24 @@ TEST_CASE("fc1 by wgmma reads a copied x by box, an ungathered one by row") {
   CHECK(fc1.a_stride == 256);
 }
 
+TEST_CASE("a gathered x beyond 64 GiB is refused; a copied one is not, nor one that fits") {
+  Fixture f;
+  // 24 tokens; the gather counts rows' beginnings in 32 bits of 16 bytes.
+  const std::int64_t most = std::int64_t{UINT32_MAX} / 24 * 8;
+  f.args.x_stride = most;
+  CHECK(f.run(24).size() == 4);
+  f.args.x_stride = most + 8;
+  f.args.tokens = 24;
+  const Status refused = plan::run(f.context, f.kernels, f.args, 24);
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.error().code() == ErrorCode::unsupported);
+  CHECK(contains(refused.error().message(), "64 GiB"));
+  CHECK(contains(refused.error().message(), "max_workspace_bytes"));
+  f.add(Stage::gather);
+  f.kernels.config.fc1.gather = GatherMode::copy;
+  CHECK(f.run(24).size() == 5);
+}
+
 TEST_CASE("mma_sync encodes nothing, with a copied x or without") {
   Fixture f(Schedule::mma_sync, Schedule::mma_sync);
   f.kernels.config.fc2.block_m = 64;

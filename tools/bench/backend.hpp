@@ -30,7 +30,7 @@ struct StepTime {
 struct Measurement {
   Timing forward;                 ///< what counts: on a GPU the lower of replay and flushed
   std::optional<Timing> replay;   ///< GPU: graph replays without a pause
-  std::optional<Timing> flushed;  ///< GPU: one forward at a time, L2 flushed before each
+  std::optional<Timing> flushed;  ///< GPU with NVRTC at hand: one forward at a time, L2 flushed before each
   std::optional<Timing> eager;    ///< GPU: launched one by one
   std::optional<double> host_us;  ///< GPU: what a forward call costs the host
   std::vector<StepTime> steps;    ///< with --profile

@@ -1,11 +1,12 @@
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <thread>
+#include <optional>
 #include <utility>
 
+#include "base/env.hpp"
+#include "base/thread_pool.hpp"
 #include "cuda/device.hpp"
 #include "cuda/driver.hpp"
 #include "cuda/event.hpp"
@@ -38,7 +39,7 @@ struct Copy {
 class GpuBackend final : public Backend {
  public:
   GpuBackend(const BenchOptions& options, std::shared_ptr<cuda::Device> device, Engine engine,
-             cuda::Stream stream, L2Flush flush, model::DeviceProfile profile)
+             cuda::Stream stream, std::optional<L2Flush> flush, model::DeviceProfile profile)
       : options_(options),
         device_(std::move(device)),
         engine_(std::move(engine)),
@@ -94,20 +95,13 @@ class GpuBackend final : public Backend {
                      const std::vector<std::int64_t>& sample, std::vector<Trial>& trials) override {
     if (auto status = rotate(tokens); !status) return status;
     // Compiled side by side into the cache; the layers below then find them.
-    std::atomic<std::size_t> next{0};
-    std::vector<std::thread> workers;
-    const unsigned threads = std::max(1u, std::thread::hardware_concurrency());
-    for (unsigned i = 0; i < threads; ++i) {
-      workers.emplace_back([&] {
-        for (std::size_t t = next++; t < trials.size() && !interrupted; t = next++) {
-          auto engine = trial_engine(trials[t]);
-          auto layer = engine ? engine->create_layer(case_->spec) : Result<Layer>(engine.error());
-          auto report = layer ? layer->prepare({.tokens = {tokens}}) : Result<PrepareReport>(layer.error());
-          if (!report) trials[t].failure = report.error().message();
-        }
-      });
-    }
-    for (std::thread& worker : workers) worker.join();
+    parallel_for(trials.size(), 0, [&](std::size_t i) {
+      if (interrupted) return;
+      auto engine = trial_engine(trials[i]);
+      auto layer = engine ? engine->create_layer(case_->spec) : Result<Layer>(engine.error());
+      auto report = layer ? layer->prepare({.tokens = {tokens}}) : Result<PrepareReport>(layer.error());
+      if (!report) trials[i].failure = report.error().message();
+    });
     for (Trial& trial : trials) {
       if (interrupted) break;
       if (!trial.failure.empty()) continue;
@@ -137,12 +131,7 @@ class GpuBackend final : public Backend {
     result.eager = Timing::of(samples);
     result.host_us = host_us / static_cast<double>(used_copies_);
 
-    const double wanted = kReplayMicroseconds / std::max(result.eager->median_us, 1.0);
-    const auto rounds = static_cast<std::int64_t>(std::ceil(wanted / static_cast<double>(used_copies_)));
-    const std::int64_t count =
-        std::clamp<std::int64_t>(rounds, 1,
-                                 std::max<std::int64_t>(1, kMaxForwardsPerReplay / result.copies)) *
-        result.copies;
+    const std::int64_t count = forwards_per_replay(result.eager->median_us);
     auto graph = capture(tokens, count);
     if (!graph) return graph.error();
     auto exec = cuda::GraphExec::instantiate(*graph);
@@ -150,10 +139,13 @@ class GpuBackend final : public Backend {
     auto replay = time_graph(*exec, count, warmup, iterations);
     if (!replay) return replay.error();
     result.replay = *replay;
-    auto flushed = time_flushed(tokens, std::min(warmup, 3), iterations);
-    if (!flushed) return flushed.error();
-    result.flushed = *flushed;
-    result.forward = flushed->median_us < replay->median_us ? *flushed : *replay;
+    result.forward = *replay;
+    if (flush_) {
+      auto flushed = time_flushed(tokens, std::min(warmup, 3), iterations);
+      if (!flushed) return flushed.error();
+      result.flushed = *flushed;
+      if (flushed->median_us < replay->median_us) result.forward = *flushed;
+    }
     if (options_.profile) {
       auto steps = time_steps(*graph, *exec, count, iterations);
       if (!steps) return steps.error();
@@ -163,6 +155,15 @@ class GpuBackend final : public Backend {
   }
 
  private:
+  /// Whole rounds over the copies of the weights that last about kReplayMicroseconds.
+  std::int64_t forwards_per_replay(double forward_us) const {
+    const auto copies = static_cast<std::int64_t>(used_copies_);
+    const double rounds =
+        std::ceil(kReplayMicroseconds / std::max(forward_us, 1.0) / static_cast<double>(copies));
+    const std::int64_t most = std::max<std::int64_t>(1, kMaxForwardsPerReplay / copies);
+    return std::clamp<std::int64_t>(static_cast<std::int64_t>(rounds), 1, most) * copies;
+  }
+
   Result<Engine> trial_engine(const Trial& trial) const {
     EngineOptions options = options_.engine_options(device_->ordinal());
     options.fc1_config = to_string(trial.fc1);
@@ -213,20 +214,19 @@ class GpuBackend final : public Backend {
     constexpr int kIterations = 9;
     auto once = timed([&] { return forwards(tokens, static_cast<std::int64_t>(used_copies_)); });
     if (!once) return once.error();
-    const double rounds = std::ceil(kReplayMicroseconds / std::max(*once, 1.0));
-    const auto copies = static_cast<std::int64_t>(used_copies_);
-    const std::int64_t count =
-        copies * std::clamp<std::int64_t>(static_cast<std::int64_t>(rounds), 1,
-                                          std::max<std::int64_t>(1, kMaxForwardsPerReplay / copies));
+    const std::int64_t count = forwards_per_replay(*once / static_cast<double>(used_copies_));
     auto graph = capture(tokens, count);
     if (!graph) return graph.error();
     auto exec = cuda::GraphExec::instantiate(*graph);
     if (!exec) return exec.error();
     auto whole = time_graph(*exec, count, 2, kIterations);
     if (!whole) return whole.error();
-    auto flushed = time_flushed(tokens, 2, kIterations);
-    if (!flushed) return flushed.error();
-    trial.layer_us = std::min(whole->median_us, flushed->median_us);
+    trial.layer_us = whole->median_us;
+    if (flush_) {
+      auto flushed = time_flushed(tokens, 2, kIterations);
+      if (!flushed) return flushed.error();
+      trial.layer_us = std::min(trial.layer_us, flushed->median_us);
+    }
     auto steps = time_steps(*graph, *exec, count, kIterations);
     if (!steps) return steps.error();
     for (const StepTime& step : *steps) {
@@ -428,7 +428,7 @@ class GpuBackend final : public Backend {
     const ForwardArgs args = arguments(tokens);
     std::vector<double> samples;
     for (int i = -warmup; i < iterations && !interrupted; ++i) {
-      if (auto status = flush_.enqueue(stream_); !status) return status.error();
+      if (auto status = flush_->enqueue(stream_); !status) return status.error();
       Layer& layer = copies_[static_cast<std::size_t>(i + warmup) % used_copies_].layer;
       auto us = timed([&] { return layer.forward(args); });
       if (!us) return us.error();
@@ -452,7 +452,7 @@ class GpuBackend final : public Backend {
   std::shared_ptr<cuda::Device> device_;
   Engine engine_;
   cuda::Stream stream_;
-  L2Flush flush_;
+  std::optional<L2Flush> flush_;  ///< none where there is no NVRTC: prebuilt kernels need none either
   model::DeviceProfile profile_;
   oracle::RandomCase* case_ = nullptr;
   std::vector<std::int64_t> tokens_;
@@ -473,15 +473,19 @@ Result<std::unique_ptr<Backend>> open_gpu(const BenchOptions& options, int ordin
   auto stream = cuda::Stream::create(*device);
   if (!stream) return stream.error();
   const cuda::DeviceAttributes& a = (*device)->attributes();
-  auto flush = L2Flush::create(*device, model::arch_name(a.compute_major, a.compute_minor));
-  if (!flush) return flush.error();
+  auto environment = Environment::read();
+  if (!environment) return environment.error();
+  std::optional<L2Flush> flush;
+  if (auto made = L2Flush::create(*device, model::arch_name(a.compute_major, a.compute_minor),
+                                  environment->nvrtc_lib))
+    flush = *std::move(made);
   auto profile = model::find_profile(a.name);
   model::DeviceProfile known = profile ? *std::move(profile)
                                        : model::generic_profile(a.compute_major, a.compute_minor, a.sm_count,
                                                                 a.smem_per_block, a.smem_per_sm, a.l2_bytes);
   return std::unique_ptr<Backend>(std::make_unique<GpuBackend>(options, *std::move(device),
                                                                *std::move(engine), *std::move(stream),
-                                                               *std::move(flush), std::move(known)));
+                                                               std::move(flush), std::move(known)));
 }
 
 }  // namespace varmoe::tools

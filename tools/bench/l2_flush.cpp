@@ -29,8 +29,9 @@ extern "C" __global__ void varmoe_bench_read(const uint4* p, unsigned long long 
 L2Flush::L2Flush(std::shared_ptr<cuda::Device> device, cuda::Module module, cuda::DeviceBuffer buffer)
     : device_(std::move(device)), module_(std::move(module)), buffer_(std::move(buffer)) {}
 
-Result<L2Flush> L2Flush::create(std::shared_ptr<cuda::Device> device, const std::string& arch) {
-  auto compiler = compile::load_nvrtc("");
+Result<L2Flush> L2Flush::create(std::shared_ptr<cuda::Device> device, const std::string& arch,
+                                const std::string& nvrtc_lib) {
+  auto compiler = compile::load_nvrtc(nvrtc_lib);
   if (!compiler) return compiler.error();
   compile::CompileRequest request;
   request.text = kText;

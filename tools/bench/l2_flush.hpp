@@ -14,8 +14,9 @@ namespace varmoe::tools {
 /// back inside the timed region.
 class L2Flush {
  public:
-  /// `arch`: what to compile its kernel for.
-  static Result<L2Flush> create(std::shared_ptr<cuda::Device> device, const std::string& arch);
+  /// `arch`: what to compile its kernel for; `nvrtc_lib`: where NVRTC is, as compile::load_nvrtc takes it.
+  static Result<L2Flush> create(std::shared_ptr<cuda::Device> device, const std::string& arch,
+                                const std::string& nvrtc_lib);
   /// Enqueues the read.
   Status enqueue(const cuda::Stream& stream);
 
