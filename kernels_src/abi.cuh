@@ -23,7 +23,7 @@ using u64 = unsigned long long;
 namespace varmoe::abi {
 
 /// Raised whenever a structure below changes meaning.
-inline constexpr int kAbiVersion = 2;
+inline constexpr int kAbiVersion = 3;
 /// Width classes that a specialised kernel may have.
 inline constexpr int kMaxClasses = 16;
 
@@ -49,7 +49,7 @@ struct alignas(16) ExpertEntry {
 struct alignas(16) RowTile {
   i32 expert;
   i32 row_begin;   // in expert order
-  i32 rows;        // 1 … block_m
+  i32 rows;        // 1 … block_m; 0: there to complete a cluster
   i32 width_class;
 };
 
@@ -77,7 +77,8 @@ struct SortParams {
   RowTile* fc1_tiles;
   RowTile* fc2_tiles;
   TileCounts* tile_counts;
-  i32* fc1_tile_prefix;          // [E + 1] output tiles before the experts of expert_order; runtime-width layers only
+  i32* fc1_tile_prefix;          // [E + 1] output tiles before the experts of expert_order; null unless runtime-width
+  i32* h_pending;                // [E] gets each expert's output tiles of fc1; null: nobody counts them
   i32 tokens;                    // of this chunk
   i32 token_begin;               // of this chunk within the batch
   i32 ids_are_64bit;
@@ -86,7 +87,9 @@ struct SortParams {
   i32 fc2_block_m;
   i32 fc1_row_step;              // an expert's row tiles are equally tall but for this rounding; block_m: all but its last are full
   i32 fc2_row_step;
-  i32 fc1_tile_columns;          // columns of h per output tile; 0 unless runtime-width
+  i32 fc1_cluster;               // an expert has a multiple of this many row tiles: blocks of a cluster share its weights
+  i32 fc2_cluster;
+  i32 fc1_tile_columns;          // columns of h per output tile
   i32 classes;
 };
 
@@ -128,6 +131,8 @@ struct GemmParams {
   i64 out_stride;                // elements
   const TensorMap* weight_maps;  // [E] wgmma: fc1's or fc2's weights
   i32* tickets;                  // wgmma: in tile_counts
+  i32* h_pending;                // wgmma: [E] output tiles of fc1 that are not stored yet: fc1 counts down, fc2 starts before fc1 ends and
+                                 // waits for its expert's zero; null: fc2 waits for all of fc1
   TensorMap row_map;             // wgmma, rows by box: a as [rows, K]
 };
 

@@ -60,7 +60,7 @@ struct Counters {
 struct LayerOptions {
   /// Upper bound of the workspace; tokens are then processed in chunks. 0: no bound.
   std::size_t max_workspace_bytes = 0;
-  /// Upper bound of SMs that a launch occupies (MPS, green contexts). 0: all.
+  /// Upper bound of SMs that a launch occupies (MPS, green contexts). 0: all. A config with cluster=2 takes two at least.
   int max_sms = 0;
 };
 

@@ -25,7 +25,7 @@ enum class GatherMode : std::uint8_t {
 };
 
 /// Config of a grouped GEMM (fc1 or fc2). The wgmma schedules take block_k = 64, warps_m = 1, warps_n = 8 (ping-pong: 2 and 4) and
-/// ctas_per_sm = 1; row_step is theirs alone.
+/// ctas_per_sm = 1; row_step and cluster are theirs alone.
 struct GemmConfig {
   Schedule schedule = Schedule::mma_sync;
   std::int32_t block_m = 128;      ///< routed rows per tile
@@ -38,6 +38,7 @@ struct GemmConfig {
   std::int32_t raster = 8;         ///< row tiles per group of the L2 raster; 1 walks each row tile alone
   /// Rows of a tile are multiplied in steps of this many; an expert's tiles are equally tall but for it.
   std::int32_t row_step = 16;
+  std::int32_t cluster = 1;  ///< 2: two blocks on neighbouring row tiles of an expert share each weight tile by multicast
   GatherMode gather = GatherMode::fused;  ///< fc1 only
   bool operator==(const GemmConfig&) const = default;
 };
@@ -71,11 +72,11 @@ struct LayerConfig {
 /// Where a config came from, best first: how a look-up was answered.
 enum class ConfigSource : std::uint8_t { override_, tuned, predicted };
 
-/// "schedule=wgmma,block_m=256,block_n=128,block_k=64,stages=4,warps_m=1,warps_n=8,ctas_per_sm=1,raster=8,row_step=16,gather=fused": the grammar of
+/// "schedule=wgmma,block_m=256,block_n=128,block_k=64,stages=4,warps_m=1,warps_n=8,ctas_per_sm=1,raster=8,row_step=16,cluster=1,gather=fused": the grammar of
 /// VARMOE_FC1_CONFIG, of the API and of the command line. Every key, in this order.
 VARMOE_API std::string to_string(const GemmConfig& config);
 
-/// A partial config: keys left out keep the base's value, and an optional token range "tokens=1-64" limits where it applies.
+/// A partial config: keys left out keep the base's value (but schedule=mma_sync alone means cluster=1 as well), and an optional token range "tokens=1-64" limits where it applies.
 struct GemmOverride {
   std::string text;  ///< as given, validated
   std::int64_t min_tokens = 0;

@@ -6,22 +6,25 @@
 #include "ptx/warpgroup.cuh"
 #include "tile/swizzle.cuh"
 
-// Stores accumulators whose columns are routed rows (mma/sm90_warpgroup.cuh) as rows: 32 of them at a time through shared
+// Stores accumulators whose columns are routed rows (mma/sm90_warpgroup.cuh) as rows: 16 or 32 of them at a time through shared
 // memory, each row's columns together, so that every global store is 16 bytes of a contiguous row.
 namespace varmoe::epilogue {
 
-/// One warpgroup's staging: two buffers of 32 rows of kColumns two-byte elements.
+/// One warpgroup's staging: two buffers of kRows rows of kColumns two-byte elements, 4 KiB at most: what they take, the ring of stages
+/// has not.
 template <int kColumns>
 class TransposedRows {
  public:
   static constexpr int kChunks = kColumns / 8;
-  static constexpr u32 kBufferBytes = 32 * kColumns * 2;
+  static constexpr int kRows = kColumns > 64 ? 16 : 32;
+  static constexpr u32 kBufferBytes = kRows * kColumns * 2;
   static constexpr u32 kBytes = 2 * kBufferBytes;
 
   VARMOE_DEVICE TransposedRows(u32 staging, int group) : first_(staging), barrier_(static_cast<u32>(group) + 1), buffer_(staging) {}
 
   /// Writes four 8×8 fragments as 8 columns (chunk `chunk`) of 32 rows: fragment i holds rows 8i….
   VARMOE_DEVICE void put32(int chunk, u32 a, u32 b, u32 c, u32 d) const {
+    static_assert(kRows == 32, "a buffer of 32 rows");
     const u32 lane = threadIdx.x % 32;
     ptx::stmatrix_x4_trans(buffer_ + tile::swizzled_offset<kChunks>(lane, static_cast<u32>(chunk)), a, b, c, d);
   }
@@ -32,18 +35,18 @@ class TransposedRows {
     ptx::stmatrix_x4_trans(buffer_ + tile::swizzled_offset<kChunks>(row, static_cast<u32>(chunk) + (lane / 8) % 2), a, b, c, d);
   }
 
-  /// Writes rows [32·pass, 32·pass + 32) of accumulators whose every row is a column of the output: kBlocks blocks of 64, of
+  /// Writes rows [kRows·pass, kRows·(pass + 1)) of accumulators whose every row is a column of the output: kBlocks blocks of 64, of
   /// which warp `warp` of the group holds 16. `pack` makes two elements of two values.
   template <int kBlocks, int kRows2, class Pack>
   VARMOE_DEVICE void put_columns(const float (&acc)[kBlocks][kRows2], int warp, int pass, Pack pack) const {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
-      for (int q = 0; q < 2; ++q) {
+      for (int q = 0; q < kRows / 16; ++q) {
         u32 v[4];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const float* d = acc[b] + 4 * min_of(4 * pass + 2 * q + i, kRows2 / 4 - 1);
+          const float* d = acc[b] + 4 * min_of(kRows / 8 * pass + 2 * q + i, kRows2 / 4 - 1);
           v[2 * i] = pack(d[0], d[1]);
           v[2 * i + 1] = pack(d[2], d[3]);
         }
@@ -61,7 +64,7 @@ class TransposedRows {
     ptx::named_barrier(barrier_, 128);
     const i32 thread = static_cast<i32>(threadIdx.x) % 128;
 #pragma unroll
-    for (int i = 0; i < 32 * kChunks / 128; ++i) {
+    for (int i = 0; i < kRows * kChunks / 128; ++i) {
       const i32 row = (thread + i * 128) / kChunks, chunk = (thread + i * 128) % kChunks;
       if (row < rows && chunk * 8 < columns) {
         const Vec16 v = ptx::load_shared16(buffer_ + tile::swizzled_offset<kChunks>(static_cast<u32>(row), static_cast<u32>(chunk)));

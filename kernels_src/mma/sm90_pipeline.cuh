@@ -6,15 +6,18 @@
 // Shared memory of the Hopper main loop, and the cursors that its warps walk it with.
 namespace varmoe::mma {
 
-/// What the scheduler tells the other warps of an output tile; rows = 0 ends the work.
+/// What the scheduler tells the other warps of an output tile. A tile may have no rows (abi::RowTile).
 struct alignas(16) TileSlot {
-  i32 expert;
+  i32 expert;     // negative: there is no more work
   i32 row_begin;
   i32 rows;
   i32 column_tile;
   i32 width;
   i32 up_first;
-  i32 reserved[2];
+  i32 read_once;  // no other tile reads these weights: L2 need not keep them
+  i32 reserved;
+
+  VARMOE_DEVICE bool is_end() const { return expert < 0; }
 };
 
 /// Offsets from the start of dynamic shared memory, which is 1024-aligned. `kStagingBytes`: one consumer warpgroup's epilogue.
@@ -24,6 +27,9 @@ struct Sm90Shared {
   static constexpr int kConsumers = 2;
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kTileSlots = 4;
+  /// Tickets on their way from a cluster's first block to another. The first is at most six ahead: its consumers are within one
+  /// tile of the other's, since they share weights, and its scheduler within kTileSlots of them.
+  static constexpr int kTicketSlots = Config::kCluster > 1 ? 8 : 0;
   static constexpr u32 kWeightBytes = Config::kBlockN * kBlockK * 2;
   static constexpr u32 kRowBytes = Config::kBlockM * kBlockK * 2;
   static constexpr u32 kStageBytes = kWeightBytes + kRowBytes;
@@ -39,7 +45,9 @@ struct Sm90Shared {
   static constexpr u32 kTileFull = kEmpty + Config::kStages * 8;
   static constexpr u32 kTileEmpty = kTileFull + kTileSlots * 8;
   static constexpr u32 kTurn = kTileEmpty + kTileSlots * 8;
-  static constexpr u32 kBytes = kTurn + kConsumers * 8;
+  static constexpr u32 kTicketFull = kTurn + kConsumers * 8;
+  static constexpr u32 kTickets = kTicketFull + kTicketSlots * 8;
+  static constexpr u32 kBytes = kTickets + kTicketSlots * 4;
 };
 
 /// A position in a ring of kSlots barriers and the parity of its current round.

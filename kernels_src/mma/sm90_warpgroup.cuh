@@ -2,6 +2,7 @@
 
 #include "mma/sm90_pipeline.cuh"
 #include "prelude.cuh"
+#include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/wgmma.cuh"
 
@@ -21,7 +22,8 @@ class Sm90Warpgroup {
   using Accumulator = float[kBlocks][kMaxRows / 2];
 
   /// `first_block`: this group's first 64-column block in the weight tile.
-  VARMOE_DEVICE Sm90Warpgroup(u32 shared, int first_block) : shared_(shared), weights_(shared + first_block * kBlockBytes) {}
+  VARMOE_DEVICE Sm90Warpgroup(u32 shared, int first_block)
+      : shared_(shared), weights_(shared + first_block * kBlockBytes), released_(released_barriers(shared)) {}
 
   /// acc = the products of `stages` stages, the rows rounded up to a multiple of kRowStep.
   VARMOE_DEVICE void multiply(Accumulator& acc, i32 rows, i32 stages) { choose<Config::kRowStep>(acc, rows, stages); }
@@ -80,11 +82,24 @@ class Sm90Warpgroup {
     release(previous);
   }
 
+  /// A stage whose weights another block brings is empty when it is so in all blocks: a lane tells each.
   VARMOE_DEVICE void release(u32 slot) {
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_ + Shared::kEmpty + slot * 8);
+    if constexpr (Config::kCluster > 1) {
+      if (threadIdx.x % 32 < Config::kCluster) ptx::mbarrier_arrive_cluster(released_ + slot * 8);
+    } else {
+      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(released_ + slot * 8);
+    }
+  }
+  VARMOE_DEVICE static u32 released_barriers(u32 shared) {
+    if constexpr (Config::kCluster > 1) {
+      return ptx::cluster_address(shared + Shared::kEmpty, threadIdx.x % 32 % Config::kCluster);
+    } else {
+      return shared + Shared::kEmpty;
+    }
   }
 
   u32 shared_, weights_;
+  u32 released_;  // the stages' empty barriers: of the block that this lane tells
   RingCursor<kStages> cursor_;
 };
 

@@ -22,6 +22,7 @@ class Fc1Sm90 {
   static constexpr bool kGated = Activation::kGated;
   static constexpr bool kAdjacent = kGated && kKn && Layer::kInterleaved;
   static constexpr bool kApart = kGated && kKn && !Layer::kInterleaved;
+  static constexpr bool kMakesH = true;
   static constexpr int kTopK = Layer::kTopK;
   static constexpr bool kWholeStages = Layer::kHidden % 64 == 0;
   static constexpr int kColumns = kGated ? Config::kBlockN / 2 : Config::kBlockN;
@@ -30,33 +31,31 @@ class Fc1Sm90 {
 
   VARMOE_DEVICE explicit Fc1Sm90(const abi::GemmParams& params) : p(params) {}
 
-  VARMOE_DEVICE i32 tile_count() const { return schedule::fc1_tile_count<Layer, kColumns>(p); }
-  VARMOE_DEVICE schedule::OutputTile tile(i32 index) const {
-    return schedule::fc1_tile<Layer, kColumns, Config::kBlockM, Config::kRowStep, Config::kRaster>(p, index);
+  VARMOE_DEVICE i32 tile_count() const { return schedule::fc1_tile_count<Layer, kColumns, Config::kCluster>(p); }
+  VARMOE_DEVICE schedule::OutputTile tile(i32 index, i32 rank) const {
+    return schedule::fc1_tile<Layer, kColumns, Config::kBlockM, Config::kRowStep, Config::kRaster, Config::kCluster>(p, index, rank);
   }
   VARMOE_DEVICE i32 k_extent(i32) const { return Layer::kHidden; }
   VARMOE_DEVICE i32 up_first(i32 expert) const { return kGated && !kAdjacent ? p.experts[expert].up_first : 0; }
 
-  VARMOE_DEVICE void load_weights(u32 dst, u32 barrier, const mma::TileSlot& t, i32 k) const {
+  /// Boxes of 64 weight rows (gate and up together; apart: 64 of each), so that one tensor map serves every block_n.
+  static constexpr int kBoxRows = kApart ? 128 : 64;
+  static constexpr int kWeightBoxes = Config::kBlockN / kBoxRows;
+
+  /// Box `box` of a stage, for all blocks of the cluster.
+  VARMOE_DEVICE void load_weights(u32 dst, u32 barrier, const mma::TileSlot& t, i32 k, int box, ptx::L2Policy policy) const {
+    constexpr int kCluster = Config::kCluster;
     const abi::TensorMap* map = p.weight_maps + t.expert;
     const i32 column = t.column_tile * kColumns;
-    // Boxes of 64 weight rows (gate and up together), so that one tensor map serves every block_n.
-    if constexpr (!kKn) {
-#pragma unroll
-      for (int b = 0; b < Config::kBlockN / 64; ++b) {
-        if constexpr (kGated) {
-          ptx::tma_load_4d(dst + b * 8192, map, barrier, k, 0, 0, column / 8 + 4 * b);
-        } else {
-          ptx::tma_load_2d(dst + b * 8192, map, barrier, k, column + 64 * b);
-        }
-      }
-    } else if constexpr (kApart) {
-#pragma unroll
-      for (int b = 0; b < Config::kBlockN / 128; ++b) ptx::tma_load_3d(dst + b * 16384, map, barrier, column + 64 * b, k, 0);
+    const u32 to = dst + box * (kBoxRows * 128);
+    if constexpr (kApart) {
+      ptx::tma_load_3d<kCluster>(to, map, barrier, policy, column + 64 * box, k, 0);
+    } else if constexpr (kKn) {
+      ptx::tma_load_2d<kCluster>(to, map, barrier, policy, column * (kAdjacent ? 2 : 1) + 64 * box, k);
+    } else if constexpr (kGated) {
+      ptx::tma_load_4d<kCluster>(to, map, barrier, policy, k, 0, 0, column / 8 + 4 * box);
     } else {
-      constexpr int kScale = kAdjacent ? 2 : 1;
-#pragma unroll
-      for (int b = 0; b < Config::kBlockN / 64; ++b) ptx::tma_load_2d(dst + b * 8192, map, barrier, column * kScale + 64 * b, k);
+      ptx::tma_load_2d<kCluster>(to, map, barrier, policy, k, column + 64 * box);
     }
   }
 
@@ -69,8 +68,8 @@ class Fc1Sm90 {
     char* out = static_cast<char*>(p.out) + t.row_begin * stride + static_cast<i64>(column) * 2;
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
 #pragma unroll
-    for (int pass = 0; pass < ceil_div(Config::kBlockM, 32); ++pass) {
-      if (pass * 32 >= t.rows) break;
+    for (int pass = 0; pass < ceil_div(Config::kBlockM, Staging::kRows); ++pass) {
+      if (pass * Staging::kRows >= t.rows) break;
       rows.begin();
       if constexpr (kApart) {
 #pragma unroll
@@ -106,7 +105,7 @@ class Fc1Sm90 {
       } else {
         rows.put_columns(acc, warp, pass, [](float a, float b) { return ptx::pack2<kElement>(act(a), act(b)); });
       }
-      rows.flush(out + pass * 32 * stride, stride, t.rows - pass * 32, columns);
+      rows.flush(out + pass * Staging::kRows * stride, stride, t.rows - pass * Staging::kRows, columns);
     }
   }
 

@@ -16,6 +16,7 @@ class Fc2Sm90 {
   using Config = Config_;
   static constexpr Element kElement = Layer::kElement;
   static constexpr bool kKn = Layer::kFc2Kn;
+  static constexpr bool kMakesH = false;
   static constexpr int kTopK = 1;             // rows are read as they lie
   static constexpr bool kWholeStages = true;
   static constexpr int kColumns = Config::kBlockN;
@@ -25,9 +26,9 @@ class Fc2Sm90 {
   VARMOE_DEVICE explicit Fc2Sm90(const abi::GemmParams& params) : p(params) {}
 
   VARMOE_DEVICE i32 row_tiles() const { return schedule::fc2_row_tiles<Layer>(*p.tile_counts); }
-  VARMOE_DEVICE i32 tile_count() const { return row_tiles() * ceil_div(Layer::kHidden, kColumns); }
-  VARMOE_DEVICE schedule::OutputTile tile(i32 index) const {
-    return schedule::fc2_tile<Layer, kColumns, Config::kRaster>(p.tiles, p.experts, row_tiles(), index);
+  VARMOE_DEVICE i32 tile_count() const { return row_tiles() / Config::kCluster * ceil_div(Layer::kHidden, kColumns); }
+  VARMOE_DEVICE schedule::OutputTile tile(i32 index, i32 rank) const {
+    return schedule::fc2_tile<Layer, kColumns, Config::kRaster, Config::kCluster>(p.tiles, p.experts, row_tiles(), index, rank);
   }
   VARMOE_DEVICE i32 k_extent(i32 width) const {
     if constexpr (Layer::kClasses == 1) {
@@ -38,14 +39,11 @@ class Fc2Sm90 {
   }
   VARMOE_DEVICE i32 up_first(i32) const { return 0; }
 
-  VARMOE_DEVICE void load_weights(u32 dst, u32 barrier, const mma::TileSlot& t, i32 k) const {
-    const abi::TensorMap* map = p.weight_maps + t.expert;
-    const i32 column = t.column_tile * kColumns;
-#pragma unroll
-    for (int b = 0; b < Config::kBlockN / 64; ++b) {
-      const i32 c = column + 64 * b;
-      ptx::tma_load_2d(dst + b * 8192, map, barrier, kKn ? c : k, kKn ? k : c);
-    }
+  /// As fc1's: boxes of 64 weight rows.
+  static constexpr int kWeightBoxes = Config::kBlockN / 64;
+  VARMOE_DEVICE void load_weights(u32 dst, u32 barrier, const mma::TileSlot& t, i32 k, int box, ptx::L2Policy policy) const {
+    const i32 c = t.column_tile * kColumns + 64 * box;
+    ptx::tma_load_2d<Config::kCluster>(dst + box * 8192, p.weight_maps + t.expert, barrier, policy, kKn ? c : k, kKn ? k : c);
   }
 
   VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block) const {
@@ -54,11 +52,11 @@ class Fc2Sm90 {
     char* out = static_cast<char*>(p.out) + t.row_begin * stride + static_cast<i64>(column) * 2;
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
 #pragma unroll
-    for (int pass = 0; pass < ceil_div(Config::kBlockM, 32); ++pass) {
-      if (pass * 32 >= t.rows) break;
+    for (int pass = 0; pass < ceil_div(Config::kBlockM, Staging::kRows); ++pass) {
+      if (pass * Staging::kRows >= t.rows) break;
       rows.begin();
       rows.put_columns(acc, warp, pass, [](float a, float b) { return ptx::pack2<kElement>(a, b); });
-      rows.flush(out + pass * 32 * stride, stride, t.rows - pass * 32, Layer::kHidden - column);
+      rows.flush(out + pass * Staging::kRows * stride, stride, t.rows - pass * Staging::kRows, Layer::kHidden - column);
     }
   }
 

@@ -2,10 +2,11 @@
 
 #include "prelude.cuh"
 #include "ptx/grid_dependency.cuh"
+#include "ptx/memory.cuh"
 #include "schedule/row_tiles.cuh"
 
-// Stable counting sort of the routed slots (token·k + slot) by expert, without atomics on shared state: every count has one owner, so
-// the order, and with it every later bit, is the same on each run.
+// Stable counting sort of the routed slots (token·k + slot) by expert. A slot's place follows from counts alone, never from who came
+// first, so the order, and with it every later bit, is the same on each run.
 //
 // Small batches: one block does it all (sort_single). Larger ones: sort_count writes a histogram per block of slots, sort_scatter
 // sums the histograms before its own and places its slots; a block of its own writes the tile lists.
@@ -16,6 +17,8 @@ struct Sort {
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kExperts = Layer::kExperts;
   static constexpr int kPerLane = (kExperts + 31) / 32;
+  /// Threads that share an expert where each expert has work of its own.
+  static constexpr int kParts = max_of(1, kThreads / kExperts);
 
   struct Shared {
     i32 warp_count[kWarps][kExperts];  // per warp: slots of each expert; then where its next one goes
@@ -24,7 +27,21 @@ struct Sort {
     i32 fc1_first[kExperts + 1];       // by position in expert_order: row tiles before it
     i32 fc2_first[kExperts + 1];
     i32 fc1_outputs[kExperts + 1];     // output tiles before it (runtime-width layers)
+    // Of the layer's table, by position in expert_order.
+    i32 order[kExperts];
+    i32 width_class[kExperts];
+    i32 fc1_columns[kExperts];         // column tiles
   };
+
+  /// The table was written when the layer was bound, so this may come before the wait for earlier kernels; a block's barrier ends it.
+  VARMOE_DEVICE static void read_table(const abi::SortParams& p, Shared& s) {
+    for (i32 i = threadIdx.x; i < kExperts; i += kThreads) {
+      const i32 e = p.expert_order[i];
+      s.order[i] = e;
+      s.width_class[i] = p.experts[e].width_class;
+      s.fc1_columns[i] = ceil_div(p.experts[e].width, p.fc1_tile_columns);
+    }
+  }
 
   VARMOE_DEVICE static i32 warp() { return static_cast<i32>(threadIdx.x) / 32; }
   VARMOE_DEVICE static i32 lane() { return static_cast<i32>(threadIdx.x) % 32; }
@@ -66,6 +83,23 @@ struct Sort {
       __syncwarp();
     }
     __syncthreads();
+  }
+
+  /// Adds to s.total each expert's rows in all blocks, to s.fc1_outputs those in blocks before this one; sums of integers do not depend
+  /// on who comes first.
+  VARMOE_DEVICE static void sum_blocks(const abi::SortParams& p, Shared& s, i32 block, i32 blocks) {
+    for (i32 i = threadIdx.x; i < kParts * kExperts; i += kThreads) {
+      const i32 e = i % kExperts;
+      i32 before = 0, total = 0;
+#pragma unroll 8
+      for (i32 b = i / kExperts; b < blocks; b += kParts) {
+        const i32 rows = p.block_histogram[static_cast<i64>(b) * kExperts + e];
+        before += b < block ? rows : 0;
+        total += rows;
+      }
+      atomicAdd(&s.total[e], total);
+      atomicAdd(&s.fc1_outputs[e], before);
+    }
   }
 
   /// Turns s.warp_count into running positions from `before(expert)` on; returns through s.total the block's rows of each expert.
@@ -139,35 +173,37 @@ struct Sort {
       if (job == 0) {
         scan(s.offset, [&](i32 e) { return s.total[e]; });
       } else if (job == 1) {
-        scan(s.fc1_first, [&](i32 i) { return ceil_div(s.total[p.expert_order[i]], p.fc1_block_m); });
+        scan(s.fc1_first,
+             [&](i32 i) { return schedule::row_tile_count(s.total[s.order[i]], p.fc1_block_m, p.fc1_cluster); });
       } else if (job == 2) {
-        scan(s.fc2_first, [&](i32 i) { return ceil_div(s.total[p.expert_order[i]], p.fc2_block_m); });
-      } else if (p.fc1_tile_columns > 0) {
+        scan(s.fc2_first,
+             [&](i32 i) { return schedule::row_tile_count(s.total[s.order[i]], p.fc2_block_m, p.fc2_cluster); });
+      } else if (p.fc1_tile_prefix != nullptr) {
         scan(s.fc1_outputs, [&](i32 i) {
-          const i32 e = p.expert_order[i];
-          return ceil_div(s.total[e], p.fc1_block_m) * ceil_div(p.experts[e].width, p.fc1_tile_columns);
+          return schedule::row_tile_count(s.total[s.order[i]], p.fc1_block_m, p.fc1_cluster) * s.fc1_columns[i];
         });
       }
     }
     __syncthreads();
   }
 
-  VARMOE_DEVICE static void write_tiles(abi::RowTile* list, i32 first, i32 begin, i32 rows, i32 block_m, i32 step, i32 expert, i32 c) {
-    const i32 tiles = ceil_div(rows, block_m);
-    const i32 height = schedule::row_tile_height(rows, tiles, step);
-    for (i32 t = lane(); t < tiles; t += 32) {
-      list[first + t] = abi::RowTile{expert, begin + t * height, min_of(height, rows - t * height), c};
+  /// Of row tiles [first, end) of the list, which are all those of one expert, every kParts-th from `part` on.
+  VARMOE_DEVICE static void write_tiles(abi::RowTile* list, i32 part, i32 first, i32 end, i32 begin, i32 rows, i32 step, i32 expert, i32 c) {
+    for (i32 t = first + part; t < end; t += kParts) {
+      const schedule::RowRange range = schedule::row_tile(rows, end - first, step, t - first);
+      list[t] = abi::RowTile{expert, begin + range.first, range.rows, c};
     }
   }
 
   /// Row offsets, tile lists and their class boundaries.
   VARMOE_DEVICE static void write_schedule(const abi::SortParams& p, Shared& s) {
     for (i32 e = threadIdx.x; e <= kExperts; e += kThreads) p.expert_offsets[e] = s.offset[e];
-    for (i32 i = warp(); i < kExperts; i += kWarps) {
-      const i32 e = p.expert_order[i];
-      const i32 c = p.experts[e].width_class;
-      write_tiles(p.fc1_tiles, s.fc1_first[i], s.offset[e], s.total[e], p.fc1_block_m, p.fc1_row_step, e, c);
-      write_tiles(p.fc2_tiles, s.fc2_first[i], s.offset[e], s.total[e], p.fc2_block_m, p.fc2_row_step, e, c);
+    for (i32 j = threadIdx.x; j < kParts * kExperts; j += kThreads) {
+      const i32 i = j % kExperts, part = j / kExperts;
+      const i32 e = s.order[i], c = s.width_class[i];
+      write_tiles(p.fc1_tiles, part, s.fc1_first[i], s.fc1_first[i + 1], s.offset[e], s.total[e], p.fc1_row_step, e, c);
+      write_tiles(p.fc2_tiles, part, s.fc2_first[i], s.fc2_first[i + 1], s.offset[e], s.total[e], p.fc2_row_step, e, c);
+      if (p.h_pending != nullptr && part == 0) p.h_pending[e] = (s.fc1_first[i + 1] - s.fc1_first[i]) * s.fc1_columns[i];
     }
     for (i32 c = threadIdx.x; c <= p.classes; c += kThreads) {
       const i32 position = p.class_begin[c];
@@ -180,7 +216,7 @@ struct Sort {
       p.tile_counts->fc2_tickets = 0;
       p.tile_counts->reserved = 0;
     }
-    if (p.fc1_tile_columns > 0) {
+    if (p.fc1_tile_prefix != nullptr) {
       for (i32 i = threadIdx.x; i <= kExperts; i += kThreads) p.fc1_tile_prefix[i] = s.fc1_outputs[i];
     }
   }
@@ -191,6 +227,7 @@ VARMOE_DEVICE void sort_single(const abi::SortParams& p) {
   using S = Sort<Layer, kThreads>;
   extern __shared__ Vec16 shared[];
   auto& s = *reinterpret_cast<typename S::Shared*>(shared);
+  S::read_table(p, s);
   ptx::follow_earlier_kernels();
   const i32 n = S::slots(p);
   S::count(p, s, 0, n);
@@ -229,26 +266,25 @@ VARMOE_DEVICE void sort_scatter(const abi::SortParams& p) {
   using S = Sort<Layer, kThreads>;
   extern __shared__ Vec16 shared[];
   auto& s = *reinterpret_cast<typename S::Shared*>(shared);
-  ptx::follow_earlier_kernels();
   // One block more than there are blocks of slots: it writes the schedule while the others place their slots.
   const i32 blocks = static_cast<i32>(gridDim.x) - 1, block = static_cast<i32>(blockIdx.x);
   const bool schedules = block == blocks;
+  // What needs sort_count's histograms comes after the wait. sort_count lets this kernel start when it has itself waited for whoever
+  // wrote the ids, so these are there; the fence orders their reads.
+  ptx::fence_device();
   const i32 n = S::slots(p);
   const i32 begin = min_of(n, block * p.slots_per_block);
   const i32 end = min_of(n, begin + p.slots_per_block);
-  if (!schedules) S::count(p, s, begin, end);
   // fc1_outputs serves as scratch for the rows that earlier blocks hold.
-  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) {
-    i32 before = 0, total = 0;
-#pragma unroll 8
-    for (i32 b = 0; b < blocks; ++b) {
-      const i32 rows = p.block_histogram[static_cast<i64>(b) * S::kExperts + e];
-      before += b < block ? rows : 0;
-      total += rows;
-    }
-    s.total[e] = total;
-    s.fc1_outputs[e] = before;
+  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) s.total[e] = s.fc1_outputs[e] = 0;
+  if (schedules) {
+    S::read_table(p, s);
+  } else {
+    S::count(p, s, begin, end);
   }
+  ptx::follow_earlier_kernels();
+  __syncthreads();
+  S::sum_blocks(p, s, block, blocks);
   __syncthreads();
   S::scan_all(p, s, schedules);
   if (schedules) {

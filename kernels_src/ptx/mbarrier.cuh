@@ -17,6 +17,9 @@ VARMOE_DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.rel
 /// copies then read.
 VARMOE_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
+/// The same for global memory: what other blocks stored, and this thread has seen, before bulk copies of this thread.
+VARMOE_DEVICE void fence_async_proxy_global() { asm volatile("fence.proxy.async.global;\n" ::: "memory"); }
+
 VARMOE_DEVICE void mbarrier_arrive(u32 barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }

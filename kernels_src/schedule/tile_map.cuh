@@ -8,6 +8,9 @@
 // come from the device table (the runtime-width kernels). Shared with the host, whose tests walk whole layers.
 namespace varmoe::schedule {
 
+// The blocks of a cluster (kCluster of them) take neighbouring row tiles of one expert and the same column tile, so that they share
+// its weights. Indices and counts below are of such groups; `rank` says which tile of the group.
+
 /// An output tile: routed rows [row_begin, row_begin + rows) of `expert`, columns from `column_tile`·columns on.
 struct OutputTile {
   i32 expert;
@@ -24,16 +27,16 @@ VARMOE_SHARED_CODE constexpr i32 fc1_column_tiles(i32 width_class) {
 }
 
 /// Output tiles of fc1: classes one after another, widest first.
-template <class Layer, int kColumns>
+template <class Layer, int kColumns, int kCluster = 1>
 VARMOE_SHARED_CODE i32 fc1_tile_count(const i32* begin) {
   i32 total = 0;
   for (i32 c = 0; c < Layer::kClasses; ++c) total += (begin[c + 1] - begin[c]) * fc1_column_tiles<Layer, kColumns>(c);
-  return total;
+  return total / kCluster;
 }
 
 /// A short chain over the classes, then closed form.
-template <class Layer, int kColumns, int kGroup>
-VARMOE_SHARED_CODE OutputTile fc1_tile(const i32* begin, const abi::RowTile* tiles, i32 index) {
+template <class Layer, int kColumns, int kGroup, int kCluster = 1>
+VARMOE_SHARED_CODE OutputTile fc1_tile(const i32* begin, const abi::RowTile* tiles, i32 index, i32 rank = 0) {
   i32 first = begin[0];
   i32 row_tiles = 0, columns = 1, width = 0;
 #if defined(__CUDACC__)
@@ -41,7 +44,7 @@ VARMOE_SHARED_CODE OutputTile fc1_tile(const i32* begin, const abi::RowTile* til
 #endif
   for (i32 c = 0; c < Layer::kClasses; ++c) {
     const i32 next = begin[c + 1];
-    row_tiles = next - first;
+    row_tiles = (next - first) / kCluster;
     columns = fc1_column_tiles<Layer, kColumns>(c);
     width = Layer::width(c);
     const i32 in_class = row_tiles * columns;
@@ -50,7 +53,7 @@ VARMOE_SHARED_CODE OutputTile fc1_tile(const i32* begin, const abi::RowTile* til
     first = next;
   }
   const TileCoordinate at = raster<kGroup>(index, row_tiles, columns);
-  const abi::RowTile t = tiles[first + at.row_tile];
+  const abi::RowTile t = tiles[first + at.row_tile * kCluster + rank];
   return {t.expert, t.row_begin, t.rows, at.column_tile, width};
 }
 
@@ -67,10 +70,11 @@ VARMOE_SHARED_CODE i32 fc2_width(const abi::RowTile& t, const abi::ExpertEntry* 
 }
 
 /// fc2's columns are H for every expert: one region, closed form. Only K differs by class.
-template <class Layer, int kColumns, int kGroup>
-VARMOE_SHARED_CODE OutputTile fc2_tile(const abi::RowTile* tiles, const abi::ExpertEntry* experts, i32 row_tiles, i32 index) {
-  const TileCoordinate at = raster<kGroup>(index, row_tiles, ceil_div(Layer::kHidden, kColumns));
-  const abi::RowTile t = tiles[at.row_tile];
+template <class Layer, int kColumns, int kGroup, int kCluster = 1>
+VARMOE_SHARED_CODE OutputTile fc2_tile(const abi::RowTile* tiles, const abi::ExpertEntry* experts, i32 row_tiles, i32 index,
+                                       i32 rank = 0) {
+  const TileCoordinate at = raster<kGroup>(index, row_tiles / kCluster, ceil_div(Layer::kHidden, kColumns));
+  const abi::RowTile t = tiles[at.row_tile * kCluster + rank];
   return {t.expert, t.row_begin, t.rows, at.column_tile, fc2_width<Layer>(t, experts)};
 }
 
@@ -89,37 +93,36 @@ VARMOE_SHARED_CODE i32 upper_position(const i32* prefix, i32 n, i32 value) {
 }
 
 /// fc1 of a runtime-width layer: a search over the experts, then closed form within one.
-template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup>
+template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup, int kCluster = 1>
 VARMOE_SHARED_CODE OutputTile fc1_tile_runtime(const i32* prefix, const i32* expert_order, const i32* expert_offsets,
-                                               const abi::ExpertEntry* experts, i32 index) {
-  const i32 p = upper_position(prefix, Layer::kExperts, index);
+                                               const abi::ExpertEntry* experts, i32 index, i32 rank = 0) {
+  const i32 p = upper_position(prefix, Layer::kExperts, index * kCluster);
   const i32 expert = expert_order[p];
   const i32 begin = expert_offsets[expert];
   const i32 rows = expert_offsets[expert + 1] - begin;
   const i32 width = experts[expert].width;
-  const i32 row_tiles = ceil_div(rows, kBlockM);
-  const TileCoordinate at = raster<kGroup>(index - prefix[p], row_tiles, ceil_div(width, kColumns));
-  const i32 height = row_tile_height(rows, row_tiles, kRowStep);
-  const i32 first = at.row_tile * height;
-  return {expert, begin + first, min_of(height, rows - first), at.column_tile, width};
+  const i32 row_tiles = row_tile_count(rows, kBlockM, kCluster);
+  const TileCoordinate at = raster<kGroup>(index - prefix[p] / kCluster, row_tiles / kCluster, ceil_div(width, kColumns));
+  const RowRange range = row_tile(rows, row_tiles, kRowStep, at.row_tile * kCluster + rank);
+  return {expert, begin + range.first, range.rows, at.column_tile, width};
 }
 
 /// fc1's output tiles, by the parameters of its kernel: compiled-in classes or runtime widths.
-template <class Layer, int kColumns>
+template <class Layer, int kColumns, int kCluster = 1>
 VARMOE_SHARED_CODE i32 fc1_tile_count(const abi::GemmParams& p) {
   if constexpr (Layer::kClasses == 0) {
-    return p.tile_prefix[Layer::kExperts];
+    return p.tile_prefix[Layer::kExperts] / kCluster;
   } else {
-    return fc1_tile_count<Layer, kColumns>(p.tile_counts->fc1_begin);
+    return fc1_tile_count<Layer, kColumns, kCluster>(p.tile_counts->fc1_begin);
   }
 }
-template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup>
-VARMOE_SHARED_CODE OutputTile fc1_tile(const abi::GemmParams& p, i32 index) {
+template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup, int kCluster = 1>
+VARMOE_SHARED_CODE OutputTile fc1_tile(const abi::GemmParams& p, i32 index, i32 rank = 0) {
   if constexpr (Layer::kClasses == 0) {
-    return fc1_tile_runtime<Layer, kColumns, kBlockM, kRowStep, kGroup>(p.tile_prefix, p.expert_order, p.expert_offsets, p.experts,
-                                                                        index);
+    return fc1_tile_runtime<Layer, kColumns, kBlockM, kRowStep, kGroup, kCluster>(p.tile_prefix, p.expert_order, p.expert_offsets,
+                                                                                  p.experts, index, rank);
   } else {
-    return fc1_tile<Layer, kColumns, kGroup>(p.tile_counts->fc1_begin, p.tiles, index);
+    return fc1_tile<Layer, kColumns, kGroup, kCluster>(p.tile_counts->fc1_begin, p.tiles, index, rank);
   }
 }
 

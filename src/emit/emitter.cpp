@@ -54,9 +54,9 @@ std::string wgmma_traits(const LayerSpec& spec, Stage stage, const GemmConfig& c
   return fmt::format(
              "struct Config {{\n"
              "  static constexpr int kBlockM = {}, kBlockN = {}, kStages = {}, kRowStep = {}, kRaster = {}, "
-             "kStagingBytes = {};\n"
+             "kCluster = {}, kStagingBytes = {};\n"
              "  static constexpr bool kPingPong = {}, kGatherRows = {};\n}};\n",
-             c.block_m, c.block_n, c.stages, c.row_step, c.raster,
+             c.block_m, c.block_n, c.stages, c.row_step, c.raster, c.cluster,
              model::wgmma_staging_bytes(spec, gemm_stage(stage), c),
              boolean(c.schedule == Schedule::wgmma_pingpong),
              boolean(stage == Stage::fc1 && c.gather == GatherMode::fused)) +
@@ -82,8 +82,8 @@ std::string config_name(const KernelRequest& r) {
   if (r.stage != Stage::fc1 && r.stage != Stage::fc2) return fmt::format("t{}", r.block_threads);
   const GemmConfig& c = r.gemm;
   if (model::uses_wgmma(c)) {
-    return fmt::format("{}_m{}n{}s{}r{}t{}{}{}", to_string(c.schedule), c.block_m, c.block_n, c.stages,
-                       c.raster, c.row_step,
+    return fmt::format("{}_m{}n{}s{}r{}t{}{}{}{}", to_string(c.schedule), c.block_m, c.block_n, c.stages,
+                       c.raster, c.row_step, c.cluster > 1 ? fmt::format("c{}", c.cluster) : "",
                        r.stage == Stage::fc1 && c.gather == GatherMode::copy ? "_copied" : "",
                        r.runtime_width ? "_anywidth" : "");
   }
@@ -178,8 +178,10 @@ Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& re
   head += "}  // namespace\n\n" + abi_assertions(request.stage) + "\n";
   const std::string body = fmt::format(
       "(const __grid_constant__ varmoe::abi::{} p) {{ varmoe::moe::{}(p); }}\n", stage.params, stage.call);
-  const std::string entry = fmt::format("extern \"C\" __global__ void __launch_bounds__({}, {}) ",
-                                        kernel.block_threads, kernel.ctas_per_sm);
+  const std::int32_t cluster = gemm ? request.gemm.cluster : 1;
+  const std::string entry =
+      fmt::format("extern \"C\" __global__ void __launch_bounds__({}, {}) {}", kernel.block_threads,
+                  kernel.ctas_per_sm, cluster > 1 ? fmt::format("__cluster_dims__({}, 1, 1) ", cluster) : "");
 
   auto headers = KernelSources::current()->reachable(head);
   if (!headers) return headers.error();

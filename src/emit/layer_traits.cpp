@@ -95,7 +95,8 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += integer("kTopK", spec.top_k);
       s += width_table(spec, runtime_width);
       s += boolean("kFc1Kn", spec.fc1_layout == WeightLayout::kn);
-      s += boolean("kInterleaved", spec.gated() && spec.gate_order == GateOrder::interleaved && spec.fc1_layout == WeightLayout::kn);
+      s += boolean("kInterleaved", spec.gated() && spec.gate_order == GateOrder::interleaved &&
+                                       spec.fc1_layout == WeightLayout::kn);
       s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
       break;
     case Stage::fc2:
@@ -130,7 +131,8 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(SortParams, slot_row);
       VARMOE_OFFSET(SortParams, tile_counts);
       VARMOE_OFFSET(SortParams, tokens);
-      VARMOE_OFFSET(SortParams, fc2_row_step);
+      VARMOE_OFFSET(SortParams, h_pending);
+      VARMOE_OFFSET(SortParams, fc2_cluster);
       VARMOE_OFFSET(SortParams, classes);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, width_class);
@@ -156,6 +158,7 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(GemmParams, row_source);
       VARMOE_OFFSET(GemmParams, tile_prefix);
       VARMOE_OFFSET(GemmParams, out_stride);
+      VARMOE_OFFSET(GemmParams, h_pending);
       VARMOE_OFFSET(GemmParams, row_map);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, down);

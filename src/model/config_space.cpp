@@ -129,6 +129,7 @@ Status check_kn_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& 
 /// What the fields must be together, on any device.
 Status check_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
   if (uses_wgmma(c)) return check_wgmma_shape(spec, stage, c);
+  if (auto s = check_fixed(c, "cluster", c.cluster, 1); !s) return s;
   if (c.block_m < 16 || (c.block_m & (c.block_m - 1)) != 0) {
     return bad_config(
         fmt::format("block_m is {}; schedule=mma_sync takes one of 16, 32, 64, 128, 256", c.block_m));
@@ -230,17 +231,18 @@ std::int64_t gemm_extra_smem_bytes(const GemmConfig& c) {
 
 std::int64_t wgmma_staging_bytes(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
   const std::int64_t columns = wgmma_group_rows(c) / (stage == GemmStage::fc1 && spec.gated() ? 2 : 1);
-  return 2 * 32 * columns * kElementBytes;
+  // epilogue/store_transposed.cuh: two buffers.
+  return 2 * (columns > 64 ? 16 : 32) * columns * kElementBytes;
 }
 
 std::int64_t wgmma_smem_bytes(const LayerSpec& spec, GemmStage stage, const GemmConfig& c) {
   // mma/sm90_pipeline.cuh: ring, staging of two groups, four tile slots of 32 bytes, their row offsets,
-  // barriers.
+  // barriers, a cluster's tickets.
   constexpr std::int64_t kSlots = 4;
   const bool gathers = stage == GemmStage::fc1 && c.gather == GatherMode::fused;
   const std::int64_t offsets = gathers ? kSlots * ((c.block_m + 31) / 32 * 32) * 4 : 0;
   return gemm_smem_bytes(c) + 2 * wgmma_staging_bytes(spec, stage, c) + kSlots * 32 + offsets +
-         (2 * std::int64_t{c.stages} + 2 * kSlots + 2) * 8;
+         (2 * std::int64_t{c.stages} + 2 * kSlots + 2) * 8 + (c.cluster > 1 ? 8 * (8 + 4) : 0);
 }
 
 std::int64_t accumulators_per_thread(const GemmConfig& c) {

@@ -12,7 +12,7 @@
 namespace varmoe::model {
 
 /// Bumped by hand when the meaning of a config changes; part of tuning records.
-inline constexpr int kConfigSpaceVersion = 2;
+inline constexpr int kConfigSpaceVersion = 3;
 
 enum class GemmStage : std::uint8_t { fc1, fc2 };
 
@@ -20,7 +20,7 @@ enum class GemmStage : std::uint8_t { fc1, fc2 };
 constexpr bool uses_wgmma(const GemmConfig& config) {
   return config.schedule != Schedule::mma_sync;
 }
-/// wgmma: what one consumer warpgroup's epilogue stages its rows in, two buffers of 32 rows.
+/// wgmma: what one consumer warpgroup's epilogue stages its rows in.
 std::int64_t wgmma_staging_bytes(const LayerSpec& spec, GemmStage stage, const GemmConfig& config);
 /// Dynamic shared memory of a wgmma kernel: kernels_src/mma/sm90_pipeline.cuh lays it out, and the emitted
 /// source asserts that this agrees.
@@ -62,7 +62,7 @@ std::int32_t tile_columns(const LayerSpec& spec, GemmStage stage, const GemmConf
 ///   kMaxWgmma…Accumulators accumulators a thread; whole stages of h in each tile of fc1 where widths are no
 ///   multiples of 64; a gated fc1 of kn weights whose gate and up lie apart: twice that multiple; ring,
 ///   staging and tables within smem_per_block.
-/// mma_sync:
+/// mma_sync (cluster 1):
 ///  - each field alone: block_m ∈ {16,32,64,128,256}; block_n a multiple of 16, 32…256; block_k ∈
 ///  {32,64,128}; stages 2…8;
 ///    warps_m ∈ {1,2,4}; warps_n ∈ {1,2,4,8}; ctas_per_sm 1…8; raster 1…64;

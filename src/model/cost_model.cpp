@@ -25,16 +25,18 @@ constexpr double kFusedGatherFactor = 1.04;  ///< main loop that gathers its row
 /// wgmma kernels, fitted to 1492 timings of an H200 (docs/performance.md); clocks are the profile's, which
 /// the GPU exceeds when it is cool.
 constexpr double kWgmmaStage = 64;
-/// Rows per expert from which on these constants were fitted. Below, weight streams of the portable path are
-/// what was measured (0.8 to 0.96 of the floor), and nothing says that the Hopper schedules are ahead of
-/// them.
-constexpr double kFewestWgmmaRows = 32;
+/// Routed rows (T·k) from which on the Hopper schedules are ahead; with fewer the portable path's smaller
+/// tiles fill the SMs better (docs/performance.md, entry 18).
+constexpr std::int64_t kFewestWgmmaRows = 64;
 constexpr double kWgmmaShareOfPeak = 0.89;
 constexpr double kWgmmaSmemBytesPerClock = 145, kWgmmaL2BytesPerClock = 60;
 constexpr double kGatheredRowsPerClock = 0.2;
 constexpr double kEpilogueElementsPerClock = 27.5;
 constexpr double kWgmmaTileStart =
     0.16e-6;  ///< s from a tile's last product to the next one's first, beside the stores
+/// A ring of three stages refills one while two are in use: measured beside four of the same height.
+constexpr std::int32_t kWgmmaShortRing = 3;
+constexpr double kWgmmaShortRingFactor = 1.06;
 constexpr double kWgmmaStageSync = 0.01e-6;  ///< s of a stage's barriers that nothing hides
 
 /// Two limits that overlap imperfectly: near the larger one, above it where they are close. The fourth root
@@ -192,7 +194,7 @@ double StageModel::wgmma_seconds(const GemmConfig& config) const {
   const double sms = device_.sm_count;
   const double n = config.block_n, tile_cols = tile_columns(spec_, stage_, config);
   const bool pingpong = config.schedule == Schedule::wgmma_pingpong;
-  const RowTiles row_tiles = routing_.row_tiles(config.block_m);
+  const RowTiles row_tiles = routing_.row_tiles(config.block_m, config.cluster);
   if (row_tiles.mean <= 0) return device_.launch_overhead;
   const double rows = std::min<double>(config.block_m, routing_.mean() / row_tiles.mean);
   const double m = std::min<double>(config.block_m, ceil_div(rows, config.row_step) * config.row_step);
@@ -205,17 +207,20 @@ double StageModel::wgmma_seconds(const GemmConfig& config) const {
   const double smem_bytes =
       blocks * (64 + m) * kWgmmaStage * kElementBytes + (m + n) * kWgmmaStage * kElementBytes;
   const double smem = smem_bytes / (kWgmmaSmemBytesPerClock * clock);
-  const double l2 = (m + n) * kWgmmaStage * kElementBytes / (kWgmmaL2BytesPerClock * clock);
+  // The blocks of a cluster fetch their weights once.
+  const double l2 = (m + n / config.cluster) * kWgmmaStage * kElementBytes / (kWgmmaL2BytesPerClock * clock);
   const bool gathers = stage_ == GemmStage::fc1 && config.gather == GatherMode::fused;
   // Two warps copy gathered rows, this many a clock at best.
   const double gather = gathers ? m / (kGatheredRowsPerClock * clock) : 0;
-  const double step = overlap(overlap(mma, smem), overlap(l2, gather)) + kWgmmaStageSync;
+  const double ring = config.stages <= kWgmmaShortRing ? kWgmmaShortRingFactor : 1;
+  const double step = (overlap(overlap(mma, smem), overlap(l2, gather)) + kWgmmaStageSync) * ring;
   // Converting and storing m rows; a ping-pong kernel does so beside the other group's products.
   const double epilogue = kWgmmaTileStart + m * tile_cols / (kEpilogueElementsPerClock * clock);
 
-  double tiles = 0, work = 0, longest = 0;
+  double tiles = 0, work = 0, longest = 0, longest_weights = 0;
   for (const WidthClass& c : classes_) {
     const double count = static_cast<double>(c.count) * ceil_div(columns(c), tile_cols) * row_tiles.mean;
+    longest_weights = std::max(longest_weights, n * depth(c) * kElementBytes);
     const double products = ceil_div(depth(c), kWgmmaStage) * step;
     const double tile =
         pingpong ? std::max(products, epilogue / 2) + kWgmmaTileStart / 2 : products + epilogue;
@@ -227,7 +232,9 @@ double StageModel::wgmma_seconds(const GemmConfig& config) const {
   const double in_flight = (config.stages - 1) * (rows + n) * kWgmmaStage * kElementBytes;
   const double bandwidth = bottleneck(device_.bandwidth, std::min(sms, tiles) * in_flight / kMemoryLatency);
   const double compute = tiles <= sms ? longest : work / sms + 0.5 * work / tiles;
-  double time = overlap(compute, dram_bytes(config, row_tiles.mean) / bandwidth) + kTileFill;
+  // Where memory is the limit the last tiles have it to themselves, and an SM alone draws little of it.
+  const double last_tile = longest_weights / (kWgmmaL2BytesPerClock * clock);
+  double time = overlap(compute, dram_bytes(config, row_tiles.mean) / bandwidth + last_tile) + kTileFill;
   if (stage_ == GemmStage::fc1 && config.gather == GatherMode::copy) {
     const double copied = rows_ * static_cast<double>(spec_.hidden_size) * kElementBytes;
     time += device_.launch_overhead + 2 * copied / device_.bandwidth;
@@ -281,8 +288,8 @@ double predict_gemm_seconds(const LayerSpec& spec, GemmStage stage, const GemmCo
 LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, const DeviceProfile& device) {
   LayerConfig config;
   const std::int64_t tokens = std::max<std::int64_t>(bucket, 1);
-  const bool fitted = RoutingStats(spec, tokens).mean() >= kFewestWgmmaRows;
-  const auto allowed = [fitted](const GemmConfig& c) { return fitted || !uses_wgmma(c); };
+  const bool many = tokens * spec.top_k >= kFewestWgmmaRows;
+  const auto allowed = [many](const GemmConfig& c) { return many || !uses_wgmma(c); };
   config.fc1 = best_config(spec, GemmStage::fc1, tokens, device, allowed);
   config.fc2 = best_config(spec, GemmStage::fc2, tokens, device, allowed);
   if (check_layer_config(spec, config, device)) return config;

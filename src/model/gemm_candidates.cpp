@@ -100,14 +100,19 @@ void add_wgmma(const LayerSpec& spec, GemmStage stage, const DeviceProfile& devi
         config.block_n = block_n;
         config.warps_m = schedule == Schedule::wgmma ? 1 : 2;
         config.warps_n = schedule == Schedule::wgmma ? 8 : 4;
-        // Short tiles meet few others of their expert; tall ones share weights and rows in L2.
-        for (const std::int32_t raster : {4, 8, 16}) {
-          if (block_m < 128 && raster != 8) continue;
-          config.raster = raster;
-          for (const GatherMode gather : {GatherMode::fused, GatherMode::copy}) {
-            if (gather == GatherMode::copy && (stage == GemmStage::fc2 || block_m < 128)) continue;
-            config.gather = gather;
-            add_wgmma_depths(spec, stage, device, config, add);
+        // Short tiles meet few others of their expert; tall ones share weights and rows in L2, or as a
+        // cluster.
+        for (const std::int32_t cluster : {1, 2}) {
+          if (cluster > 1 && block_m < 64) continue;
+          config.cluster = cluster;
+          for (const std::int32_t raster : {4, 8}) {
+            if (raster != (block_m < 128 ? 8 : 4) && (block_m < 128 || cluster > 1)) continue;
+            config.raster = raster;
+            for (const GatherMode gather : {GatherMode::fused, GatherMode::copy}) {
+              if (gather == GatherMode::copy && (stage == GemmStage::fc2 || block_m < 128)) continue;
+              config.gather = gather;
+              add_wgmma_depths(spec, stage, device, config, add);
+            }
           }
         }
       }

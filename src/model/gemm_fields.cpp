@@ -8,6 +8,7 @@ namespace varmoe::model {
 namespace {
 
 constexpr std::int32_t kRowStep[] = {8, 16, 32};
+constexpr std::int32_t kCluster[] = {1, 2};
 constexpr std::int32_t kBlockK[] = {32, 64, 128};
 constexpr std::int32_t kWarpsM[] = {1, 2, 4};
 constexpr std::int32_t kWarpsN[] = {1, 2, 4, 8};
@@ -22,6 +23,7 @@ constexpr GemmField kFields[] = {
     {"ctas_per_sm", &GemmConfig::ctas_per_sm, {}, 1, 8, 1},
     {"raster", &GemmConfig::raster, {}, 1, 64, 1},
     {"row_step", &GemmConfig::row_step, kRowStep},
+    {"cluster", &GemmConfig::cluster, kCluster},
 };
 
 }  // namespace

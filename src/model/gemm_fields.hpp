@@ -22,7 +22,7 @@ struct GemmField {
   std::string allowed() const;
 };
 
-/// In the order of the text form: block_m, block_n, block_k, stages, warps_m, warps_n, ctas_per_sm, raster, row_step.
+/// In the order of the text form: block_m, block_n, block_k, stages, warps_m, warps_n, ctas_per_sm, raster, row_step, cluster.
 std::span<const GemmField> gemm_fields();
 
 }  // namespace varmoe::model

@@ -105,6 +105,11 @@ Status parse_pairs(std::string_view text, GemmConfig& config, GemmOverride& rang
     if (!status) return status;
     seen.push_back(key);
   }
+  // The base may be one of Hopper's, with a cluster, which the portable schedule has not.
+  const auto names = [&seen](std::string_view key) {
+    return std::find(seen.begin(), seen.end(), key) != seen.end();
+  };
+  if (config.schedule == Schedule::mma_sync && names("schedule") && !names("cluster")) config.cluster = 1;
   return {};
 }
 

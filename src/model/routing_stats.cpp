@@ -54,11 +54,11 @@ RoutingStats::RoutingStats(const LayerSpec& spec, std::int64_t tokens) {
   for (Point& point : points_) point.weight /= sum;
 }
 
-RowTiles RoutingStats::row_tiles(std::int32_t block_m) const {
+RowTiles RoutingStats::row_tiles(std::int32_t block_m, std::int32_t cluster) const {
   RowTiles tiles;
   double squares = 0;
   for (const Point& point : points_) {
-    const double count = std::ceil(point.rows / block_m);
+    const double count = std::ceil(std::ceil(point.rows / block_m) / cluster) * cluster;
     tiles.mean += point.weight * count;
     squares += point.weight * count * count;
   }

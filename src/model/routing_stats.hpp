@@ -22,7 +22,8 @@ class RoutingStats {
   double mean() const noexcept { return mean_; }
   /// Expected share of experts that get a row at all.
   double hit_share() const noexcept { return hit_share_; }
-  RowTiles row_tiles(std::int32_t block_m) const;
+  /// `cluster`: an expert's tiles are completed to a multiple of this.
+  RowTiles row_tiles(std::int32_t block_m, std::int32_t cluster = 1) const;
 
  private:
   struct Point {

@@ -48,7 +48,7 @@ Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const We
 /// aligned.
 struct WorkspaceLayout {
   std::size_t total_bytes = 0;
-  std::size_t expert_offsets = 0, row_source = 0, slot_row = 0, block_histogram = 0;
+  std::size_t expert_offsets = 0, row_source = 0, slot_row = 0, block_histogram = 0, h_pending = 0;
   std::size_t fc1_tiles = 0, fc2_tiles = 0, tile_counts = 0, fc1_tile_prefix = 0;
   std::size_t h = 0;  ///< [rows, model::h_columns(max width)]
   std::size_t y = 0;  ///< [rows, H]; before fc2 it holds the gathered copy of x, if there is one

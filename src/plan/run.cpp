@@ -87,7 +87,8 @@ class ChunkRun {
     p.fc1_tiles = at<abi::RowTile>(workspace_, layout_.fc1_tiles);
     p.fc2_tiles = at<abi::RowTile>(workspace_, layout_.fc2_tiles);
     p.tile_counts = at<abi::TileCounts>(workspace_, layout_.tile_counts);
-    p.fc1_tile_prefix = at<i32>(workspace_, layout_.fc1_tile_prefix);
+    if (kernels_.runtime_width) p.fc1_tile_prefix = at<i32>(workspace_, layout_.fc1_tile_prefix);
+    p.h_pending = h_pending();
     p.tokens = static_cast<i32>(tokens_);
     p.token_begin = static_cast<i32>(begin_);
     p.ids_are_64bit = args_.id_type == IdType::int64;
@@ -96,8 +97,9 @@ class ChunkRun {
     p.fc2_block_m = kernels_.config.fc2.block_m;
     p.fc1_row_step = row_step(kernels_.config.fc1);
     p.fc2_row_step = row_step(kernels_.config.fc2);
-    p.fc1_tile_columns =
-        kernels_.runtime_width ? model::tile_columns(spec_, model::GemmStage::fc1, kernels_.config.fc1) : 0;
+    p.fc1_cluster = kernels_.config.fc1.cluster;
+    p.fc2_cluster = kernels_.config.fc2.cluster;
+    p.fc1_tile_columns = model::tile_columns(spec_, model::GemmStage::fc1, kernels_.config.fc1);
     p.classes = classes;
     if (!two_launches) return launch(Stage::sort_single, 1, p);
     if (auto ok = launch(Stage::sort_count, grid.blocks, p); !ok) return ok;
@@ -129,10 +131,12 @@ class ChunkRun {
     }
     // The gather counts in units of 16 bytes, 32 bits of them.
     if (!copied && model::uses_wgmma(config) && tokens_ * (p.a_stride / 8) > std::int64_t{UINT32_MAX}) {
-      return Error(ErrorCode::unsupported, "x spans more than 64 GiB; set LayerOptions::max_workspace_bytes, so that tokens go in chunks");
+      return Error(
+          ErrorCode::unsupported,
+          "x spans more than 64 GiB; set LayerOptions::max_workspace_bytes, so that tokens go in chunks");
     }
     const std::int64_t columns = model::tile_columns(spec_, model::GemmStage::fc1, config);
-    return launch(Stage::fc1, resident(Stage::fc1, tiles(config.block_m, columns, context_.max_width)), p);
+    return launch(Stage::fc1, gemm_blocks(Stage::fc1, config, columns, context_.max_width), p);
   }
 
   Status fc2() noexcept {
@@ -147,8 +151,7 @@ class ChunkRun {
     if (model::uses_wgmma(config)) {
       if (auto ok = encode_rows(p, h_columns(), config.block_m); !ok) return ok;
     }
-    return launch(Stage::fc2, resident(Stage::fc2, tiles(config.block_m, config.block_n, spec_.hidden_size)),
-                  p);
+    return launch(Stage::fc2, gemm_blocks(Stage::fc2, config, config.block_n, spec_.hidden_size), p);
   }
 
   Status combine() noexcept {
@@ -174,10 +177,12 @@ class ChunkRun {
     p.expert_offsets = at<const i32>(workspace_, layout_.expert_offsets);
     p.expert_order = at<const i32>(context_.expert_table, table_.order);
     p.tile_prefix = at<const i32>(workspace_, layout_.fc1_tile_prefix);
+    p.h_pending = h_pending();
     return p;
   }
 
-  /// The tensor map of `a` as this chunk's rows of `columns` elements: it holds the address, which each forward may change.
+  /// The tensor map of `a` as this chunk's rows of `columns` elements: it holds the address, which each
+  /// forward may change.
   Status encode_rows(abi::GemmParams& p, std::int64_t columns, std::int32_t block_m) const noexcept {
     cuda::TensorBoxes rows;
     rows.base = reinterpret_cast<std::uint64_t>(p.a);
@@ -190,21 +195,39 @@ class ChunkRun {
   }
 
   /// mma_sync tiles are all full but an expert's last.
-  static i32 row_step(const GemmConfig& config) noexcept { return model::uses_wgmma(config) ? config.row_step : config.block_m; }
+  static i32 row_step(const GemmConfig& config) noexcept {
+    return model::uses_wgmma(config) ? config.row_step : config.block_m;
+  }
   std::int64_t h_columns() const noexcept { return model::h_columns(context_.max_width); }
 
-  /// The most output tiles that these rows can make.
-  std::int64_t tiles(std::int64_t block_m, std::int64_t columns, std::int64_t width) const noexcept {
-    const std::int64_t row_tiles = rows_ / block_m + std::min<std::int64_t>(spec_.num_experts(), rows_);
-    return row_tiles * ((width + columns - 1) / columns);
+  /// Where fc1 counts down and fc2 waits, so that fc2's first blocks run beside fc1's last; null where fc2
+  /// has to follow fc1: other kernels than Hopper's do not count, a copy of x lies where fc2 writes, and a
+  /// layer held to few SMs would take more.
+  i32* h_pending() const noexcept {
+    const LayerConfig& config = kernels_.config;
+    const bool counted = context_.dependent_launch && !context_.sm_limited && model::uses_wgmma(config.fc1) &&
+                         model::uses_wgmma(config.fc2) && kernels_[Stage::gather].function == nullptr;
+    return counted ? at<i32>(workspace_, layout_.h_pending) : nullptr;
   }
 
-  /// Gather and combine read each byte once: one pass of as many blocks as there is work beats a resident grid by 5 % (the
-  /// hardware's own block scheduler evens out the ends). A layer held to fewer SMs keeps to its resident blocks.
-  std::int64_t elementwise_blocks(Stage stage, std::int64_t rows, std::int64_t chunks_per_thread) const noexcept {
+  /// Blocks of a persistent GEMM: as many as are resident, or as there can be tiles; whole clusters.
+  std::int64_t gemm_blocks(Stage stage, const GemmConfig& config, std::int64_t columns,
+                           std::int64_t width) const noexcept {
+    const std::int64_t row_tiles =
+        rows_ / config.block_m + config.cluster * std::min<std::int64_t>(spec_.num_experts(), rows_);
+    const std::int64_t blocks = resident(stage, row_tiles * ((width + columns - 1) / columns));
+    return std::max<std::int64_t>(blocks / config.cluster, 1) * config.cluster;
+  }
+
+  /// Gather and combine read each byte once: one pass of as many blocks as there is work beats a resident
+  /// grid by 5 % (the hardware's own block scheduler evens out the ends). A layer held to fewer SMs keeps to
+  /// its resident blocks.
+  std::int64_t elementwise_blocks(Stage stage, std::int64_t rows,
+                                  std::int64_t chunks_per_thread) const noexcept {
     const std::int64_t per_block = kernels_[stage].block_threads * chunks_per_thread;
     const std::int64_t blocks = (rows * (spec_.hidden_size / 8) + per_block - 1) / per_block;
-    return context_.sm_limited ? resident(stage, blocks) : std::min<std::int64_t>(blocks, std::numeric_limits<i32>::max());
+    return context_.sm_limited ? resident(stage, blocks)
+                               : std::min<std::int64_t>(blocks, std::numeric_limits<i32>::max());
   }
 
   i32 width_class_count() const noexcept { return kernels_.runtime_width ? 1 : context_.classes; }

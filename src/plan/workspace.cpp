@@ -8,8 +8,8 @@
 namespace varmoe::plan {
 namespace {
 
-/// The lowest block_m of the config space: the longest tile list.
-constexpr std::int64_t kSmallestBlockM = 8;
+/// The lowest block_m and the largest cluster of the config space: the longest tile list.
+constexpr std::int64_t kSmallestBlockM = 8, kLargestCluster = 2;
 
 }  // namespace
 
@@ -28,17 +28,22 @@ WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t max_width, 
   };
   const std::int64_t experts = spec.num_experts();
   const std::int64_t rows = tokens * spec.top_k;
-  const auto row_tiles = [&](std::int64_t block_m) { return rows / block_m + std::min(experts, rows); };
-  const std::int64_t fc1_m = config ? config->fc1.block_m : kSmallestBlockM;
-  const std::int64_t fc2_m = config ? config->fc2.block_m : kSmallestBlockM;
+  // Each expert's last tile may be short, and may need another to complete its cluster.
+  const auto row_tiles = [&](const GemmConfig* gemm) {
+    const std::int64_t block_m = gemm ? gemm->block_m : kSmallestBlockM;
+    const std::int64_t cluster = gemm ? gemm->cluster : kLargestCluster;
+    return rows / block_m + cluster * std::min(experts, rows);
+  };
 
   layout.tile_counts = place(1, sizeof(abi::TileCounts));
   layout.expert_offsets = place(experts + 1, sizeof(i32));
   layout.fc1_tile_prefix = place(experts + 1, sizeof(i32));
+  layout.h_pending = place(experts, sizeof(i32));
   // The most blocks that this many rows or fewer can have: the count itself is not monotonic.
-  layout.block_histogram = place(std::min(SortGrid::kMaxBlocks, rows / SortGrid::kMinSlots + 1) * experts, sizeof(i32));
-  layout.fc1_tiles = place(row_tiles(fc1_m), sizeof(abi::RowTile));
-  layout.fc2_tiles = place(row_tiles(fc2_m), sizeof(abi::RowTile));
+  layout.block_histogram =
+      place(std::min(SortGrid::kMaxBlocks, rows / SortGrid::kMinSlots + 1) * experts, sizeof(i32));
+  layout.fc1_tiles = place(row_tiles(config ? &config->fc1 : nullptr), sizeof(abi::RowTile));
+  layout.fc2_tiles = place(row_tiles(config ? &config->fc2 : nullptr), sizeof(abi::RowTile));
   layout.row_source = place(rows, sizeof(i32));
   layout.slot_row = place(rows, sizeof(i32));
   layout.h = place(rows * model::h_columns(max_width), 2);

@@ -80,15 +80,16 @@ TEST_CASE("sort kernels of up to 1024 experts fit the shared memory that every s
     for (std::int32_t wanted = 32; wanted <= 1024; wanted += 32) {
       const std::int32_t threads = emit::sort_block_threads(experts, wanted);
       const bool sound = threads >= 32 && threads <= wanted && threads % 32 == 0 &&
-                         emit::sort_smem_bytes(experts, threads) <= 96 * 1024;
+                         emit::sort_smem_bytes(experts, threads) <= 99 * 1024;
       if (!sound) FAIL_CHECK("experts=" << experts << " wanted=" << wanted << " threads=" << threads);
       // As many as were wanted whenever they fit.
-      if (emit::sort_smem_bytes(experts, wanted) <= 96 * 1024 && threads != wanted)
+      if (emit::sort_smem_bytes(experts, wanted) <= 99 * 1024 && threads != wanted)
         FAIL_CHECK("experts=" << experts << " wanted=" << wanted << " threads=" << threads);
     }
   }
-  // Sort::Shared: warps × experts counts, the totals, four prefix sums of experts + 1.
-  CHECK(emit::sort_smem_bytes(1024, 512) == (16 * 1024 + 1024 + 4 * 1025) * 4);
+  // Sort::Shared: warps × experts counts, the totals, three words of the layer's table, four prefix sums of
+  // experts + 1.
+  CHECK(emit::sort_smem_bytes(1024, 512) == (16 * 1024 + 4 * 1024 + 4 * 1025) * 4);
   CHECK(emit::sort_block_threads(1024, 1024) == 512);
   CHECK(emit::sort_block_threads(128, 1024) == 1024);
   const LayerSpec most = uniform_spec(64, kMaxExperts, 8, 1);

@@ -3,6 +3,7 @@
 #include <functional>
 #include <regex>
 #include <set>
+#include <utility>
 
 #include "emit/emit_case.hpp"
 #include "model/config_space.hpp"
@@ -61,14 +62,20 @@ TEST_CASE(
   for (const LayerSpec& spec : layouts()) {
     for (const Schedule schedule : kHopperSchedules) {
       for (const Stage stage : kGemmStages) {
-        for (const GatherMode gather : {GatherMode::fused, GatherMode::copy}) {
+        for (const auto& [gather, cluster] :
+             {std::pair{GatherMode::fused, 1}, std::pair{GatherMode::copy, 1},
+              std::pair{GatherMode::fused, 2}, std::pair{GatherMode::copy, 2}}) {
           KernelRequest request = wgmma_request(stage, schedule);
           request.gemm.gather = gather;
+          request.gemm.cluster = cluster;
           const EmittedKernel kernel = must_emit(spec, request);
           CAPTURE(kernel.entry_name);
           CHECK(kernel.block_threads == 384);
           CHECK(kernel.ctas_per_sm == 1);
           CHECK(contains(kernel.text, "__launch_bounds__(384, 1) "));
+          CHECK(contains(kernel.text, "__cluster_dims__(2, 1, 1) ") == (cluster == 2));
+          CHECK(contains(kernel.text, "__cluster_dims__") == (cluster == 2));
+          CHECK(contains(kernel.text, "kCluster = " + std::to_string(cluster) + ","));
           const std::int64_t bytes = model::wgmma_smem_bytes(spec, gemm_stage(stage), request.gemm);
           CHECK(kernel.dynamic_smem_bytes == bytes);
           CHECK(contains(kernel.text, "Sm90Shared<Config>::kBytes == " + std::to_string(bytes) + ","));
@@ -100,6 +107,37 @@ TEST_CASE("wgmma shared memory: ring, two groups' staging, tile slots, offsets o
   CHECK(bytes(pruned_spec(), Stage::fc2) == ring + 2 * 2 * 32 * 64 * 2 + slots + barriers);
   request.gemm.gather = GatherMode::copy;
   CHECK(bytes(pruned_spec(), Stage::fc1) == ring + 2 * 2 * 32 * 32 * 2 + slots + barriers);
+  // The second block of a cluster is told its tickets: eight barriers and as many places of four bytes.
+  request.gemm.cluster = 2;
+  CHECK(bytes(pruned_spec(), Stage::fc1) == ring + 2 * 2 * 32 * 32 * 2 + slots + barriers + 8 * (8 + 4));
+  CHECK(bytes(pruned_spec(), Stage::fc2) == ring + 2 * 2 * 32 * 64 * 2 + slots + barriers + 8 * (8 + 4));
+}
+
+TEST_CASE("wgmma staging: buffers of 32 rows, but of 16 where a group has more than 64 columns") {
+  LayerSpec plain = pruned_spec();
+  plain.activation = Activation::relu2;
+  struct Case {
+    Schedule schedule;
+    std::int32_t block_n;
+    // Columns of one group: of a gated h, and of a plain one or of y.
+    std::int32_t gated, plain;
+  };
+  for (const Case& c :
+       {Case{Schedule::wgmma, 128, 32, 64}, Case{Schedule::wgmma, 256, 64, 128},
+        Case{Schedule::wgmma_pingpong, 64, 32, 64}, Case{Schedule::wgmma_pingpong, 128, 64, 128}}) {
+    CAPTURE(c.block_n);
+    const auto check = [&](const LayerSpec& spec, Stage stage, std::int32_t columns) {
+      KernelRequest request = wgmma_request(stage, c.schedule);
+      request.gemm.block_n = c.block_n;
+      const std::int32_t staging = 2 * (columns > 64 ? 16 : 32) * columns * 2;
+      CHECK(staging <= 2 * 4096);
+      CHECK(model::wgmma_staging_bytes(spec, gemm_stage(stage), request.gemm) == staging);
+      CHECK(contains(must_emit(spec, request).text, "kStagingBytes = " + std::to_string(staging) + ";"));
+    };
+    check(pruned_spec(), Stage::fc1, c.gated);
+    check(plain, Stage::fc1, c.plain);
+    check(pruned_spec(), Stage::fc2, c.plain);
+  }
 }
 
 TEST_CASE("wgmma kernels carry the schedule in their names") {
@@ -113,6 +151,15 @@ TEST_CASE("wgmma kernels carry the schedule in their names") {
   CHECK(name_of(spec, tall) == "varmoe_fc2_wgmma_m128n256s3r8t16_anywidth");
   CHECK(name_of(spec, wgmma_request(Stage::fc2, Schedule::wgmma_pingpong)) ==
         "varmoe_fc2_wgmma_pingpong_m128n128s3r8t16");
+  for (const Stage stage : kGemmStages) {
+    KernelRequest cluster = wgmma_request(stage, Schedule::wgmma);
+    cluster.gemm.cluster = 2;
+    const std::string name = std::string("varmoe_") + emit::to_string(stage) + "_wgmma_m128n256s3r8t16c2";
+    CHECK(name_of(spec, cluster) == name);
+    cluster.gemm.gather = GatherMode::copy;
+    cluster.runtime_width = true;
+    CHECK(name_of(spec, cluster) == name + (stage == Stage::fc1 ? "_copied_anywidth" : "_anywidth"));
+  }
 }
 
 TEST_CASE("fault 37: each field of a wgmma config changes its kernel's text and name") {
@@ -134,6 +181,7 @@ TEST_CASE("fault 37: each field of a wgmma config changes its kernel's text and 
       {"raster", [](KernelRequest& r) { r.gemm.raster = 4; }},
       {"row_step 8", [](KernelRequest& r) { r.gemm.row_step = 8; }},
       {"row_step 32", [](KernelRequest& r) { r.gemm.row_step = 32; }},
+      {"cluster", [](KernelRequest& r) { r.gemm.cluster = 2; }},
       {"runtime_width", [](KernelRequest& r) { r.runtime_width = true; }},
   };
   for (const Stage stage : kGemmStages) {

@@ -86,7 +86,7 @@ TEST_CASE_FIXTURE(EngineFixture,
       "fused";
   options.fc2_config =
       "schedule=wgmma_pingpong,block_m=96,block_n=128,block_k=64,stages=4,warps_m=2,warps_n=4,ctas_per_sm=1,"
-      "row_step=32";
+      "row_step=32,cluster=2";
   Engine engine = make_engine();
   Layer layer = make_bound_layer(engine, test::pruned_spec());
   prepare(layer, {64});
@@ -101,6 +101,10 @@ TEST_CASE_FIXTURE(EngineFixture,
     const bool fc1 = launch.name.rfind("varmoe_fc1_wgmma_m64n128s4", 0) == 0;
     const bool fc2 = launch.name.rfind("varmoe_fc2_wgmma_pingpong_m96n128s4r", 0) == 0;
     CHECK((fc1 || fc2));
+    if (fc2) {
+      CHECK(launch.name.find("t32c2_") != std::string::npos);
+      CHECK(launch.grid[0] % 2 == 0);
+    }
   }
   CHECK(seen == 2);
 }

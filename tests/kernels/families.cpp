@@ -90,7 +90,8 @@ std::vector<Kernel> kernels_of(const Family& family, const model::DeviceProfile&
       REQUIRE_MESSAGE(emitted.ok(), what, ": ", (emitted.ok() ? std::string() : emitted.error().message()));
       const bool gemm = request.stage == emit::Stage::fc1 || request.stage == emit::Stage::fc2;
       const bool wgmma = gemm && model::uses_wgmma(request.gemm);
-      if (seen.insert(emitted->entry_name).second) kernels.push_back({what, *std::move(emitted), wgmma});
+      if (!seen.insert(emitted->entry_name).second) continue;
+      kernels.push_back({what, *std::move(emitted), wgmma, gemm ? request.gemm.cluster : 1});
     }
   }
   return kernels;

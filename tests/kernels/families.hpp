@@ -30,6 +30,7 @@ struct Kernel {
   std::string what;  ///< family, stage, config, for messages
   varmoe::emit::EmittedKernel emitted;
   bool wgmma = false;  ///< of Hopper's main loop
+  std::int32_t cluster = 1;
 };
 /// The distinct kernels of a family on a device, with the configs that the cost model predicts.
 std::vector<Kernel> kernels_of(const Family& family, const varmoe::model::DeviceProfile& device);

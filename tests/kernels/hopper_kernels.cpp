@@ -40,6 +40,11 @@ GemmConfig stepped(GemmConfig config, std::int32_t row_step) {
   return config;
 }
 
+GemmConfig clustered(GemmConfig config) {
+  config.cluster = 2;
+  return config;
+}
+
 constexpr DType kBf16 = DType::bf16, kFp16 = DType::fp16;
 
 LayerSpec nk(Activation activation, DType dtype) {
@@ -84,7 +89,7 @@ std::vector<Kernel> hopper_kernels(const model::DeviceProfile& device) {
     REQUIRE_MESSAGE(sound.ok(), what, ": ", (sound.ok() ? std::string() : sound.error().message()));
     auto emitted = emit::emit_kernel(spec, request);
     REQUIRE_MESSAGE(emitted.ok(), what, ": ", (emitted.ok() ? std::string() : emitted.error().message()));
-    kernels.push_back({what, *std::move(emitted), true});
+    kernels.push_back({what, *std::move(emitted), true, config.cluster});
   };
   const auto fc1 = [&](auto&&... arguments) { add(Stage::fc1, arguments...); };
   const auto fc2 = [&](auto&&... arguments) { add(Stage::fc2, arguments...); };
@@ -121,6 +126,18 @@ std::vector<Kernel> hopper_kernels(const model::DeviceProfile& device) {
   fc2(kn(Activation::silu_mul, kFp16), wgmma(64, 128, 6));
   fc1(gated, stepped(wgmma(64, 256, 4), 8));
   fc2(gated, stepped(pingpong(96, 128, 4), 32));
+
+  // Clusters: every shape that weights come in, by boxes that both blocks bring or one alone.
+  fc1(gated, clustered(tall));
+  fc1(even(nk(Activation::relu2, kFp16)), clustered(copied(wgmma(64, 128, 6))));
+  fc1(kn(Activation::relu2, kBf16), clustered(copied(tall)));
+  fc1(kn(Activation::silu_mul, kFp16, GateOrder::interleaved), clustered(each));
+  fc1(apart, clustered(wgmma(160, 256, 4)));
+  fc1(apart, clustered(each), true);
+  fc1(gated, clustered(wgmma(64, 128, 7)));
+  fc2(gated, clustered(tall));
+  fc2(even(apart), clustered(pingpong(160, 128, 4)));
+  fc2(apart, clustered(tall), true);
   return kernels;
 }
 

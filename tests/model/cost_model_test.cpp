@@ -61,7 +61,7 @@ TEST_CASE("row statistics agree with drawn routings") {
     CAPTURE(tokens);
     const LayerSpec spec = uniform_spec(64, experts, 64, top_k);
     const RoutingStats stats(spec, tokens);
-    double hit = 0, tiles16 = 0, tiles64 = 0;
+    double hit = 0, tiles16 = 0, tiles64 = 0, pairs16 = 0;
     constexpr int kDraws = 4000;
     std::vector<int> order(static_cast<std::size_t>(experts));
     for (int i = 0; i < experts; ++i) order[static_cast<std::size_t>(i)] = i;
@@ -78,11 +78,13 @@ TEST_CASE("row statistics agree with drawn routings") {
       hit += rows > 0;
       tiles16 += (rows + 15) / 16;
       tiles64 += (rows + 63) / 64;
+      pairs16 += (rows + 31) / 32;
     }
     CHECK(stats.mean() == doctest::Approx(static_cast<double>(tokens) * top_k / experts));
     CHECK(stats.hit_share() == doctest::Approx(hit / kDraws).epsilon(0.04));
     CHECK(stats.row_tiles(16).mean == doctest::Approx(tiles16 / kDraws).epsilon(0.04));
     CHECK(stats.row_tiles(64).mean == doctest::Approx(tiles64 / kDraws).epsilon(0.04));
+    CHECK(stats.row_tiles(16, 2).mean == doctest::Approx(2 * pairs16 / kDraws).epsilon(0.04));
   }
 }
 
@@ -91,9 +93,15 @@ TEST_CASE("row statistics at the ends") {
   CHECK(one.hit_share() == 1);
   CHECK(one.row_tiles(128).mean == 8);
   CHECK(one.row_tiles(128).variance == 0);
+  // Clusters of two: 8 tiles are four, 5 become 6, and one becomes two.
+  CHECK(one.row_tiles(128, 2).mean == 8);
+  CHECK(one.row_tiles(200, 2).mean == 6);
+  CHECK(one.row_tiles(1024, 2).mean == 2);
+  CHECK(one.row_tiles(200, 2).variance == 0);
   const RoutingStats none(uniform_spec(64, 8, 64, 2), 0);
   CHECK(none.hit_share() == 0);
   CHECK(none.row_tiles(16).mean == 0);
+  CHECK(none.row_tiles(16, 2).mean == 0);
   const RoutingStats huge(uniform_spec(64, 1024, 64, 1), std::int64_t{1} << 60);
   CHECK(huge.hit_share() == doctest::Approx(1));
   CHECK(std::isfinite(huge.row_tiles(16).mean));
@@ -178,13 +186,17 @@ TEST_CASE("tiles follow the rows per expert") {
   CHECK(wide.block_n / wide.warps_n == 64);
 }
 
-TEST_CASE("few rows per expert keep to the portable path, many go to Hopper's") {
+TEST_CASE("fewer than 64 routed rows keep to the portable path, more go to Hopper's, however many experts") {
   const DeviceProfile h200 = device("h200");
-  for (const LayerSpec& spec : {kMixtral, kQwen235, *named_set("gated_4_widths")}) {
-    for (const std::int64_t tokens : buckets_between(1, 16384)) {
+  const LayerSpec one = uniform_spec(2048, 1, 768, 1);
+  for (const LayerSpec& spec : {kMixtral, kQwen235, *named_set("gated_4_widths"), one}) {
+    CAPTURE(spec.num_experts());
+    std::vector<std::int64_t> all = buckets_between(1, 16384);
+    for (const std::int64_t rows : {62, 63, 64, 65}) all.push_back(rows / spec.top_k);
+    for (const std::int64_t tokens : all) {
       CAPTURE(tokens);
       const LayerConfig config = predict_layer_config(spec, tokens, h200);
-      const bool many = tokens * spec.top_k / spec.num_experts() >= 32;
+      const bool many = tokens * spec.top_k >= 64;
       CHECK(uses_wgmma(config.fc1) == many);
       CHECK(uses_wgmma(config.fc2) == many);
     }
@@ -232,6 +244,13 @@ TEST_CASE("predictions see what a config wastes") {
   GemmConfig deep = shallow;
   deep.stages = 6;
   CHECK(fc1(kMixtral, deep, 1) < 0.7 * fc1(kMixtral, shallow, 1));
+  // A cluster's second tile is wasted on an expert that fills one, and shares weights where it fills many.
+  GemmConfig alone{
+      .schedule = Schedule::wgmma, .block_m = 64, .block_n = 256, .stages = 4, .warps_m = 1, .warps_n = 8};
+  GemmConfig cluster = alone;
+  cluster.cluster = 2;
+  CHECK(fc1(kMixtral, alone, 160) < fc1(kMixtral, cluster, 160));
+  CHECK(fc1(kMixtral, alone, 16384) > fc1(kMixtral, cluster, 16384));
   // A copied x costs its traffic.
   GemmConfig copied = tall;
   copied.gather = GatherMode::copy;

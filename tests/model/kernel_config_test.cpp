@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <string>
+#include <utility>
 
 using namespace varmoe;
 
@@ -16,11 +17,21 @@ TEST_CASE("a config's text has every key in order and reads back") {
   GemmConfig config;
   CHECK(to_string(config) ==
         "schedule=mma_sync,block_m=128,block_n=128,block_k=64,stages=3,warps_m=2,warps_n=2,ctas_per_sm=1,"
-        "raster=8,row_step=16,gather=fused");
+        "raster=8,row_step=16,cluster=1,gather=fused");
   for (const Schedule schedule : {Schedule::mma_sync, Schedule::wgmma, Schedule::wgmma_pingpong}) {
-    for (const std::int32_t row_step : {8, 16, 32}) {
-      config = {.schedule = schedule, .block_m = 64, .block_n = 176, .block_k = 32, .stages = 5, .warps_m = 4,
-                .warps_n = 1, .ctas_per_sm = 3, .raster = 16, .row_step = row_step, .gather = GatherMode::copy};
+    for (const auto& [row_step, cluster] : {std::pair{8, 2}, std::pair{16, 1}, std::pair{32, 2}}) {
+      config = {.schedule = schedule,
+                .block_m = 64,
+                .block_n = 176,
+                .block_k = 32,
+                .stages = 5,
+                .warps_m = 4,
+                .warps_n = 1,
+                .ctas_per_sm = 3,
+                .raster = 16,
+                .row_step = row_step,
+                .cluster = cluster,
+                .gather = GatherMode::copy};
       CAPTURE(to_string(config));
       auto overrides = parse_gemm_overrides(to_string(config));
       REQUIRE(overrides);
@@ -38,6 +49,21 @@ TEST_CASE("schedules have names of their own") {
   GemmConfig config;
   config.schedule = Schedule::wgmma_pingpong;
   CHECK(contains(to_string(config), "schedule=wgmma_pingpong,block_m="));
+}
+
+TEST_CASE("an override that turns to the portable schedule leaves the cluster behind, unless it names one") {
+  GemmConfig base;
+  base.schedule = Schedule::wgmma;
+  base.cluster = 2;
+  const auto applied = [&](const char* text) {
+    auto overrides = parse_gemm_overrides(text);
+    REQUIRE(overrides);
+    return (*overrides)[0].apply(base).cluster;
+  };
+  CHECK(applied("schedule=mma_sync,block_m=64") == 1);
+  CHECK(applied("cluster=2,schedule=mma_sync") == 2);
+  CHECK(applied("schedule=wgmma_pingpong") == 2);
+  CHECK(applied("block_m=64") == 2);
 }
 
 TEST_CASE("an override replaces the keys it names, in its token range") {
@@ -91,6 +117,11 @@ TEST_CASE("fault 24: an override outside the grammar or the space names key, val
       {"gather=maybe", "gather=maybe", "fused, copy"},
       {"row_step=4", "row_step=4", "8, 16, 32"},
       {"row_step=64", "row_step=64", "8, 16, 32"},
+      {"cluster=0", "cluster=0", "1, 2"},
+      {"cluster=3", "cluster=3", "1, 2"},
+      {"cluster=4", "cluster=4", "1, 2"},
+      {"cluster=2,cluster=2", "cluster", "twice"},
+      {"clusters=2", "clusters", "did you mean cluster"},
       {"schedule=wgmma_ping", "schedule=wgmma_ping", "mma_sync, wgmma, wgmma_pingpong"},
       {"schedule=", "schedule=", "mma_sync, wgmma, wgmma_pingpong"},
       {"schedule=1", "schedule=1", "mma_sync, wgmma, wgmma_pingpong"},

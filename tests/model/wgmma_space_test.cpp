@@ -101,6 +101,69 @@ TEST_CASE("fault 24: fields that a wgmma schedule has one value of are refused w
   }
 }
 
+TEST_CASE("fault 24: clusters of two are the wgmma schedules'; mma_sync refuses them by name") {
+  for (const GemmStage stage : {GemmStage::fc1, GemmStage::fc2}) {
+    for (GemmConfig config :
+         {wgmma(16, 128, 3), wgmma(256, 128, 4), pingpong(8, 64, 3), pingpong(160, 128, 4)}) {
+      config.row_step = 8;
+      config.cluster = 2;
+      CHECK(refusal(gated(), stage, config) == "");
+      for (const std::int32_t cluster : {0, 3, 4}) {
+        config.cluster = cluster;
+        CHECK(contains(refusal(gated(), stage, config),
+                       "cluster is " + std::to_string(cluster) + "; must be one of 1, 2"));
+      }
+    }
+    GemmConfig portable;
+    CHECK(refusal(gated(), stage, portable) == "");
+    portable.cluster = 2;
+    CHECK(contains(refusal(gated(), stage, portable), "cluster is 2; schedule=mma_sync takes 1 only"));
+  }
+}
+
+TEST_CASE("a cluster's tickets take shared memory: a ring that just fits may not fit in a cluster") {
+  const DeviceProfile h200 = device("h200");
+  for (const GemmStage stage : {GemmStage::fc1, GemmStage::fc2}) {
+    for (const GemmConfig& alone : {wgmma(256, 128, 3), pingpong(64, 128, 3)}) {
+      GemmConfig cluster = alone;
+      cluster.cluster = 2;
+      const std::int64_t least = wgmma_smem_bytes(gated(), stage, alone);
+      CHECK(wgmma_smem_bytes(gated(), stage, cluster) == least + 8 * (8 + 4));
+      DeviceProfile full = h200;
+      full.smem_per_block = least;
+      CHECK(refusal(gated(), stage, alone, full) == "");
+      CHECK(
+          contains(refusal(gated(), stage, cluster, full), "take " + std::to_string(least + 96) + " bytes"));
+    }
+  }
+}
+
+TEST_CASE("candidates: tall tiles in clusters of two too on Hopper, nothing in clusters elsewhere") {
+  for (const DeviceProfile& d : shipped_profiles()) {
+    CAPTURE(d.id);
+    for (const LayerSpec& spec : {gated(), plain(), kn(gated()), kn(gated(), GateOrder::interleaved)}) {
+      for (const GemmStage stage : {GemmStage::fc1, GemmStage::fc2}) {
+        const std::vector<GemmConfig> candidates = gemm_candidates(spec, stage, d);
+        CHECK(candidates.size() <= kMaxGemmCandidates);
+        int clusters[2] = {}, alone[2] = {};  // by schedule
+        for (const GemmConfig& c : candidates) {
+          if (!uses_wgmma(c)) {
+            CHECK(c.cluster == 1);
+            continue;
+          }
+          ++(c.cluster == 2 ? clusters : alone)[c.schedule == Schedule::wgmma_pingpong];
+          // Short tiles meet few others of their expert.
+          if (c.cluster == 2) CHECK(c.block_m >= 64);
+        }
+        for (const int schedule : {0, 1}) {
+          CHECK((clusters[schedule] > 0) == (d.arch == "sm_90a"));
+          CHECK(alone[schedule] >= clusters[schedule]);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("fault 24: a schedule that is none is refused with the choices") {
   GemmConfig config = wgmma(64, 128, 3);
   config.schedule = static_cast<Schedule>(3);
@@ -150,7 +213,8 @@ TEST_CASE(
     }
   };
   for (const std::int32_t block_n : {32, 64, 96, 128, 192, 256}) {
-    // One group's share of a ping-pong tile is all of it, and 128 weight rows are what its epilogue has registers for.
+    // One group's share of a ping-pong tile is all of it, and 128 weight rows are what its epilogue has
+    // registers for.
     const GemmConfig both = wgmma(64, block_n, 3), each = pingpong(32, std::min(block_n, 128), 3);
     for (const LayerSpec& spec : {gated(), plain(), kn(plain()), kn(gated(), GateOrder::interleaved)}) {
       for (const GemmStage stage : {GemmStage::fc1, GemmStage::fc2}) {
@@ -165,7 +229,8 @@ TEST_CASE(
     }
   }
   CHECK(contains(refusal(kn(gated()), GemmStage::fc1, wgmma(64, 128, 3)), "gate and up apart in kn weights"));
-  CHECK(contains(refusal(plain(), GemmStage::fc2, pingpong(32, 256, 3)), "block_n is 256; schedule=wgmma_pingpong takes at most 128"));
+  CHECK(contains(refusal(plain(), GemmStage::fc2, pingpong(32, 256, 3)),
+                 "block_n is 256; schedule=wgmma_pingpong takes at most 128"));
 }
 
 TEST_CASE(

@@ -2,8 +2,11 @@
 // tickets.
 #include <cuda.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <set>
+#include <utility>
 
 #include "plan/run_fixture.hpp"
 
@@ -54,6 +57,31 @@ void check_rows(const fake_cuda::TensorMap& map, std::uint64_t base, std::uint64
   CHECK(map.data_type == static_cast<int>(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16));
 }
 
+/// What a kernel of a forward takes for each expert's unstored tiles of h.
+struct HPending {
+  std::string kernel;
+  std::int64_t tokens;  ///< of its chunk
+  std::uint64_t address;
+};
+
+/// Of the sorts, fc1 and fc2 of every chunk.
+std::vector<HPending> h_pending_of(const std::vector<fake_cuda::Launch>& launches) {
+  std::vector<HPending> all;
+  int gemms = 0;
+  for (const auto& launch : launches) {
+    if (launch.name.rfind("sort", 0) == 0) {
+      const auto p = params_of<abi::SortParams>(launch);
+      all.push_back({launch.name, p.tokens, address(p.h_pending)});
+    } else if (launch.name == "fc1" || launch.name == "fc2") {
+      REQUIRE_FALSE(all.empty());
+      all.push_back({launch.name, all.back().tokens, address(params_of<abi::GemmParams>(launch).h_pending)});
+      ++gemms;
+    }
+  }
+  CHECK(gemms >= 2);
+  return all;
+}
+
 }  // namespace
 
 TEST_CASE(
@@ -91,6 +119,89 @@ TEST_CASE("the sort cuts rows in the steps of each GEMM; mma_sync's tiles are fu
   for (const auto& launch : {f.run(5000)[0], f.run(5000)[1]}) {
     CHECK(params_of<abi::SortParams>(launch).fc1_row_step == 32);
     CHECK(params_of<abi::SortParams>(launch).fc2_row_step == 8);
+  }
+}
+
+TEST_CASE("the sort completes each GEMM's clusters, in one launch and in two") {
+  for (const auto& [fc1, fc2] : {std::pair{1, 1}, std::pair{1, 2}, std::pair{2, 1}, std::pair{2, 2}}) {
+    Fixture f;
+    f.kernels.config.fc1.cluster = fc1;
+    f.kernels.config.fc2.cluster = fc2;
+    const auto many = f.run(5000);
+    for (const auto& launch : {f.run(8)[0], many[0], many[1]}) {
+      CAPTURE(launch.name);
+      CHECK(params_of<abi::SortParams>(launch).fc1_cluster == fc1);
+      CHECK(params_of<abi::SortParams>(launch).fc2_cluster == fc2);
+    }
+  }
+}
+
+TEST_CASE(
+    "GEMM grids are whole clusters, one at least, and no more blocks than are resident or have a tile") {
+  for (const std::int32_t sms : {1, 2, 7, 131, 132}) {
+    for (const bool sm_limited : {false, true}) {
+      for (const std::int32_t cluster : {1, 2}) {
+        CAPTURE(sms);
+        CAPTURE(sm_limited);
+        CAPTURE(cluster);
+        Fixture f;
+        f.context.sm_count = sms;
+        f.context.sm_limited = sm_limited;
+        for (const Stage stage : {Stage::fc1, Stage::fc2}) f.kernels[stage].blocks_per_sm = 1;
+        f.kernels.config.fc1.cluster = f.kernels.config.fc2.cluster = cluster;
+        const auto blocks = [&](std::int64_t work) {
+          const std::int64_t most = std::min<std::int64_t>(work, sms);
+          return static_cast<unsigned>(std::max<std::int64_t>(most / cluster, 1) * cluster);
+        };
+        // One token: two experts with a cluster of tiles each; up to 3 column tiles of fc1, 4 of fc2.
+        auto launches = f.run(1);
+        CHECK(launches[1].grid[0] == blocks(2 * cluster * 3));
+        CHECK(launches[2].grid[0] == blocks(2 * cluster * 4));
+        launches = f.run(100000);
+        CHECK(launches[2].grid[0] == blocks(sms));
+        CHECK(launches[3].grid[0] == blocks(sms));
+      }
+    }
+  }
+}
+
+TEST_CASE("fc1 counts down and fc2 waits where the sort has counted each expert's tiles") {
+  for (const Schedule fc1 : {Schedule::wgmma, Schedule::wgmma_pingpong}) {
+    for (const Schedule fc2 : {Schedule::wgmma, Schedule::wgmma_pingpong}) {
+      Fixture f(fc1, fc2);
+      f.context.dependent_launch = true;
+      for (const auto& [tokens, chunk] : {std::pair{24, 24}, std::pair{10, 4}, std::pair{5000, 5000}}) {
+        CAPTURE(tokens);
+        for (const HPending& h : h_pending_of(f.run(tokens, chunk))) {
+          CAPTURE(h.kernel);
+          const auto layout = f.layout(h.tokens);
+          CHECK(h.address == f.in_workspace(layout.h_pending));
+          CHECK(layout.h_pending + 6 * sizeof(i32) <= layout.total_bytes);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("fc2 follows all of fc1, and nobody counts, where any one condition of an early start fails") {
+  const std::pair<const char*, std::function<void(Fixture&)>> failures[] = {
+      {"launches are not dependent", [](Fixture& f) { f.context.dependent_launch = false; }},
+      {"fc1 by mma_sync", [](Fixture& f) { f.kernels.config.fc1.schedule = Schedule::mma_sync; }},
+      {"fc2 by mma_sync", [](Fixture& f) { f.kernels.config.fc2.schedule = Schedule::mma_sync; }},
+      {"a copy of x lies where fc2 writes", [](Fixture& f) { f.add(Stage::gather); }},
+      {"the layer is held to few SMs", [](Fixture& f) { f.context.sm_limited = true; }},
+  };
+  for (const auto& [what, fail] : failures) {
+    CAPTURE(what);
+    Fixture f;
+    f.context.dependent_launch = true;
+    fail(f);
+    for (const std::int64_t tokens : {24, 5000}) {
+      for (const HPending& h : h_pending_of(f.run(tokens))) {
+        CAPTURE(h.kernel);
+        CHECK(h.address == 0);
+      }
+    }
   }
 }
 

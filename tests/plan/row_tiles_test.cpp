@@ -20,7 +20,7 @@ struct Shape {
 constexpr Shape kShapes[] = {
     {16, 8, 192, 16}, {24, 8, 64, 32}, {64, 16, 16, 16}, {160, 32, 160, 8}, {256, 16, 64, 64}};
 
-template <class Layer>
+template <class Layer, int kFc1Cluster = 1, int kFc2Cluster = 1>
 void check_classes(int experts) {
   std::mt19937 random(static_cast<unsigned>(Layer::kClasses));
   const LayerSpec spec = spec_of<Layer>(random, experts);
@@ -32,25 +32,27 @@ void check_classes(int experts) {
       CAPTURE(s.fc1_m);
       CAPTURE(s.fc1_step);
       const SortedRows rows =
-          sort_rows(table, routing, {s.fc1_m, s.fc2_m, 0, Layer::kClasses, s.fc1_step, s.fc2_step});
-      CHECK(walk_fc1<Layer, 64, 4>(table, rows, s.fc1_m) == "");
-      CHECK(walk_fc1<Layer, 128, 8>(table, rows, s.fc1_m) == "");
-      CHECK(walk_fc2<Layer, 64, 16>(table, rows, s.fc2_m) == "");
-      CHECK(walk_fc2<Layer, 256, 8>(table, rows, s.fc2_m) == "");
+          sort_rows(table, routing,
+                    {s.fc1_m, s.fc2_m, 0, Layer::kClasses, s.fc1_step, s.fc2_step, kFc1Cluster, kFc2Cluster});
+      CHECK(walk_fc1<Layer, 64, 4, kFc1Cluster>(table, rows, s.fc1_m) == "");
+      CHECK(walk_fc1<Layer, 128, 8, kFc1Cluster>(table, rows, s.fc1_m) == "");
+      CHECK(walk_fc2<Layer, 64, 16, kFc2Cluster>(table, rows, s.fc2_m) == "");
+      CHECK(walk_fc2<Layer, 256, 8, kFc2Cluster>(table, rows, s.fc2_m) == "");
     }
   }
 }
 
-template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup>
+template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup, int kCluster>
 void check_runtime_shape(const DeviceTable& table, const std::vector<i32>& routing) {
   CAPTURE(kBlockM);
   CAPTURE(kRowStep);
-  const SortedRows rows = sort_rows(table, routing, {kBlockM, kBlockM, kColumns, 1, kRowStep, kRowStep});
-  CHECK(walk_fc1_runtime<Layer, kColumns, kBlockM, kRowStep, kGroup>(table, rows) == "");
-  CHECK(walk_fc2<Layer, 128, kGroup>(table, rows, kBlockM) == "");
+  const SortedRows rows =
+      sort_rows(table, routing, {kBlockM, kBlockM, kColumns, 1, kRowStep, kRowStep, kCluster, kCluster});
+  CHECK(walk_fc1_runtime<Layer, kColumns, kBlockM, kRowStep, kGroup, kCluster>(table, rows) == "");
+  CHECK(walk_fc2<Layer, 128, kGroup, kCluster>(table, rows, kBlockM) == "");
 }
 
-template <int kExperts>
+template <int kExperts, int kCluster = 1>
 void check_any_width() {
   using Layer = AnyWidthLayer<136, kExperts>;
   std::mt19937 random(kExperts);
@@ -62,12 +64,32 @@ void check_any_width() {
     int number = 0;
     for (const auto& routing : routings(random, kExperts)) {
       CAPTURE(number++);
-      check_runtime_shape<Layer, 64, 16, 8, 1>(table, routing);
-      check_runtime_shape<Layer, 64, 24, 8, 4>(table, routing);
-      check_runtime_shape<Layer, 128, 160, 16, 8>(table, routing);
-      check_runtime_shape<Layer, 128, 96, 32, 16>(table, routing);
+      check_runtime_shape<Layer, 64, 16, 8, 1, kCluster>(table, routing);
+      check_runtime_shape<Layer, 64, 24, 8, 4, kCluster>(table, routing);
+      check_runtime_shape<Layer, 128, 160, 16, 8, kCluster>(table, routing);
+      check_runtime_shape<Layer, 128, 96, 32, 16, kCluster>(table, routing);
     }
   }
+}
+
+/// A layer's row tiles as the sort lists them for fc2, and as fc1 finds them by runtime widths.
+template <int kCluster>
+void check_same_tiles() {
+  using Layer = AnyWidthLayer<136, 7>;
+  const DeviceTable table = device_table(uniform_spec(136, 7, 64, 2));
+  const SortedRows rows =
+      sort_rows(table, {0, 1, 200, 96, 97, 33, 1000}, {96, 96, 64, 1, 16, 16, kCluster, kCluster});
+  std::multiset<std::pair<i32, i32>> listed, walked;
+  for (const abi::RowTile& t : rows.fc2_tiles) listed.insert({t.row_begin, t.rows});
+  for (i32 i = 0; i < rows.fc1_tile_prefix.back() / kCluster; ++i) {
+    for (i32 rank = 0; rank < kCluster; ++rank) {
+      const auto t = schedule::fc1_tile_runtime<Layer, 64, 96, 16, 4, kCluster>(
+          rows.fc1_tile_prefix.data(), table.order.data(), rows.expert_offsets.data(), table.entries.data(),
+          i, rank);
+      walked.insert({t.row_begin, t.rows});
+    }
+  }
+  CHECK(walked == listed);
 }
 
 }  // namespace
@@ -101,6 +123,51 @@ TEST_CASE("row tiles: an expert without rows has none, and no height divides by 
   for (const i32 step : kSteps) CHECK(schedule::row_tile_height(0, 0, step) == step);
 }
 
+TEST_CASE("row tiles of an expert are whole clusters, and no more of them than its rows need") {
+  for (const i32 cluster : {1, 2}) {
+    for (const i32 block_m : {8, 16, 24, 160, 256}) {
+      CHECK(schedule::row_tile_count(0, block_m, cluster) == 0);
+      for (i32 rows = 1; rows <= 2000; ++rows) {
+        const i32 tiles = schedule::row_tile_count(rows, block_m, cluster);
+        const bool sound =
+            tiles % cluster == 0 && tiles * block_m >= rows && (tiles - cluster) * block_m < rows;
+        if (!sound)
+          FAIL_CHECK("rows " << rows << ", block_m " << block_m << ", cluster " << cluster << ": " << tiles);
+      }
+    }
+  }
+}
+
+TEST_CASE("row tiles follow one another; of a cluster's the last may be empty, and begins at the first row") {
+  int empty = 0;
+  for (const i32 cluster : {1, 2}) {
+    for (const i32 step : kSteps) {
+      for (i32 block_m = step; block_m <= 256; block_m += step) {
+        for (i32 rows = 1; rows <= 600; ++rows) {
+          const i32 tiles = schedule::row_tile_count(rows, block_m, cluster);
+          i32 next = 0;
+          bool sound = true;
+          for (i32 t = 0; t < tiles; ++t) {
+            const schedule::RowRange range = schedule::row_tile(rows, tiles, step, t);
+            if (range.rows == 0) {
+              sound = sound && cluster > 1 && t == tiles - 1 && range.first == 0;
+              ++empty;
+            } else {
+              sound = sound && range.first == next && range.rows > 0 && range.rows <= block_m;
+            }
+            next += range.rows;
+          }
+          if (!sound || next != rows) {
+            FAIL_CHECK("rows " << rows << ", block_m " << block_m << ", step " << step << ", cluster "
+                               << cluster);
+          }
+        }
+      }
+    }
+  }
+  CHECK(empty > 0);
+}
+
 TEST_CASE("row boxes divide block_m, are 32 rows at most, and hold whole steps") {
   for (const i32 step : kSteps) {
     for (i32 block_m = step; block_m <= 256; block_m += step) {
@@ -128,17 +195,18 @@ TEST_CASE("equal tiles, runtime widths: fc1 and fc2 compute every output of a la
   check_any_width<64>();
 }
 
+TEST_CASE("equal tiles in clusters of two: fc1 and fc2 compute every output of a layer once") {
+  check_classes<OneClass, 2, 2>(1);
+  check_classes<OneClass, 2, 2>(9);
+  check_classes<ThreeClasses, 2, 1>(40);
+  check_classes<ThreeClasses, 1, 2>(40);
+  check_classes<SixteenClasses, 2, 2>(23);
+  check_any_width<1, 2>();
+  check_any_width<5, 2>();
+  check_any_width<64, 2>();
+}
+
 TEST_CASE("equal tiles, runtime widths: fc1 walks the tiles that the sort lists for fc2 at the same height") {
-  using Layer = AnyWidthLayer<136, 7>;
-  LayerSpec spec = uniform_spec(136, 7, 64, 2);
-  const DeviceTable table = device_table(spec);
-  const SortedRows rows = sort_rows(table, {0, 1, 200, 96, 97, 33, 1000}, {96, 96, 64, 1, 16, 16});
-  std::set<std::pair<i32, i32>> listed, walked;
-  for (const abi::RowTile& t : rows.fc2_tiles) listed.insert({t.row_begin, t.rows});
-  for (i32 i = 0; i < rows.fc1_tile_prefix.back(); ++i) {
-    const auto t = schedule::fc1_tile_runtime<Layer, 64, 96, 16, 4>(
-        rows.fc1_tile_prefix.data(), table.order.data(), rows.expert_offsets.data(), table.entries.data(), i);
-    walked.insert({t.row_begin, t.rows});
-  }
-  CHECK(walked == listed);
+  check_same_tiles<1>();
+  check_same_tiles<2>();
 }

@@ -151,10 +151,10 @@ TEST_CASE("the stages hand each other what the workspace layout says") {
     CHECK(at(sort.fc1_tiles, layout.fc1_tiles));
     CHECK(at(sort.fc2_tiles, layout.fc2_tiles));
     CHECK(at(sort.tile_counts, layout.tile_counts));
-    CHECK(at(sort.fc1_tile_prefix, layout.fc1_tile_prefix));
+    CHECK(sort.fc1_tile_prefix == nullptr);  // it is the runtime-width kernels'
     CHECK(sort.fc1_block_m == 64);
     CHECK(sort.fc2_block_m == 32);
-    CHECK(sort.fc1_tile_columns == 0);
+    CHECK(sort.fc1_tile_columns == 64);  // half of block_n: gated
     CHECK(sort.classes == 3);
   }
   const auto fc1 = params_of<abi::GemmParams>(launches[2]), fc2 = params_of<abi::GemmParams>(launches[3]);
@@ -182,14 +182,15 @@ TEST_CASE("the stages hand each other what the workspace layout says") {
   CHECK(combine.token_count == nullptr);
 }
 
-TEST_CASE("runtime widths: the sort sees one class of all and counts fc1's tiles of columns") {
+TEST_CASE("runtime widths: the sort sees one class of all and sums fc1's output tiles") {
   Fixture f;
   f.kernels.runtime_width = true;
   f.context.classes = 17;  // more than TileCounts has places for
   const auto sort = params_of<abi::SortParams>(f.run(8)[0]);
   CHECK(sort.classes == 1);
   CHECK(address(sort.class_begin) == Fixture::kTable + plan::ExpertTableLayout(6).one_class);
-  CHECK(sort.fc1_tile_columns == 64);  // half of block_n: gated
+  CHECK(address(sort.fc1_tile_prefix) == f.in_workspace(f.layout(8).fc1_tile_prefix));
+  CHECK(sort.fc1_tile_columns == 64);
 }
 
 TEST_CASE("more routed rows at a time than 31 bits count are refused before anything is launched") {

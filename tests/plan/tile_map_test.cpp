@@ -9,8 +9,9 @@ using namespace varmoe::test;
 
 namespace {
 
-/// Every raster group × column tile at three block_m, for layers of several sizes.
-template <class Layer>
+/// Every raster group × column tile at three block_m, for layers of several sizes; fc1 and fc2 by blocks
+/// alone or by clusters.
+template <class Layer, int kFc1Cluster = 1, int kFc2Cluster = 1>
 void check_classes() {
   std::mt19937 random(static_cast<unsigned>(Layer::kClasses));
   for (const int experts : {Layer::kClasses, Layer::kClasses + 7, 40}) {
@@ -22,20 +23,21 @@ void check_classes() {
       CAPTURE(number++);
       for (const auto& [fc1_m, fc2_m] : {std::pair{16, 64}, std::pair{64, 16}, std::pair{256, 32}}) {
         CAPTURE(fc1_m);
-        const SortedRows rows = sort_rows(table, routing, {fc1_m, fc2_m, 0, Layer::kClasses});
-        CHECK(walk_fc1<Layer, 16, 1>(table, rows, fc1_m) == "");
-        CHECK(walk_fc1<Layer, 64, 3>(table, rows, fc1_m) == "");
-        CHECK(walk_fc1<Layer, 128, 8>(table, rows, fc1_m) == "");
-        CHECK(walk_fc1<Layer, 256, 64>(table, rows, fc1_m) == "");
-        CHECK(walk_fc2<Layer, 32, 1>(table, rows, fc2_m) == "");
-        CHECK(walk_fc2<Layer, 48, 3>(table, rows, fc2_m) == "");
-        CHECK(walk_fc2<Layer, 128, 64>(table, rows, fc2_m) == "");
+        const SortedRows rows =
+            sort_rows(table, routing, {fc1_m, fc2_m, 0, Layer::kClasses, 0, 0, kFc1Cluster, kFc2Cluster});
+        CHECK(walk_fc1<Layer, 16, 1, kFc1Cluster>(table, rows, fc1_m) == "");
+        CHECK(walk_fc1<Layer, 64, 3, kFc1Cluster>(table, rows, fc1_m) == "");
+        CHECK(walk_fc1<Layer, 128, 8, kFc1Cluster>(table, rows, fc1_m) == "");
+        CHECK(walk_fc1<Layer, 256, 64, kFc1Cluster>(table, rows, fc1_m) == "");
+        CHECK(walk_fc2<Layer, 32, 1, kFc2Cluster>(table, rows, fc2_m) == "");
+        CHECK(walk_fc2<Layer, 48, 3, kFc2Cluster>(table, rows, fc2_m) == "");
+        CHECK(walk_fc2<Layer, 128, 64, kFc2Cluster>(table, rows, fc2_m) == "");
       }
     }
   }
 }
 
-template <int kExperts>
+template <int kExperts, int kFc1Cluster = 1, int kFc2Cluster = 1>
 void check_any_width() {
   using Layer = AnyWidthLayer<136, kExperts>;
   std::mt19937 random(kExperts);
@@ -49,14 +51,14 @@ void check_any_width() {
     for (const auto& routing : routings(random, kExperts)) {
       CAPTURE(kinds);
       CAPTURE(number++);
-      const SortedRows narrow = sort_rows(table, routing, {16, 64, 32, 1});
-      CHECK(walk_fc1_runtime<Layer, 32, 16, 16, 1>(table, narrow) == "");
-      CHECK(walk_fc1_runtime<Layer, 32, 16, 16, 8>(table, narrow) == "");
-      CHECK(walk_fc2<Layer, 48, 5>(table, narrow, 64) == "");
-      const SortedRows wide = sort_rows(table, routing, {64, 16, 128, 1});
-      CHECK(walk_fc1_runtime<Layer, 128, 64, 64, 3>(table, wide) == "");
-      CHECK(walk_fc1_runtime<Layer, 128, 64, 64, 64>(table, wide) == "");
-      CHECK(walk_fc2<Layer, 128, 64>(table, wide, 16) == "");
+      const SortedRows narrow = sort_rows(table, routing, {16, 64, 32, 1, 0, 0, kFc1Cluster, kFc2Cluster});
+      CHECK(walk_fc1_runtime<Layer, 32, 16, 16, 1, kFc1Cluster>(table, narrow) == "");
+      CHECK(walk_fc1_runtime<Layer, 32, 16, 16, 8, kFc1Cluster>(table, narrow) == "");
+      CHECK(walk_fc2<Layer, 48, 5, kFc2Cluster>(table, narrow, 64) == "");
+      const SortedRows wide = sort_rows(table, routing, {64, 16, 128, 1, 0, 0, kFc1Cluster, kFc2Cluster});
+      CHECK(walk_fc1_runtime<Layer, 128, 64, 64, 3, kFc1Cluster>(table, wide) == "");
+      CHECK(walk_fc1_runtime<Layer, 128, 64, 64, 64, kFc1Cluster>(table, wide) == "");
+      CHECK(walk_fc2<Layer, 128, 64, kFc2Cluster>(table, wide, 16) == "");
     }
   }
 }
@@ -79,6 +81,22 @@ TEST_CASE("runtime widths: fc1 and fc2 compute every output once") {
   check_any_width<1>();
   check_any_width<5>();
   check_any_width<64>();
+}
+
+TEST_CASE(
+    "clusters of two: fc1 and fc2 compute every output once, each cluster tiles of one expert and column") {
+  check_classes<OneClass, 2, 2>();
+  check_classes<ThreeClasses, 2, 2>();
+  check_classes<ThreeClasses, 2, 1>();
+  check_classes<ThreeClasses, 1, 2>();
+  check_classes<SixteenClasses, 2, 2>();
+}
+
+TEST_CASE("clusters of two, runtime widths: fc1 and fc2 compute every output once") {
+  check_any_width<1, 2, 2>();
+  check_any_width<5, 2, 1>();
+  check_any_width<5, 1, 2>();
+  check_any_width<64, 2, 2>();
 }
 
 TEST_CASE("fc1 walks the widest class first") {

@@ -64,15 +64,19 @@ inline std::vector<std::vector<i32>> routings(std::mt19937& random, int experts)
   return all;
 }
 
-/// Counts how often each output is computed; empty when every (row, column tile) of every expert is met once.
+/// Counts how often each output is computed; no error when every (row, column tile) of every expert is met
+/// once. A tile without rows is an error but where it completes an expert's last cluster: then it begins with
+/// the expert, and the expert has no other beside the same columns.
 class Coverage {
  public:
   /// columns_of(expert): its column tiles.
   template <class ColumnsOf>
-  Coverage(const SortedRows& rows, i32 block_m, ColumnsOf columns_of) : rows_(rows), block_m_(block_m) {
+  Coverage(const SortedRows& rows, i32 block_m, i32 cluster, ColumnsOf columns_of)
+      : rows_(rows), block_m_(block_m), cluster_(cluster) {
     for (std::size_t e = 0; e < rows.rows_of.size(); ++e) {
       columns_.push_back(columns_of(e));
       met_.emplace_back(static_cast<std::size_t>(rows.rows_of[e]) * static_cast<std::size_t>(columns_[e]));
+      empty_.emplace_back(static_cast<std::size_t>(columns_[e]));
     }
   }
 
@@ -80,12 +84,25 @@ class Coverage {
     const auto e = static_cast<std::size_t>(tile.expert);
     if (tile.expert < 0 || e >= columns_.size()) return fail("no such expert", tile);
     const i32 first = tile.row_begin - rows_.expert_offsets[e];
-    if (tile.rows < 1 || tile.rows > block_m_) return fail("rows", tile);
+    if (tile.rows < (cluster_ > 1 ? 0 : 1) || tile.rows > block_m_) return fail("rows", tile);
+    if (tile.rows == 0 && (first != 0 || rows_.rows_of[e] == 0)) return fail("place of no rows", tile);
     if (first < 0 || first + tile.rows > rows_.rows_of[e]) return fail("rows of another expert", tile);
     if (tile.column_tile < 0 || tile.column_tile >= columns_[e]) return fail("columns", tile);
     if (tile.width != width) return fail("width", tile);
+    if (tile.rows == 0 && ++empty_[e][static_cast<std::size_t>(tile.column_tile)] > 1)
+      return fail("another tile without rows", tile);
     for (i32 row = first; row < first + tile.rows; ++row)
       ++met_[e][static_cast<std::size_t>(row * columns_[e] + tile.column_tile)];
+  }
+
+  /// What the blocks of a cluster compute side by side.
+  void add_group(const std::vector<schedule::OutputTile>& group, const DeviceTable& table) {
+    for (const schedule::OutputTile& tile : group) {
+      add(tile, table.entries.at(static_cast<std::size_t>(tile.expert)).width);
+      if (tile.expert != group[0].expert || tile.column_tile != group[0].column_tile)
+        fail("weights of another expert or column than its cluster's", tile);
+    }
+    if (group[0].rows == 0) fail("a cluster without rows", group[0]);
   }
 
   std::string error() const {
@@ -105,9 +122,9 @@ class Coverage {
              std::to_string(t.column_tile) + " width " + std::to_string(t.width);
   }
   const SortedRows& rows_;
-  i32 block_m_;
+  i32 block_m_, cluster_;
   std::vector<i32> columns_;
-  std::vector<std::vector<int>> met_;
+  std::vector<std::vector<int>> met_, empty_;
   std::string error_;
 };
 
@@ -115,40 +132,52 @@ inline i32 tiles_of(i32 width, i32 columns) {
   return (width + columns - 1) / columns;
 }
 
-template <class Layer, int kColumns, int kGroup>
+/// tile(i, rank) of each of `groups` groups, in all ranks.
+template <int kCluster, class ColumnsOf, class Tile>
+std::string walk(const DeviceTable& table, const SortedRows& rows, i32 block_m, ColumnsOf columns_of,
+                 i32 groups, Tile tile) {
+  Coverage coverage(rows, block_m, kCluster, columns_of);
+  for (i32 i = 0; i < groups; ++i) {
+    std::vector<schedule::OutputTile> group;
+    for (i32 rank = 0; rank < kCluster; ++rank) group.push_back(tile(i, rank));
+    coverage.add_group(group, table);
+  }
+  return coverage.error();
+}
+
+template <class Layer, int kColumns, int kGroup, int kCluster = 1>
 std::string walk_fc1(const DeviceTable& table, const SortedRows& rows, i32 block_m) {
-  Coverage coverage(rows, block_m, [&](std::size_t e) { return tiles_of(table.entries[e].width, kColumns); });
-  const i32 count = schedule::fc1_tile_count<Layer, kColumns>(rows.counts.fc1_begin);
-  for (i32 i = 0; i < count; ++i) {
-    const auto tile =
-        schedule::fc1_tile<Layer, kColumns, kGroup>(rows.counts.fc1_begin, rows.fc1_tiles.data(), i);
-    coverage.add(tile, table.entries.at(static_cast<std::size_t>(tile.expert)).width);
-  }
-  return coverage.error();
+  const i32* begin = rows.counts.fc1_begin;
+  return walk<kCluster>(
+      table, rows, block_m, [&](std::size_t e) { return tiles_of(table.entries[e].width, kColumns); },
+      schedule::fc1_tile_count<Layer, kColumns, kCluster>(begin),
+      [&](i32 i, i32 rank) {
+        return schedule::fc1_tile<Layer, kColumns, kGroup, kCluster>(begin, rows.fc1_tiles.data(), i, rank);
+      });
 }
 
-template <class Layer, int kColumns, int kGroup>
+template <class Layer, int kColumns, int kGroup, int kCluster = 1>
 std::string walk_fc2(const DeviceTable& table, const SortedRows& rows, i32 block_m) {
-  Coverage coverage(rows, block_m, [&](std::size_t) { return tiles_of(Layer::kHidden, kColumns); });
-  const i32 row_tiles = rows.counts.fc2_begin[Layer::kClasses == 0 ? 1 : Layer::kClasses];
-  const i32 count = row_tiles * tiles_of(Layer::kHidden, kColumns);
-  for (i32 i = 0; i < count; ++i) {
-    const auto tile = schedule::fc2_tile<Layer, kColumns, kGroup>(rows.fc2_tiles.data(), table.entries.data(),
-                                                                  row_tiles, i);
-    coverage.add(tile, table.entries.at(static_cast<std::size_t>(tile.expert)).width);
-  }
-  return coverage.error();
+  const i32 row_tiles = schedule::fc2_row_tiles<Layer>(rows.counts);
+  return walk<kCluster>(
+      table, rows, block_m, [&](std::size_t) { return tiles_of(Layer::kHidden, kColumns); },
+      row_tiles / kCluster * tiles_of(Layer::kHidden, kColumns),
+      [&](i32 i, i32 rank) {
+        return schedule::fc2_tile<Layer, kColumns, kGroup, kCluster>(
+            rows.fc2_tiles.data(), table.entries.data(), row_tiles, i, rank);
+      });
 }
 
-template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup>
+template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup, int kCluster = 1>
 std::string walk_fc1_runtime(const DeviceTable& table, const SortedRows& rows) {
-  Coverage coverage(rows, kBlockM, [&](std::size_t e) { return tiles_of(table.entries[e].width, kColumns); });
-  for (i32 i = 0; i < rows.fc1_tile_prefix.back(); ++i) {
-    const auto tile = schedule::fc1_tile_runtime<Layer, kColumns, kBlockM, kRowStep, kGroup>(
-        rows.fc1_tile_prefix.data(), table.order.data(), rows.expert_offsets.data(), table.entries.data(), i);
-    coverage.add(tile, table.entries.at(static_cast<std::size_t>(tile.expert)).width);
-  }
-  return coverage.error();
+  return walk<kCluster>(
+      table, rows, kBlockM, [&](std::size_t e) { return tiles_of(table.entries[e].width, kColumns); },
+      rows.fc1_tile_prefix.back() / kCluster,
+      [&](i32 i, i32 rank) {
+        return schedule::fc1_tile_runtime<Layer, kColumns, kBlockM, kRowStep, kGroup, kCluster>(
+            rows.fc1_tile_prefix.data(), table.order.data(), rows.expert_offsets.data(), table.entries.data(),
+            i, rank);
+      });
 }
 
 }  // namespace varmoe::test

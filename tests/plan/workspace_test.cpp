@@ -46,10 +46,13 @@ std::vector<std::int64_t> token_counts(std::int64_t limit, std::int64_t top_k) {
   return all;
 }
 
-LayerConfig config_of(std::int32_t fc1_m, std::int32_t fc2_m) {
+LayerConfig config_of(std::int32_t fc1_m, std::int32_t fc2_m, std::int32_t fc1_cluster = 1,
+                      std::int32_t fc2_cluster = 1) {
   LayerConfig config;
   config.fc1.block_m = fc1_m;
   config.fc2.block_m = fc2_m;
+  config.fc1.cluster = fc1_cluster;
+  config.fc2.cluster = fc2_cluster;
   return config;
 }
 
@@ -60,12 +63,13 @@ struct Region {
 
 /// Where each part begins and how much of it the kernels use, reckoned from what they write.
 std::vector<Region> regions(const LayerSpec& spec, const WorkspaceLayout& at, std::int64_t tokens,
-                            std::int64_t fc1_m, std::int64_t fc2_m) {
+                            const LayerConfig& config) {
   const std::int64_t rows = tokens * spec.top_k, experts = spec.num_experts();
-  // The most row tiles: as many experts as can be with one row, all the others with one expert.
-  const auto most_tiles = [&](std::int64_t block_m) {
+  // The most row tiles: as many experts as can be with a cluster for one row, all the other rows with one
+  // expert.
+  const auto most_tiles = [&](const GemmConfig& gemm) {
     const std::int64_t used = std::min(experts, rows);
-    return used + (rows - used) / block_m;
+    return (used + (rows - used) / (gemm.block_m * gemm.cluster)) * gemm.cluster;
   };
   // fc2 may read h's rows by stages of 64 elements.
   const std::int64_t whole_stages = (spec.max_width() + 63) / 64 * 64;
@@ -77,10 +81,11 @@ std::vector<Region> regions(const LayerSpec& spec, const WorkspaceLayout& at, st
       {"row_source", at.row_source, bytes(rows, 4)},
       {"slot_row", at.slot_row, bytes(rows, 4)},
       {"block_histogram", at.block_histogram, bytes(SortGrid(rows).blocks * experts, 4)},
-      {"fc1_tiles", at.fc1_tiles, bytes(most_tiles(fc1_m), sizeof(abi::RowTile))},
-      {"fc2_tiles", at.fc2_tiles, bytes(most_tiles(fc2_m), sizeof(abi::RowTile))},
+      {"fc1_tiles", at.fc1_tiles, bytes(most_tiles(config.fc1), sizeof(abi::RowTile))},
+      {"fc2_tiles", at.fc2_tiles, bytes(most_tiles(config.fc2), sizeof(abi::RowTile))},
       {"tile_counts", at.tile_counts, sizeof(abi::TileCounts)},
       {"fc1_tile_prefix", at.fc1_tile_prefix, bytes(experts + 1, 4)},
+      {"h_pending", at.h_pending, bytes(experts, 4)},
       {"h", at.h, bytes(rows * whole_stages, 2)},
       {"y", at.y, bytes(rows * spec.hidden_size, 2)},
   };
@@ -88,8 +93,8 @@ std::vector<Region> regions(const LayerSpec& spec, const WorkspaceLayout& at, st
 
 void check_regions(const LayerSpec& spec, const LayerConfig* config, std::int64_t tokens) {
   const WorkspaceLayout layout = workspace_layout(spec, config, tokens);
-  auto all =
-      regions(spec, layout, tokens, config ? config->fc1.block_m : 8, config ? config->fc2.block_m : 8);
+  // Of every config the lowest tiles in clusters make the longest lists.
+  auto all = regions(spec, layout, tokens, config ? *config : config_of(8, 8, 2, 2));
   std::sort(all.begin(), all.end(), [](const Region& a, const Region& b) { return a.begin < b.begin; });
   for (std::size_t i = 0; i < all.size(); ++i) {
     const std::size_t end = i + 1 < all.size() ? all[i + 1].begin : layout.total_bytes;
@@ -104,9 +109,10 @@ TEST_CASE("workspace parts are 256-byte aligned, apart and large enough for the 
   for (const LayerSpec& spec : specs()) {
     for (const std::int64_t tokens : token_counts(20000, spec.top_k)) {
       check_regions(spec, nullptr, tokens);
-      const LayerConfig low = config_of(8, 256), high = config_of(192, 64);
-      check_regions(spec, &low, tokens);
-      check_regions(spec, &high, tokens);
+      for (const LayerConfig& config : {config_of(8, 256), config_of(192, 64), config_of(64, 8, 2, 1),
+                                        config_of(16, 192, 1, 2), config_of(8, 160, 2, 2)}) {
+        check_regions(spec, &config, tokens);
+      }
     }
   }
 }
@@ -134,9 +140,13 @@ TEST_CASE("the workspace without a config bounds that of every config") {
       const std::size_t bound = bytes_of(spec, tokens);
       for (const std::int32_t fc1_m : {8, 16, 24, 64, 160, 256}) {
         for (const std::int32_t fc2_m : {8, 64, 192}) {
-          const LayerConfig config = config_of(fc1_m, fc2_m);
-          if (workspace_layout(spec, &config, tokens).total_bytes > bound)
-            FAIL_CHECK("tokens " << tokens << ", block_m " << fc1_m << " and " << fc2_m);
+          for (const std::int32_t cluster : {1, 2}) {
+            const LayerConfig config = config_of(fc1_m, fc2_m, cluster, cluster);
+            if (workspace_layout(spec, &config, tokens).total_bytes > bound) {
+              FAIL_CHECK("tokens " << tokens << ", block_m " << fc1_m << " and " << fc2_m << ", cluster "
+                                   << cluster);
+            }
+          }
         }
       }
     }
@@ -157,4 +167,3 @@ TEST_CASE("the two-launch sort's blocks cover all slots, none is empty, and whol
   CHECK(SortGrid(1025).blocks == 2);
   CHECK(SortGrid(std::int64_t{1} << 31).blocks == 128);
 }
-

@@ -65,7 +65,7 @@ State& state() {
 test::FakeCubin read_kernels(const std::string& text) {
   test::FakeCubin cubin;
   static const std::regex global(
-      R"(__global__\s+(?:void\s+)?(?:__launch_bounds__\((\d*)[^)]*\)\s*)?(?:void\s+)?([A-Za-z_]\w*)\s*\()");
+      R"(__global__\s+(?:void\s+)?(?:__launch_bounds__\((\d*)[^)]*\)\s*)?(?:__cluster_dims__\([^)]*\)\s*)?(?:void\s+)?([A-Za-z_]\w*)\s*\()");
   for (std::sregex_iterator it(text.begin(), text.end(), global), end; it != end; ++it) {
     test::FakeKernel kernel;
     kernel.entry = (*it)[2];

@@ -386,39 +386,32 @@ class GpuBackend final : public Backend {
     return kernel;
   }
 
-  static bool is_sort(const std::string& step) { return step.rfind("sort", 0) == 0; }
-
-  /// Each step alone: replays of the graph in which only that step's kernels work. What they read, the whole
-  /// graph has left in the workspace; a step without its neighbours overlaps with nothing, so the sum may
-  /// exceed the whole. A GEMM takes its tiles from counters that the sort zeroes, so the sort runs with it
-  /// and its own time is taken off.
+  /// What each step adds: the time of the chain up to it less the time of the chain before it, by replays of
+  /// the graph in which only those kernels work. A step cannot run alone (tile counters are set by the sort,
+  /// fc2 may wait for fc1's tiles), and one that runs beside its predecessor's end adds less than it takes.
+  /// The sum is the whole.
   Result<std::vector<StepTime>> time_steps(const cuda::Graph& graph, const cuda::GraphExec& exec,
                                            std::int64_t count, int iterations) {
     auto kernels = graph.kernels();
     if (!kernels) return kernels.error();
     std::vector<StepTime> steps;
-    for (const cuda::GraphKernel& kernel : *kernels) {
-      const std::string name = step_of(kernel.name);
-      const bool known =
-          std::any_of(steps.begin(), steps.end(), [&](const StepTime& s) { return s.name == name; });
-      if (!known) steps.push_back({name, 0});
+    for (const char* name :
+         {"sort_single", "sort_count", "sort_scatter", "gather", "fc1", "fc2", "combine"}) {
+      const bool used = std::any_of(kernels->begin(), kernels->end(),
+                                    [&](const cuda::GraphKernel& k) { return step_of(k.name) == name; });
+      if (used) steps.push_back({name, 0});
     }
-    const auto time_of = [&](auto&& works) -> Result<double> {
+    double before = 0;
+    for (auto step = steps.begin(); step != steps.end(); ++step) {
       for (const cuda::GraphKernel& kernel : *kernels) {
-        if (auto status = exec.enable(kernel, works(step_of(kernel.name))); !status) return status.error();
+        const bool works = std::any_of(steps.begin(), step + 1,
+                                       [&](const StepTime& s) { return s.name == step_of(kernel.name); });
+        if (auto status = exec.enable(kernel, works); !status) return status.error();
       }
       auto timing = time_graph(exec, count, 1, std::min(iterations, 20));
       if (!timing) return timing.error();
-      return timing->median_us;
-    };
-    auto sort_us = time_of(is_sort);
-    if (!sort_us) return sort_us.error();
-    for (StepTime& step : steps) {
-      const bool gemm = step.name == "fc1" || step.name == "fc2";
-      auto us =
-          time_of([&](const std::string& name) { return name == step.name || (gemm && is_sort(name)); });
-      if (!us) return us.error();
-      step.us = gemm ? *us - *sort_us : *us;
+      step->us = std::max(0.0, timing->median_us - before);
+      before = std::max(before, timing->median_us);
     }
     return steps;
   }
