@@ -27,6 +27,12 @@ enum class JitMode : std::uint8_t {
   cached_only,  ///< a missing kernel is an error (not_prepared)
 };
 
+enum class TuneMode : std::uint8_t {
+  replay,  ///< tuning records are looked up and used; nothing is measured
+  off,     ///< no records: configs are the cost model's
+  online,  ///< measure while serving: not in this version (unsupported)
+};
+
 /// The device number of the CPU backend.
 inline constexpr int kCpuDevice = -1;
 
@@ -41,6 +47,8 @@ struct EngineOptions {
   std::string nvrtc_lib;                   ///< VARMOE_NVRTC_LIB
   std::string dump_dir;                    ///< VARMOE_DUMP_DIR
   int compile_threads = 0;                 ///< VARMOE_COMPILE_THREADS; 0: one per core
+  std::vector<std::string> tuning_db;      ///< folders or files of tuning records, absolute paths, first wins; before VARMOE_TUNING_DB
+  std::optional<TuneMode> tune;            ///< VARMOE_TUNE; default replay
   std::string fc1_config, fc2_config;      ///< tile overrides; VARMOE_FC1_CONFIG, VARMOE_FC2_CONFIG, VARMOE_CONFIG
   int cpu_threads = 0;                     ///< CPU backend only; 0: one per core
   LogCallback log;                         ///< null: stderr

@@ -76,6 +76,7 @@ enum { VARMOE_GATE_FIRST = 0, VARMOE_GATE_UP_FIRST = 1, VARMOE_GATE_INTERLEAVED 
 enum { VARMOE_ID_INT32 = 0, VARMOE_ID_INT64 = 1 };
 enum { VARMOE_CACHE_RW = 0, VARMOE_CACHE_RO = 1, VARMOE_CACHE_OFF = 2 };
 enum { VARMOE_JIT_ON = 0, VARMOE_JIT_CACHED_ONLY = 1 };
+enum { VARMOE_TUNE_REPLAY = 0, VARMOE_TUNE_OFF = 1, VARMOE_TUNE_ONLINE = 2 };
 enum {
   VARMOE_LOG_TRACE = 0,
   VARMOE_LOG_DEBUG = 1,
@@ -126,6 +127,9 @@ typedef struct varmoe_engine_options {
   const char* fc2_config;
   varmoe_log_fn log; /* null: stderr */
   void* log_user;
+  const char* const* tuning_db; /* folders or files of tuning records, first wins */
+  size_t tuning_db_count;
+  int32_t tune; /* VARMOE_TUNE_*; -1: unset */
 } varmoe_engine_options;
 
 typedef struct varmoe_layer_spec {

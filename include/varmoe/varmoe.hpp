@@ -5,5 +5,6 @@
 #include "varmoe/error.hpp"
 #include "varmoe/kernel_config.hpp"
 #include "varmoe/layer_spec.hpp"
+#include "varmoe/tuning.hpp"
 #include "varmoe/version.hpp"
 #include "varmoe/weights.hpp"

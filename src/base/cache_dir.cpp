@@ -25,7 +25,7 @@ Status check_owner_and_mode(FileSystem& fs, std::string_view what, const std::st
     return Error(
         ErrorCode::io_error,
         fmt::format(
-            "refused {} '{}': it belongs to user {}, and cached machine code is taken only from user {} "
+            "refused {} '{}': it belongs to user {}, and what is cached is taken only from user {} "
             "(this process) or root; remedy: `chown {} '{}'`, or name another folder",
             what, printable(path, 4096), info.user, user, user, printable(path, 4096)));
   }

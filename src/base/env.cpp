@@ -20,7 +20,8 @@ constexpr std::size_t kMaxUnknownWarnings = 16;
 constexpr std::uint64_t kMaxCompileThreads = 1024;
 
 constexpr const char* kTilesHelp =
-    "[tokens=1-64,]block_m=128,block_n=256,…; several separated by ';'; keys left out keep the value chosen without it";
+    "[tokens=1-64,]block_m=128,block_n=256,…; several separated by ';'; keys left out keep the value chosen "
+    "without it";
 
 // In the order in which `varmoe-tune env` and the README show them.
 constexpr EnvVariable kTable[] = {
@@ -57,11 +58,10 @@ constexpr EnvVariable kTable[] = {
     {"VARMOE_LINEINFO", EnvKind::choice, "off", "on, off, 1, 0",
      "compile kernels with line information, for profilers", true},
     {"VARMOE_TUNING_DB", EnvKind::path_list, "", "absolute paths, separated by ':'",
-     "no effect: this version has no tuning database yet", false},
-    {"VARMOE_TUNE", EnvKind::choice, "", "replay, off, online",
-     "no effect: this version has no tuning database yet", false},
-    {"VARMOE_RECORD_MISSES", EnvKind::path, "", "path", "no effect: this version has no tuning database yet",
-     false},
+     "folders or files of tuning records, read before the user's own; first wins", true},
+    {"VARMOE_TUNE", EnvKind::choice, "replay", "replay, off, online",
+     "replay: use tuning records; off: the cost model alone; online: not in this version", true},
+    {"VARMOE_RECORD_MISSES", EnvKind::path, "", "path", "no effect: this version has no tuner yet", false},
 };
 constexpr std::size_t kCount = std::size(kTable);
 
@@ -264,7 +264,7 @@ Result<Environment> Environment::read(const char* const* block) {
     result.settings.push_back({variable.name, std::string(*values[i])});
     if (!variable.acting) {
       result.warnings.push_back(fmt::format(
-          "{} is set, but has no effect: this version has no tuning database yet", variable.name));
+          "{} is set, but has no effect: this version has no tuner yet", variable.name));
     }
   }
 

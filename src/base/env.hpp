@@ -38,7 +38,6 @@ struct EnvVariable {
 /// Every variable, in the order in which people should read them.
 std::span<const EnvVariable> env_table() noexcept;
 
-enum class TuneMode : std::uint8_t { replay, off, online };
 
 inline constexpr std::uint64_t kDefaultCacheMaxBytes = std::uint64_t{5} << 30;
 inline constexpr LogLevel kDefaultLogLevel = LogLevel::warn;
@@ -76,8 +75,8 @@ class Environment {
   std::string config;                           ///< VARMOE_CONFIG: tile overrides, unparsed
   std::string fc1_config;                       ///< VARMOE_FC1_CONFIG
   std::string fc2_config;                       ///< VARMOE_FC2_CONFIG
-  std::vector<std::string> tuning_db;           ///< VARMOE_TUNING_DB; not acting yet
-  std::optional<TuneMode> tune;                 ///< VARMOE_TUNE; not acting yet
+  std::vector<std::string> tuning_db;           ///< VARMOE_TUNING_DB
+  std::optional<TuneMode> tune;                 ///< VARMOE_TUNE
   std::string record_misses;                    ///< VARMOE_RECORD_MISSES; not acting yet
 
   // Not ours, but needed to place the cache; unchecked.

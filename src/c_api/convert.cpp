@@ -34,6 +34,7 @@ static_assert(VARMOE_GATE_INTERLEAVED == static_cast<int>(GateOrder::interleaved
 static_assert(VARMOE_ID_INT64 == static_cast<int>(IdType::int64));
 static_assert(VARMOE_CACHE_OFF == static_cast<int>(CacheMode::off));
 static_assert(VARMOE_JIT_CACHED_ONLY == static_cast<int>(JitMode::cached_only));
+static_assert(VARMOE_TUNE_ONLINE == static_cast<int>(TuneMode::online));
 static_assert(VARMOE_LOG_ERROR == static_cast<int>(LogLevel::error));
 static_assert(VARMOE_CONFIG_PREDICTED == static_cast<int>(ConfigSource::predicted));
 static_assert(VARMOE_CPU_DEVICE == kCpuDevice);
@@ -65,6 +66,14 @@ Result<EngineOptions> to_cpp(const varmoe_engine_options* given) {
     if (!c.cubin_path[i]) return null_member(where, fmt::format("cubin_path[{}]", i).c_str());
     o.cubin_path.emplace_back(c.cubin_path[i]);
   }
+  if (c.tuning_db_count > 0 && !c.tuning_db) return null_member(where, "tuning_db");
+  for (std::size_t i = 0; i < c.tuning_db_count; ++i) {
+    if (!c.tuning_db[i]) return null_member(where, fmt::format("tuning_db[{}]", i).c_str());
+    o.tuning_db.emplace_back(c.tuning_db[i]);
+  }
+  if (c.tune < -1 || c.tune > VARMOE_TUNE_ONLINE)
+    return bad_member(where, "tune", c.tune, "-1 (unset) or one of VARMOE_TUNE_*");
+  if (c.tune >= 0) o.tune = static_cast<TuneMode>(c.tune);
   o.nvrtc_lib = text(c.nvrtc_lib);
   o.dump_dir = text(c.dump_dir);
   o.fc1_config = text(c.fc1_config);

@@ -26,6 +26,7 @@ varmoe_engine_options default_engine_options() {
   o.struct_size = sizeof o;
   o.cache_mode = -1;
   o.jit = -1;
+  o.tune = -1;
   o.cache_max_bytes = -1;
   return o;
 }

@@ -13,19 +13,41 @@ namespace varmoe::engine {
 
 struct ConfigChooser::Memory {
   std::mutex mutex;
-  std::map<std::string, LayerConfig> predicted;  ///< by tuning signature and bucket
+  std::map<std::string, ConfigChoice> known;  ///< by tuning signature and bucket
 };
 
-LayerConfig ConfigChooser::predict(const LayerSpec& spec, std::int64_t bucket) const {
+std::string to_string(const ConfigChoice& choice) {
+  if (choice.quality == MatchQuality::predicted) return to_string(choice.source);
+  const char* const source = choice.source == ConfigSource::tuned ? "tuned" : "override of tuned";
+  return fmt::format("{} ({}, {})", source, to_string(choice.quality), choice.record);
+}
+
+ConfigChoice ConfigChooser::look_up(const LayerSpec& spec, std::int64_t bucket) const {
   const std::string name = fmt::format("{}#{}", tuning_signature(spec), bucket);
   {
     std::lock_guard lock(memory_->mutex);
-    if (const auto found = memory_->predicted.find(name); found != memory_->predicted.end())
-      return found->second;
+    if (const auto found = memory_->known.find(name); found != memory_->known.end()) return found->second;
   }
-  const LayerConfig config = model::predict_layer_config(spec, bucket, device_);
+  ConfigChoice choice;
+  if (auto match = records_.find(spec, device_, bucket)) {
+    choice.config = match->config;
+    choice.source = ConfigSource::tuned;
+    choice.quality = match->quality;
+    choice.record = match->file.empty() ? match->layer : fmt::format("{}, {}", match->layer, match->file);
+    if (match->quality != MatchQuality::exact)
+      log_.once("match " + name, LogLevel::info,
+                fmt::format("{} at {} tokens on {}: a record of match quality \"{}\" serves: {} ({})",
+                            tuning_signature(spec), bucket, device_.name, to_string(match->quality),
+                            match->key, choice.record));
+  } else {
+    choice.config = model::predict_layer_config(spec, bucket, device_);
+    if (records_.size() > 0)
+      log_.once("miss " + name, LogLevel::info,
+                fmt::format("{} at {} tokens on {}: no tuning record in {}; the cost model's config serves",
+                            tuning_signature(spec), bucket, device_.name, records_.searched()));
+  }
   std::lock_guard lock(memory_->mutex);
-  return memory_->predicted.try_emplace(name, config).first->second;
+  return memory_->known.try_emplace(name, std::move(choice)).first->second;
 }
 
 Status ConfigChooser::add_rules(std::string_view text, const char* origin, ErrorCode code, bool fc1,
@@ -37,8 +59,11 @@ Status ConfigChooser::add_rules(std::string_view text, const char* origin, Error
   return {};
 }
 
-Result<ConfigChooser> ConfigChooser::create(const model::DeviceProfile& device, const OverrideTexts& texts) {
+Result<ConfigChooser> ConfigChooser::create(const model::DeviceProfile& device, const OverrideTexts& texts,
+                                            tuningdb::TuningSnapshot records, const Log& log) {
   ConfigChooser chooser;
+  chooser.records_ = std::move(records);
+  chooser.log_ = log;
   chooser.memory_ = std::make_shared<Memory>();
   chooser.device_ = device;
   // A text of the API for one stage replaces whatever the environment says of that stage.
@@ -56,8 +81,7 @@ Result<ConfigChooser> ConfigChooser::create(const model::DeviceProfile& device, 
 }
 
 Result<ConfigChoice> ConfigChooser::choose(const LayerSpec& spec, std::int64_t bucket) const {
-  ConfigChoice choice;
-  choice.config = predict(spec, bucket);
+  ConfigChoice choice = look_up(spec, bucket);
   const GatherMode fc2_gather = choice.config.fc2.gather;
   std::string fc1_by, fc2_by;
   for (const Rule& rule : rules_) {

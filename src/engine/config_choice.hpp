@@ -6,10 +6,13 @@
 #include <string_view>
 #include <vector>
 
+#include "base/log.hpp"
 #include "model/device_profile.hpp"
+#include "tuningdb/snapshot.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/kernel_config.hpp"
 #include "varmoe/layer_spec.hpp"
+#include "varmoe/tuning.hpp"
 
 namespace varmoe::engine {
 
@@ -23,15 +26,23 @@ struct OverrideTexts {
 struct ConfigChoice {
   LayerConfig config;
   ConfigSource source = ConfigSource::predicted;
+  /// What the config is, or was before an override changed some keys of it.
+  MatchQuality quality = MatchQuality::predicted;
+  /// Layer and file of the tuning record; empty when there is none.
+  std::string record;
 };
 
-/// Chooses the config of each token bucket: override by the API, else by the environment, else the cost
-/// model. An override replaces the keys that it names and leaves the others as the cost model has them.
-/// Immutable; thread-safe.
+/// "tuned (near bucket, user /home/me/.cache/varmoe/tuning)", "predicted", "override".
+std::string to_string(const ConfigChoice& choice);
+
+/// Chooses the config of each token bucket: the best tuning record, else the cost model; then overrides by
+/// the environment or the API replace the keys that they name. A layer and bucket without a record is told to
+/// the log once. Immutable; thread-safe.
 class ConfigChooser {
  public:
   /// invalid_config for an override text of the API, invalid_environment for one of the environment.
-  static Result<ConfigChooser> create(const model::DeviceProfile& device, const OverrideTexts& texts);
+  static Result<ConfigChooser> create(const model::DeviceProfile& device, const OverrideTexts& texts,
+                                      tuningdb::TuningSnapshot records = {}, const Log& log = {});
 
   /// Rejects a config outside the config space or above the device's limits (invalid_config), before anything
   /// is compiled; the message names the override that asked for it, and the choices.
@@ -47,12 +58,14 @@ class ConfigChooser {
   };
   Status add_rules(std::string_view text, const char* origin, ErrorCode code, bool fc1, bool fc2);
 
-  /// The cost model walks the config space; the layers of a model that differ in the order of their experts
-  /// alone ask once.
-  LayerConfig predict(const LayerSpec& spec, std::int64_t bucket) const;
+  /// Without overrides. The cost model walks the config space, and records are many; the layers of a model
+  /// that differ in the order of their experts alone ask once.
+  ConfigChoice look_up(const LayerSpec& spec, std::int64_t bucket) const;
 
   model::DeviceProfile device_;
   std::vector<Rule> rules_;  ///< later ones win
+  tuningdb::TuningSnapshot records_;
+  Log log_;
   struct Memory;
   std::shared_ptr<Memory> memory_;
 };

@@ -103,7 +103,7 @@ Result<std::shared_ptr<Engine::Impl>> Engine::Impl::create(const EngineOptions& 
   auto toolchain = engine::Toolchain::open(options, environment, seams.finder);
   if (!toolchain) return std::move(toolchain).error();
   impl->log = toolchain->log;
-  auto chooser = engine::ConfigChooser::create(*profile, toolchain->overrides);
+  auto chooser = toolchain->chooser(*profile);
   if (!chooser) return std::move(chooser).error();
   impl->chooser = std::make_unique<engine::ConfigChooser>(*std::move(chooser));
   impl->builder = std::make_unique<engine::KernelBuilder>(toolchain->builder_settings(profile->arch));

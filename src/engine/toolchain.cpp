@@ -5,6 +5,7 @@
 
 #include "base/cache_dir.hpp"
 #include "base/file_system.hpp"
+#include "tuningdb/store.hpp"
 
 namespace varmoe::engine {
 
@@ -40,10 +41,19 @@ Result<Toolchain> Toolchain::open(const EngineOptions& options, const Environmen
       options.cache_max_bytes.value_or(environment.cache_max_size.value_or(kDefaultCacheMaxBytes));
   cache.read_only_layers = options.cubin_path.empty() ? environment.cubin_path : options.cubin_path;
   cache.mode = mode;
+  t.tune = options.tune.value_or(environment.tune.value_or(TuneMode::replay));
+  if (t.tune == TuneMode::online) {
+    const std::string why = "tuning while serving is not in this version; replay uses records that are there";
+    if (!options.tune) return Error(ErrorCode::invalid_environment, "VARMOE_TUNE=online: " + why);
+    return Error(ErrorCode::unsupported, "EngineOptions::tune = online: " + why);
+  }
+  t.tuning_sources.paths = options.tuning_db;
+  t.tuning_sources.environment = environment.tuning_db;
   if (mode != CacheMode::off) {
     const CacheDirSources sources{options.cache_dir, environment.cache_dir, environment.xdg_cache_home,
                                   environment.home};
     const CacheDir dir = resolve_cache_dir(fs, sources, mode, t.log);
+    t.tuning_sources.user_folder = tuningdb::user_tuning_folder(dir);
     cache.dir = dir.path;
     if (dir.mode == CacheDir::Mode::read_only) cache.mode = CacheMode::ro;
   }
@@ -54,6 +64,15 @@ Result<Toolchain> Toolchain::open(const EngineOptions& options, const Environmen
   t.compiler = std::make_shared<CompilerSource>(
       finder ? finder(std::move(nvrtc)) : nvrtc_finder(std::move(nvrtc)), std::move(stamps), t.log);
   return t;
+}
+
+tuningdb::TuningSnapshot Toolchain::load_tuning(const model::DeviceProfile& device) const {
+  if (tune == TuneMode::off) return {};
+  return tuningdb::TuningSnapshot::load(tuning_sources, log, &device);
+}
+
+Result<ConfigChooser> Toolchain::chooser(const model::DeviceProfile& device) const {
+  return ConfigChooser::create(device, overrides, load_tuning(device), log);
 }
 
 BuilderSettings Toolchain::builder_settings(std::string arch) const {

@@ -289,7 +289,11 @@ LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, con
   LayerConfig config;
   const std::int64_t tokens = std::max<std::int64_t>(bucket, 1);
   const bool many = tokens * spec.top_k >= kFewestWgmmaRows;
-  const auto allowed = [many](const GemmConfig& c) { return many || !uses_wgmma(c); };
+  const double rows = RoutingStats(spec, tokens).mean();
+  const auto allowed = [many, rows](const GemmConfig& c) {
+    // An expert of one row tile would leave the second block of each cluster without rows.
+    return (many || !uses_wgmma(c)) && (c.cluster == 1 || rows > c.block_m);
+  };
   config.fc1 = best_config(spec, GemmStage::fc1, tokens, device, allowed);
   config.fc2 = best_config(spec, GemmStage::fc2, tokens, device, allowed);
   if (check_layer_config(spec, config, device)) return config;

@@ -148,8 +148,13 @@ TEST_CASE("structs of callers that are too old, newer, or were never set up") {
   std::array<unsigned char, sizeof(varmoe_engine_options) + 16> memory;
   memory.fill(0xab);
   auto* options = reinterpret_cast<varmoe_engine_options*>(memory.data());
-  CHECK(varmoe_engine_options_init(options, sizeof(varmoe_engine_options) - 8) == VARMOE_E_INVALID_ARGUMENT);
+  // The first version's struct ended before the tuning records.
+  constexpr std::size_t kFirst = offsetof(varmoe_engine_options, tuning_db);
+  CHECK(varmoe_engine_options_init(options, kFirst - 8) == VARMOE_E_INVALID_ARGUMENT);
   CHECK(memory[0] == 0xab);
+  CHECK(varmoe_engine_options_init(options, kFirst) == VARMOE_OK);
+  CHECK(options->struct_size == kFirst);
+  CHECK(memory[kFirst] == 0xab);
   CHECK(varmoe_engine_options_init(options, sizeof(varmoe_engine_options)) == VARMOE_OK);
   CHECK(options->struct_size == sizeof(varmoe_engine_options));
   CHECK(memory[sizeof(varmoe_engine_options)] == 0xab);
@@ -244,6 +249,14 @@ TEST_CASE("enumerators and counts out of range are refused by name") {
   options.cache_mode = -1;
   options.cubin_path_count = 1;
   CHECK(varmoe_engine_create(&options, &engine) == VARMOE_E_INVALID_ARGUMENT);
+  options.cubin_path_count = 0;
+  options.tuning_db_count = 1;
+  CHECK(varmoe_engine_create(&options, &engine) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("tuning_db"));
+  options.tuning_db_count = 0;
+  options.tune = 3;
+  CHECK(varmoe_engine_create(&options, &engine) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("tune = 3"));
   CHECK(engine == nullptr);
 }
 

@@ -2,8 +2,15 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
+#include "support/capture_log.hpp"
+#include "support/temp_dir.hpp"
+#include "tuningdb/check.hpp"
+#include "tuningdb/epochs.hpp"
+#include "tuningdb/store.hpp"
 #include "varmoe/layer_spec.hpp"
 
 using namespace varmoe;
@@ -24,6 +31,42 @@ engine::ConfigChooser chooser(const engine::OverrideTexts& texts) {
 
 const LayerSpec kSpec = uniform_spec(2048, 128, 768, 8);
 
+/// In the space, and not what the cost model would take.
+LayerConfig tuned_config() {
+  LayerConfig config = model::predict_layer_config(kSpec, 64, h200());
+  config.fc1.raster = config.fc2.raster = 13;
+  config.combine.block_threads = 128;
+  return config;
+}
+
+std::size_t times(const test::CaptureLog& log, const std::string& text) {
+  const auto lines = log.lines();
+  return static_cast<std::size_t>(std::count_if(lines.begin(), lines.end(), [&](const auto& line) {
+    return line.text.find(text) != std::string::npos;
+  }));
+}
+
+/// A record of kSpec on the H200, saved and loaded again.
+tuningdb::TuningSnapshot saved_records(const std::string& folder, std::int64_t tokens,
+                                       const LayerConfig& config) {
+  TuningRecord record;
+  record.key = make_tuning_key(kSpec, tuningdb::tuning_device(h200()), tokens);
+  record.config = config;
+  record.us = 123;
+  record.verified = true;
+  record.epochs = tuningdb::current_epochs(config);
+  record.config_space = model::kConfigSpaceVersion;
+  record.date = "2026-11-21T12:00:00Z";
+  const auto saved = tuningdb::TuningStore(folder, Log()).save({&record, 1});
+  REQUIRE_MESSAGE(saved.ok(), (saved.ok() ? "" : saved.error().message()));
+  tuningdb::TuningSources sources;
+  sources.paths = {folder};
+  sources.shipped = {};
+  auto snapshot = tuningdb::TuningSnapshot::load(sources, Log());
+  REQUIRE(snapshot.size() == 1);
+  return snapshot;
+}
+
 }  // namespace
 
 TEST_CASE("without overrides the cost model chooses") {
@@ -31,6 +74,58 @@ TEST_CASE("without overrides the cost model chooses") {
   REQUIRE(choice.ok());
   CHECK(choice->source == ConfigSource::predicted);
   CHECK(choice->config == model::predict_layer_config(kSpec, 64, h200()));
+}
+
+TEST_CASE("a tuning record goes before the cost model; how well it fits is told") {
+  const LayerConfig tuned = tuned_config();
+  REQUIRE(tuned != model::predict_layer_config(kSpec, 64, h200()));
+  test::TempDir folder;
+  const auto records = saved_records(folder.path(), 64, tuned);
+  test::CaptureLog lines;
+  auto made = engine::ConfigChooser::create(h200(), {}, records, lines.log());
+  REQUIRE(made.ok());
+
+  const auto exact = made->choose(kSpec, 64);
+  REQUIRE(exact.ok());
+  CHECK(exact->source == ConfigSource::tuned);
+  CHECK(exact->quality == MatchQuality::exact);
+  CHECK(exact->config == tuned);
+  CHECK(exact->record.find(folder.path()) != std::string::npos);
+  CHECK(engine::to_string(*exact).find("tuned (exact, ") == 0);
+  CHECK(times(lines, "record of match quality") == 0);
+
+  for (const std::int64_t near : {32, 128}) {
+    const auto choice = made->choose(kSpec, near);
+    REQUIRE(choice.ok());
+    CHECK(choice->quality == MatchQuality::near_bucket);
+    CHECK(choice->config == tuned);
+  }
+  CHECK(times(lines, "record of match quality \"near_bucket\"") == 2);
+
+  for (int twice = 0; twice < 2; ++twice) {
+    const auto far = made->choose(kSpec, 1024);
+    REQUIRE(far.ok());
+    CHECK(far->source == ConfigSource::predicted);
+    CHECK(far->quality == MatchQuality::predicted);
+    CHECK(far->config == model::predict_layer_config(kSpec, 1024, h200()));
+  }
+  CHECK(times(lines, "no tuning record in") == 1);
+}
+
+TEST_CASE("an override replaces keys of a tuning record's config and keeps the others") {
+  const LayerConfig tuned = tuned_config();
+  test::TempDir folder;
+  engine::OverrideTexts texts;
+  texts.api_fc2 = "raster=2";
+  auto made = engine::ConfigChooser::create(h200(), texts, saved_records(folder.path(), 64, tuned));
+  REQUIRE(made.ok());
+  const auto choice = made->choose(kSpec, 64);
+  REQUIRE(choice.ok());
+  CHECK(choice->source == ConfigSource::override_);
+  CHECK(choice->quality == MatchQuality::exact);
+  LayerConfig expected = tuned;
+  expected.fc2.raster = 2;
+  CHECK(choice->config == expected);
 }
 
 TEST_CASE("an override replaces the keys it names and no others") {

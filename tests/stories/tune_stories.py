@@ -3,6 +3,7 @@
 
 usage: tune_stories.py SOURCE PROGRAMS [unittest options]
 """
+import csv
 import json
 import os
 import resource
@@ -335,6 +336,108 @@ class Cache(Story):
     def test_no_cache_at_all(self):
         self.tune("cache", "stats", env={"HOME": None})
         self.tune("cache", "clear", env={"HOME": None}, status=3)
+
+
+class Records(Story):
+    """Tuning records: one file a device, found by layer, merged, checked."""
+
+    LAYER = ("--experts", "8", "--width", "128", "--top-k", "2", "--hidden-size", "256", "--device", "h200")
+
+    def record(self, **changes):
+        gemm = {"schedule": "wgmma", "block_m": 32, "block_n": 128, "block_k": 64, "stages": 5, "warps_m": 1, "warps_n": 8, "ctas_per_sm": 1,
+                "raster": 11, "row_step": 16, "cluster": 1, "gather": "fused"}
+        return {"arch": "sm_90a", "cu_num": 132, "device": "NVIDIA H200", "token": 64, "model_dim": 256, "inter_dim": 128, "expert": 8, "topk": 2,
+                "act_type": "silu_mul", "dtype": "bf16", "q_dtype_a": "bf16", "q_dtype_w": "bf16", "q_type": "none", "use_g1u1": True,
+                "doweight_stage1": False, "fc1_layout": "nk", "fc2_layout": "nk", "gate_order": "gate_first", "bias": False, "batch_invariant": False,
+                "fc1": gemm, "fc2": gemm, "sort": {"block_threads": 1024, "single_block_rows": 3072}, "gather": {"block_threads": 256},
+                "combine": {"block_threads": 256}, "us1": 5, "err1": 0, "us2": 3, "err2": 0, "us": 10, "tflops": 1, "bw": 100, "baseline_us": 11,
+                "spread": 0.01, "verified": True, "epochs": {"fc1": 1, "fc2": 1, "sort": 1, "gather": 1, "combine": 1},
+                "config_space": 3, "library": "0.1.0", "kernel_digest": "00", "nvrtc": "13.0.88", "driver": "580.82.07",
+                "date": "2026-11-21T15:04:05Z", "sm_clock_mhz": 1755, "memory_clock_mhz": 3201, "candidates": 12, **changes}
+
+    def database(self, name, *records):
+        folder = self.root / name
+        folder.mkdir(mode=0o700)
+        path = folder / "nvidia-h200.json"
+        path.write_text(json.dumps({"varmoe_tuning": 1, "records": list(records)}))
+        path.chmod(0o600)
+        return folder
+
+    def bucket(self, *arguments, env=None):
+        (bucket,) = self.lines(self.tune("plan", *self.LAYER, "--json", *arguments, env=env), "bucket")
+        return bucket
+
+    def test_a_record_goes_before_the_cost_model_wherever_it_lies(self):
+        folder = self.database("db", self.record())
+        predicted = self.bucket("--tokens", "64")
+        self.assertEqual((predicted["config_source"], predicted["match_quality"]), ("predicted", "predicted"))
+        for found in (self.bucket("--tokens", "64", "--tuning-db", folder),
+                      self.bucket("--tokens", "64", env={"VARMOE_TUNING_DB": str(folder)})):
+            self.assertEqual((found["config_source"], found["match_quality"]), ("tuned", "exact"))
+            self.assertIn("raster=11", found["fc1"])
+            self.assertIn(str(folder), found["record"])
+        self.assertEqual(self.bucket("--tokens", "128", "--tuning-db", folder)["match_quality"], "near_bucket")
+        self.assertEqual(self.bucket("--tokens", "1024", "--tuning-db", folder)["config_source"], "predicted")
+        off = self.bucket("--tokens", "64", "--tuning-db", folder, env={"VARMOE_TUNE": "off"})
+        self.assertEqual(off["config_source"], "predicted")
+
+    def test_kernels_are_compiled_for_the_record(self):
+        folder = self.database("db", self.record())
+        rows = self.lines(self.tune("compile", *self.LAYER, "--tokens", "64", "--json", "--tuning-db", folder), "kernel")
+        fc1 = [row for row in rows if row["stage"] == "fc1"]
+        self.assertEqual([row["config_source"] for row in fc1], ["tuned"])
+        self.assertIn("raster=11", fc1[0]["config"])
+
+    def test_merged_records_are_found_and_shown(self):
+        folder = self.database("db", self.record())
+        user = self.cache / "tuning"
+        summary = self.lines(self.tune("merge", folder, "--into", user, "--json"), "summary")[0]
+        self.assertEqual((summary["saved"], summary["kept"]), (1, 0))
+        self.assertEqual(self.bucket("--tokens", "64")["match_quality"], "exact")
+        self.assert_says(self.tune("show"), "NVIDIA H200", "8 experts of 128", "wgmma 32x128", "verified")
+        worse = self.database("older", self.record(us=9, date="2020-01-01T00:00:00Z"))
+        summary = self.lines(self.tune("merge", worse, "--into", user, "--json"), "summary")[0]
+        self.assertEqual((summary["saved"], summary["kept"]), (0, 1))
+        (shown,) = self.lines(self.tune("show", "--json"), "record")
+        self.assertEqual(shown["us"], 10)
+
+    def test_fault_24_a_record_outside_the_config_space_is_not_used_and_says_so(self):
+        bad = self.record()
+        bad["fc1"] = {**bad["fc1"], "block_m": 200, "row_step": 32}
+        folder = self.database("db", bad)
+        self.assertEqual(self.bucket("--tokens", "64", "--tuning-db", folder)["config_source"], "predicted")
+        self.assert_says(self.tune("check", folder, status=1), "block_m is 200", "row_step=32")
+        self.assert_says(self.tune("merge", folder, "--into", self.root / "into", status=1), "left out", "block_m is 200")
+
+    def test_fault_22_check_names_file_record_and_field(self):
+        folder = self.database("db", self.record(), self.record(token=65, us="fast"))
+        result = self.tune("check", folder, status=1)
+        self.assert_says(result, "nvidia-h200.json")
+        self.assertTrue("token" in result.stdout or "us" in result.stdout)
+        self.assertEqual(self.bucket("--tokens", "64", "--tuning-db", folder)["match_quality"], "exact")
+
+    def test_exported_records_come_back_from_the_csv(self):
+        folder = self.database("db", self.record())
+        self.tune("export", folder, "--out", self.root / "tuned.csv")
+        header, row = csv.reader((self.root / "tuned.csv").read_text().splitlines())
+        self.assertIn("model_dim", header)
+        self.assertEqual(len(header), len(row))
+        summary = self.lines(self.tune("import", self.root / "tuned.csv", "--device", "h200", "--into", self.root / "back", "--json"), "summary")[0]
+        self.assertEqual((summary["saved"], summary["hints"]), (1, 0))
+        back = self.bucket("--tokens", "64", "--tuning-db", self.root / "back")
+        self.assertEqual((back["config_source"], back["match_quality"]), ("tuned", "stale_epoch"))
+        self.assertIn("raster=11", back["fc1"])
+
+    def test_other_libraries_configs_are_hints_and_no_records(self):
+        vllm = self.root / "E=8,N=128,device_name=NVIDIA_H200.json"
+        vllm.write_text(json.dumps({"64": {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 8,
+                                           "num_warps": 4, "num_stages": 3}}))
+        summary = self.lines(self.tune("import", vllm, "--device", "h200", "--into", self.root / "into", "--json"), "summary")[0]
+        self.assertEqual((summary["saved"], summary["hints"]), (0, 1))
+        self.assert_says(self.tune("import", self.write("no.csv", "a,b\n1,2\n"), "--device", "h200", "--into", self.root / "into", status=2), "no.csv")
+
+    def test_tuning_while_serving_is_refused_by_name(self):
+        self.assert_says(self.tune("plan", *self.LAYER, env={"VARMOE_TUNE": "online"}, status=3), "VARMOE_TUNE=online", "replay")
 
 
 class Environment(Story):

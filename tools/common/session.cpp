@@ -44,6 +44,8 @@ void SessionOptions::add_overrides(CLI::App& app) {
   app.add_option("--fc1-config", fc1_config,
                  "tile override, e.g. block_m=64,stages=4; other keys keep their values");
   app.add_option("--fc2-config", fc2_config, "the same for fc2");
+  app.add_option("--tuning-db", tuning_db,
+                 "folder or file of tuning records, looked up first; may be given several times");
 }
 
 void SessionOptions::add_build(CLI::App& app) {
@@ -55,8 +57,11 @@ void SessionOptions::add_build(CLI::App& app) {
 EngineOptions SessionOptions::engine_options() const {
   EngineOptions options;
   // A variable must be absolute; on a command line the working directory is what is meant.
-  if (!cache_dir.empty())
-    options.cache_dir = std::filesystem::absolute(cache_dir).lexically_normal().string();
+  const auto absolute = [](const std::string& path) {
+    return std::filesystem::absolute(path).lexically_normal().string();
+  };
+  if (!cache_dir.empty()) options.cache_dir = absolute(cache_dir);
+  for (const std::string& path : tuning_db) options.tuning_db.push_back(absolute(path));
   options.fc1_config = fc1_config;
   options.fc2_config = fc2_config;
   options.compile_threads = threads;
@@ -96,6 +101,7 @@ Result<model::DeviceProfile> target_device(const SessionOptions& options, const 
     profile = found ? *std::move(found)
                     : model::generic_profile(a.compute_major, a.compute_minor, a.sm_count, a.smem_per_block,
                                              a.smem_per_sm, a.l2_bytes);
+    if (!found) profile.name = a.name;  // tuning records are kept by the board's name
   }
   if (!environment.arch.empty()) profile.arch = environment.arch;
   return profile;

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <string>
+#include <vector>
 
 #include "engine/config_choice.hpp"
 #include "engine/toolchain.hpp"
@@ -20,13 +21,14 @@ struct SessionOptions {
   std::string device;  ///< profile id, driver name or path of a profile
   std::string cache_dir;
   std::string fc1_config, fc2_config;
+  std::vector<std::string> tuning_db;
   int threads = 0;
   bool verbose = false;
 
   void add_device(CLI::App& app);
   void add_cache(CLI::App& app);
-  void add_overrides(CLI::App& app);
-  void add_build(CLI::App& app);  ///< cache, threads, overrides
+  void add_overrides(CLI::App& app);  ///< tile overrides, tuning records
+  void add_build(CLI::App& app);      ///< cache, threads, overrides
 
   EngineOptions engine_options() const;
 };

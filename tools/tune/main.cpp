@@ -29,6 +29,8 @@ int main(int argc, char** argv) try {
   add_compile(app, run);
   add_emit(app, run);
   add_cache(app, run);
+  add_records(app, run);
+  add_exchange(app, run);
   add_doctor(app, run);
   add_env(app, run);
   try {

@@ -121,7 +121,7 @@ int compile_verb(const CompileOptions& options, const Output& out) {
   if (!layers) return out.fail(layers.error());
   auto device = target_device(options.session, toolchain->environment);
   if (!device) return out.fail(device.error());
-  auto chooser = engine::ConfigChooser::create(*device, toolchain->overrides);
+  auto chooser = toolchain->chooser(*device);
   if (!chooser) return out.fail(chooser.error());
   PrepareOptions prepare;
   prepare.tokens = *tokens;

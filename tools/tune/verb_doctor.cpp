@@ -17,6 +17,8 @@
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
 #include "tools/tune/verbs.hpp"
+#include "tuningdb/check.hpp"
+#include "tuningdb/layers.hpp"
 #include "varmoe/version.hpp"
 
 namespace varmoe::tools {
@@ -113,6 +115,24 @@ void check_cache(const engine::Toolchain& toolchain, const std::string& asked, R
   }
 }
 
+/// Where records are looked for, and what is wrong with them.
+void check_tuning(const engine::Toolchain& toolchain, const model::DeviceProfile* device, Report& report) {
+  if (toolchain.tune == TuneMode::off) return report.note("tuning records", "off (VARMOE_TUNE=off)");
+  tuningdb::Layers layers = tuningdb::read_layers(posix_file_system(), toolchain.tuning_sources);
+  for (std::size_t i = 0; i < layers.layers.size(); ++i) {
+    std::size_t records = 0, here = 0;
+    for (const tuningdb::LayerFile& file : layers.files) {
+      if (file.layer != i) continue;
+      records += file.contents.records.size();
+      for (const auto& stored : file.contents.records)
+        here += device != nullptr && tuningdb::is_device(stored.record.key.device, *device) ? 1 : 0;
+    }
+    report.good("tuning records",
+                fmt::format("{}: {}, {} of them for the target", layers.layers[i].text(), records, here));
+  }
+  for (const std::string& problem : layers.problems) report.bad("tuning records", problem);
+}
+
 int doctor_verb(const SessionOptions& options, const Output& out) {
   Report report(out);
   report.good("varmoe", version());
@@ -131,7 +151,8 @@ int doctor_verb(const SessionOptions& options, const Output& out) {
   for (const std::string& warning : environment.warnings) report.note("environment", warning);
   const bool nvrtc = check_nvrtc(*toolchain, report);
   check_devices(report);
-  if (auto device = target_device(options, environment)) {
+  const auto device = target_device(options, environment);
+  if (device) {
     report.good("target",
                 fmt::format("{} ({}): {}, {} SMs", device->name, device->id, device->arch, device->sm_count));
   } else {
@@ -139,6 +160,7 @@ int doctor_verb(const SessionOptions& options, const Output& out) {
   }
   report.good("CPU backend", fmt::format("{} cores, {}", available_cores(), join(cpu::instruction_sets())));
   check_cache(*toolchain, options.cache_dir, report);
+  check_tuning(*toolchain, device ? &*device : nullptr, report);
   const std::string disassembler = find_disassembler();
   report.good("disassembler",
               disassembler.empty() ? "none (emit --form sass needs nvdisasm or cuobjdump)" : disassembler);

@@ -31,7 +31,7 @@ int plan_verb(const PlanOptions& options, const Output& out) {
   if (!layers) return out.fail(layers.error());
   auto device = target_device(options.session, toolchain->environment);
   if (!device) return out.fail(device.error());
-  auto chooser = engine::ConfigChooser::create(*device, toolchain->overrides);
+  auto chooser = toolchain->chooser(*device);
   if (!chooser) return out.fail(chooser.error());
   PrepareOptions prepare;
   prepare.tokens = *tokens;
@@ -55,7 +55,7 @@ int plan_verb(const PlanOptions& options, const Output& out) {
           model::predict_gemm_seconds(spec, model::GemmStage::fc2, config.fc2, bucket.bucket, *device);
       const model::Floor floor = model::layer_floor(spec, bucket.bucket, *device);
       const std::size_t workspace = plan::workspace_layout(spec, &config, bucket.bucket).total_bytes;
-      table.add({std::to_string(bucket.bucket), to_string(bucket.choice.source), to_string(config.fc1),
+      table.add({std::to_string(bucket.bucket), to_string(bucket.choice), to_string(config.fc1),
                  to_string(config.fc2), fmt::format("{:.0f}", seconds * 1e6),
                  fmt::format("{:.0f}", floor.seconds * 1e6), format_byte_size(workspace)});
       out.event("bucket", Json()
@@ -64,6 +64,8 @@ int plan_verb(const PlanOptions& options, const Output& out) {
                               .add("arch", device->arch)
                               .add("tokens", bucket.bucket)
                               .add("config_source", to_string(bucket.choice.source))
+                              .add("match_quality", to_string(bucket.choice.quality))
+                              .add("record", bucket.choice.record)
                               .add("runtime_width", bucket.runtime_width)
                               .add("kernels", bucket.kernels.size())
                               .add("fc1", to_string(config.fc1))

@@ -20,6 +20,8 @@ void add_compile(CLI::App& app, Action& run);
 void add_emit(CLI::App& app, Action& run);
 void add_cache(CLI::App& app, Action& run);
 void add_doctor(CLI::App& app, Action& run);
+void add_records(CLI::App& app, Action& run);   ///< show, check, merge
+void add_exchange(CLI::App& app, Action& run);  ///< import, export
 void add_env(CLI::App& app, Action& run);
 
 }  // namespace varmoe::tools

@@ -1,0 +1,168 @@
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "base/text.hpp"
+#include "model/token_bucket.hpp"
+#include "tuningdb/limits.hpp"
+#include "varmoe/tuning.hpp"
+
+namespace varmoe {
+namespace {
+
+Error bad_key(std::string message) {
+  return Error(ErrorCode::invalid_argument, std::move(message));
+}
+
+Status check_device(const TuningDevice& device) {
+  if (!tuningdb::is_arch(device.arch)) {
+    return bad_key(fmt::format("arch is \"{}\"; must be an architecture such as sm_90a",
+                               printable(device.arch, tuningdb::kMaxNameBytes)));
+  }
+  if (device.cu_num < 1 || device.cu_num > tuningdb::kMaxSms) {
+    return bad_key(
+        fmt::format("cu_num is {}; must be an integer from 1 to {}", device.cu_num, tuningdb::kMaxSms));
+  }
+  if (device.name.empty() || !tuningdb::is_name(device.name)) {
+    return bad_key(
+        fmt::format("device is \"{}\"; must be {}", printable(device.name, 64), tuningdb::kNameRule));
+  }
+  return {};
+}
+
+/// What one value alone is possible for today.
+Status check_fixed(const TuningKey& key) {
+  if (key.q_dtype_a != key.dtype) {
+    return bad_key(
+        fmt::format("q_dtype_a is {}; must be {}, as dtype", to_string(key.q_dtype_a), to_string(key.dtype)));
+  }
+  if (key.q_dtype_w != key.dtype) {
+    return bad_key(
+        fmt::format("q_dtype_w is {}; must be {}, as dtype", to_string(key.q_dtype_w), to_string(key.dtype)));
+  }
+  if (key.q_type != QuantType::none) return bad_key("q_type must be none");
+  if (key.doweight_stage1) return bad_key("doweight_stage1 is true; must be false");
+  if (key.bias) return bad_key("bias is true; must be false");
+  return {};
+}
+
+Status check_inter_dim(const TuningKey& key) {
+  std::int64_t experts = 0;
+  if (key.inter_dim.empty()) return bad_key("inter_dim is empty; must have at least one width");
+  for (std::size_t i = 0; i < key.inter_dim.size(); ++i) {
+    const WidthClass& c = key.inter_dim[i];
+    if (c.count < 1 || c.count > kMaxExperts) {
+      return bad_key(
+          fmt::format("inter_dim[{}] has {} experts; must be from 1 to {}", i, c.count, kMaxExperts));
+    }
+    if (i > 0 && c.width <= key.inter_dim[i - 1].width) {
+      return bad_key(fmt::format("inter_dim[{}] has width {} after {}; widths must ascend", i, c.width,
+                                 key.inter_dim[i - 1].width));
+    }
+    experts += c.count;
+    if (experts > kMaxExperts) return bad_key(fmt::format("inter_dim has more than {} experts", kMaxExperts));
+  }
+  if (experts != key.expert) {
+    return bad_key(
+        fmt::format("expert is {}; must be {}, the sum of inter_dim's counts", key.expert, experts));
+  }
+  return {};
+}
+
+}  // namespace
+
+TuningKey make_tuning_key(const LayerSpec& spec, const TuningDevice& device, std::int64_t tokens) {
+  TuningKey key;
+  key.device = device;
+  key.token = model::bucket_of(tokens);
+  key.model_dim = spec.hidden_size;
+  key.inter_dim = width_classes(spec);
+  key.expert = spec.num_experts();
+  key.topk = spec.top_k;
+  key.act_type = spec.activation;
+  const ActivationInfo& activation = activation_info(spec.activation);
+  if (activation.uses_params) {
+    key.act_params = spec.activation_params;
+    if (key.act_params.alpha == 0) key.act_params.alpha = 0;  // −0 computes the same
+  }
+  key.dtype = key.q_dtype_a = key.q_dtype_w = spec.dtype;
+  key.use_g1u1 = activation.gated;
+  key.fc1_layout = spec.fc1_layout;
+  key.fc2_layout = spec.fc2_layout;
+  if (activation.gated) key.gate_order = spec.gate_order;
+  key.batch_invariant = spec.batch_invariant;
+  return key;
+}
+
+LayerSpec layer_spec_of(const TuningKey& key) {
+  LayerSpec spec;
+  spec.hidden_size = key.model_dim;
+  for (const WidthClass& c : key.inter_dim) {
+    spec.expert_widths.insert(spec.expert_widths.end(), static_cast<std::size_t>(c.count), c.width);
+  }
+  spec.top_k = key.topk;
+  spec.activation = key.act_type;
+  spec.activation_params = key.act_params;
+  spec.dtype = key.dtype;
+  spec.fc1_layout = key.fc1_layout;
+  spec.fc2_layout = key.fc2_layout;
+  spec.gate_order = key.gate_order;
+  spec.batch_invariant = key.batch_invariant;
+  return spec;
+}
+
+Status validate(const TuningKey& key) {
+  if (auto status = check_device(key.device); !status) return status;
+  if (key.token < 1 || key.token > tuningdb::kMaxTokens || model::bucket_of(key.token) != key.token) {
+    return bad_key(
+        fmt::format("token is {}; must be a power of two from 1 to {}", key.token, tuningdb::kMaxTokens));
+  }
+  if (auto status = check_inter_dim(key); !status) return status;
+  if (auto status = check_fixed(key); !status) return status;
+  const LayerSpec spec = layer_spec_of(key);
+  if (auto status = spec.validate(); !status) return bad_key(status.error().message());
+  const TuningKey canonical = make_tuning_key(spec, key.device, key.token);
+  if (key.use_g1u1 != canonical.use_g1u1) {
+    return bad_key(fmt::format("use_g1u1 is {}; must be {} with act_type {}", key.use_g1u1,
+                               canonical.use_g1u1, to_string(key.act_type)));
+  }
+  if (key.gate_order != canonical.gate_order) {
+    return bad_key(fmt::format("gate_order is {}; must be {} where act_type is not gated",
+                               to_string(key.gate_order), to_string(canonical.gate_order)));
+  }
+  if (key != canonical) {
+    return bad_key(fmt::format("act_params are given, and act_type {} reads none", to_string(key.act_type)));
+  }
+  return {};
+}
+
+std::string to_string(const TuningKey& key) {
+  return fmt::format("{}, {} SMs, {}; {} tokens; {}", printable(key.device.arch, 32), key.device.cu_num,
+                     printable(key.device.name, 64), key.token, tuning_signature(layer_spec_of(key)));
+}
+
+const char* to_string(MatchQuality value) noexcept {
+  switch (value) {
+    case MatchQuality::exact:
+      return "exact";
+    case MatchQuality::near_bucket:
+      return "near_bucket";
+    case MatchQuality::near_widths:
+      return "near_widths";
+    case MatchQuality::stale_epoch:
+      return "stale_epoch";
+    case MatchQuality::same_device_class:
+      return "same_device_class";
+    case MatchQuality::same_arch:
+      return "same_arch";
+    case MatchQuality::predicted:
+      return "predicted";
+  }
+  return "invalid";
+}
+
+const char* to_string(QuantType value) noexcept {
+  return value == QuantType::none ? "none" : "invalid";
+}
+
+}  // namespace varmoe

@@ -1,0 +1,420 @@
+#include "tuningdb/record_json.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "model/config_space.hpp"
+#include "model/gemm_fields.hpp"
+#include "tuningdb/json_writer.hpp"
+#include "tuningdb/limits.hpp"
+
+namespace varmoe::tuningdb {
+namespace {
+
+using model::FieldError;
+using model::GemmField;
+using model::Json;
+using model::JsonFields;
+using model::NullField;
+
+constexpr double kLargestFloat = std::numeric_limits<float>::max();
+constexpr double kLeastTime = 1e-6;  // µs
+
+const std::vector<std::string_view> kFields = {"arch",
+                                               "cu_num",
+                                               "device",
+                                               "token",
+                                               "model_dim",
+                                               "inter_dim",
+                                               "expert",
+                                               "topk",
+                                               "act_type",
+                                               "act_params",
+                                               "dtype",
+                                               "q_dtype_a",
+                                               "q_dtype_w",
+                                               "q_type",
+                                               "use_g1u1",
+                                               "doweight_stage1",
+                                               "fc1_layout",
+                                               "fc2_layout",
+                                               "gate_order",
+                                               "bias",
+                                               "batch_invariant",
+                                               "fc1",
+                                               "fc2",
+                                               "sort",
+                                               "gather",
+                                               "combine",
+                                               "us1",
+                                               "err1",
+                                               "us2",
+                                               "err2",
+                                               "us",
+                                               "tflops",
+                                               "bw",
+                                               "baseline_us",
+                                               "spread",
+                                               "verified",
+                                               "epochs",
+                                               "config_space",
+                                               "library",
+                                               "kernel_digest",
+                                               "nvrtc",
+                                               "driver",
+                                               "date",
+                                               "sm_clock_mhz",
+                                               "memory_clock_mhz",
+                                               "candidates"};
+
+std::int32_t narrow(std::int64_t value) {
+  return static_cast<std::int32_t>(value);
+}
+
+const Json& required(const JsonFields& fields, std::string_view name, std::string_view expected) {
+  if (const Json* value = fields.find(name)) return *value;
+  fields.fail(fmt::format("{} is missing; {}", name, expected));
+}
+
+bool read_boolean(const JsonFields& fields, std::string_view name) {
+  required(fields, name, "must be true or false");
+  return fields.boolean_or(name, false);
+}
+
+/// A name that one of the public parsers knows.
+template <class Parse>
+auto read_name(const JsonFields& fields, std::string_view name, Parse parse) {
+  auto parsed = parse(fields.string(name));
+  if (!parsed) fields.fail(fmt::format("{}: {}", name, parsed.error().message()));
+  return *parsed;
+}
+
+/// One of a few enumerators, by to_string.
+template <class Enum>
+Enum read_choice(const JsonFields& fields, std::string_view name, std::initializer_list<Enum> choices) {
+  const std::string& text = fields.string(name);
+  std::string allowed;
+  for (const Enum choice : choices) {
+    if (text == to_string(choice)) return choice;
+    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", to_string(choice));
+  }
+  fields.fail(name, required(fields, name, ""), fmt::format("must be one of {}", allowed));
+}
+
+std::string read_text(const JsonFields& fields, std::string_view name, bool (*fits)(std::string_view),
+                      std::string_view rule) {
+  const std::string text = fields.string_or_empty(name);
+  if (!text.empty() && !fits(text)) fields.fail(name, *fields.find(name), fmt::format("must be {}", rule));
+  return text;
+}
+
+std::vector<WidthClass> read_inter_dim(const JsonFields& fields, std::int64_t experts) {
+  const Json& value = required(fields, "inter_dim", "must be a width, or a list of [experts, width]");
+  const auto* list = value.as<Json::Array>();
+  if (list == nullptr) return {{fields.integer("inter_dim", kWidthMultiple, kMaxWidth), experts}};
+  std::vector<WidthClass> classes;
+  if (list->size() > static_cast<std::size_t>(kMaxExperts)) {
+    fields.fail("inter_dim", value, fmt::format("must have at most {} widths", kMaxExperts));
+  }
+  for (std::size_t i = 0; i < list->size(); ++i) {
+    const std::string name = fmt::format("inter_dim[{}]", i);
+    const auto* pair = (*list)[i].as<Json::Array>();
+    if (pair == nullptr || pair->size() != 2) fields.fail(name, (*list)[i], "must be [experts, width]");
+    WidthClass c{};
+    c.count = integer_element(fields, name + "[0]", (*pair)[0], 1, kMaxExperts);
+    c.width = integer_element(fields, name + "[1]", (*pair)[1], kWidthMultiple, kMaxWidth);
+    classes.push_back(c);
+  }
+  return classes;
+}
+
+TuningKey read_key(const JsonFields& fields) {
+  TuningKey key;
+  key.device.arch = fields.string("arch");
+  key.device.cu_num = narrow(fields.integer("cu_num", 1, kMaxSms));
+  key.device.name = fields.string("device");
+  key.token = fields.integer("token", 1, kMaxTokens);
+  key.model_dim = fields.integer("model_dim", kMinHidden, kMaxHidden);
+  key.expert = fields.integer("expert", 1, kMaxExperts);
+  key.inter_dim = read_inter_dim(fields, key.expert);
+  key.topk = fields.integer("topk", 1, kMaxTopK);
+  key.act_type = read_name(fields, "act_type", parse_activation);
+  if (activation_info(key.act_type).uses_params) {
+    const JsonFields params(required(fields, "act_params", "must be an object"),
+                            fields.where() + ": act_params", NullField::is_wrong);
+    params.refuse_unknown({"alpha", "limit"});
+    key.act_params.alpha =
+        static_cast<float>(params.real("alpha", -kLargestFloat, kLargestFloat)) + 0.0f;  // −0 is 0
+    key.act_params.limit =
+        static_cast<float>(params.real("limit", std::numeric_limits<float>::min(), kLargestFloat));
+  } else if (const Json* value = fields.find("act_params")) {
+    fields.fail("act_params", *value, fmt::format("act_type {} has none", to_string(key.act_type)));
+  }
+  key.dtype = read_name(fields, "dtype", parse_dtype);
+  key.q_dtype_a = read_name(fields, "q_dtype_a", parse_dtype);
+  key.q_dtype_w = read_name(fields, "q_dtype_w", parse_dtype);
+  key.q_type = read_choice(fields, "q_type", {QuantType::none});
+  key.use_g1u1 = read_boolean(fields, "use_g1u1");
+  key.doweight_stage1 = read_boolean(fields, "doweight_stage1");
+  key.fc1_layout = read_name(fields, "fc1_layout", parse_weight_layout);
+  key.fc2_layout = read_name(fields, "fc2_layout", parse_weight_layout);
+  key.gate_order = read_name(fields, "gate_order", parse_gate_order);
+  key.bias = read_boolean(fields, "bias");
+  key.batch_invariant = read_boolean(fields, "batch_invariant");
+  if (const Status status = validate(key); !status) fields.fail(status.error().message());
+  return key;
+}
+
+/// An object below the record's.
+JsonFields nested(const JsonFields& fields, std::string_view name) {
+  return JsonFields(required(fields, name, "must be an object"), fmt::format("{}: {}", fields.where(), name),
+                    NullField::is_wrong);
+}
+
+GemmConfig read_gemm(const JsonFields& record, std::string_view name, bool older_space) {
+  const JsonFields fields = nested(record, name);
+  std::vector<std::string_view> known = {"schedule", "gather"};
+  for (const GemmField& field : model::gemm_fields()) known.push_back(field.key);
+  fields.refuse_unknown(known);
+  GemmConfig config;
+  const auto absent = [&](std::string_view key) { return older_space && !fields.has(key); };
+  if (!absent("schedule")) {
+    config.schedule =
+        read_choice(fields, "schedule", {Schedule::mma_sync, Schedule::wgmma, Schedule::wgmma_pingpong});
+  }
+  for (const GemmField& field : model::gemm_fields()) {
+    if (absent(field.key)) continue;
+    const Json& value = required(fields, field.key, fmt::format("must be {}", field.allowed()));
+    const auto* number = value.as<std::int64_t>();
+    if (number == nullptr || !field.takes(*number)) {
+      fields.fail(field.key, value, fmt::format("must be {}", field.allowed()));
+    }
+    config.*field.member = narrow(*number);
+  }
+  if (!absent("gather")) {
+    config.gather = read_choice(fields, "gather", {GatherMode::fused, GatherMode::copy});
+  }
+  return config;
+}
+
+std::int32_t read_block_threads(const JsonFields& fields) {
+  const std::int64_t threads = fields.integer("block_threads", 32, 1024);
+  if (threads % 32 != 0)
+    fields.fail("block_threads", *fields.find("block_threads"), "must be a multiple of 32");
+  return narrow(threads);
+}
+
+LayerConfig read_config(const JsonFields& fields, std::int32_t config_space) {
+  const bool older = config_space < model::kConfigSpaceVersion;
+  LayerConfig config;
+  config.fc1 = read_gemm(fields, "fc1", older);
+  config.fc2 = read_gemm(fields, "fc2", older);
+  const JsonFields sort = nested(fields, "sort"), gather = nested(fields, "gather"),
+                   combine = nested(fields, "combine");
+  sort.refuse_unknown({"block_threads", "single_block_rows"});
+  gather.refuse_unknown({"block_threads"});
+  combine.refuse_unknown({"block_threads"});
+  config.sort.block_threads = read_block_threads(sort);
+  config.sort.single_block_rows = narrow(sort.integer("single_block_rows", 0, model::kMaxSingleBlockRows));
+  config.gather.block_threads = read_block_threads(gather);
+  config.combine.block_threads = read_block_threads(combine);
+  return config;
+}
+
+void read_figures(const JsonFields& fields, TuningRecord& record) {
+  record.us1 = fields.real_or("us1", 0, kMaxMicroseconds, 0);
+  record.err1 = fields.real_or("err1", 0, 1, 0);
+  record.us2 = fields.real_or("us2", 0, kMaxMicroseconds, 0);
+  record.err2 = fields.real_or("err2", 0, 1, 0);
+  record.us = fields.real("us", kLeastTime, kMaxMicroseconds);
+  record.tflops = fields.real_or("tflops", 0, kMaxRate, 0);
+  record.bw = fields.real_or("bw", 0, kMaxRate, 0);
+  record.baseline_us = fields.real_or("baseline_us", 0, kMaxMicroseconds, 0);
+  record.spread = fields.real_or("spread", 0, kMaxSpread, 0);
+  record.verified = read_boolean(fields, "verified");
+}
+
+TuningEpochs read_epochs(const JsonFields& record) {
+  const JsonFields fields = nested(record, "epochs");
+  fields.refuse_unknown({"fc1", "fc2", "sort", "gather", "combine"});
+  const auto epoch = [&fields](std::string_view name) { return narrow(fields.integer(name, 1, kMaxEpoch)); };
+  TuningEpochs epochs;
+  epochs.fc1 = epoch("fc1");
+  epochs.fc2 = epoch("fc2");
+  epochs.sort = epoch("sort");
+  epochs.gather = epoch("gather");
+  epochs.combine = epoch("combine");
+  return epochs;
+}
+
+void read_provenance(const JsonFields& fields, TuningRecord& record) {
+  record.library = read_text(fields, "library", is_name, kNameRule);
+  record.kernel_digest = read_text(fields, "kernel_digest", is_hex, "at most 64 lower-case hex digits");
+  record.nvrtc = read_text(fields, "nvrtc", is_name, kNameRule);
+  record.driver = read_text(fields, "driver", is_name, kNameRule);
+  record.date = read_text(fields, "date", is_date, "a date in UTC such as 2026-11-21T15:04:05Z");
+  record.sm_clock_mhz = narrow(fields.integer_or("sm_clock_mhz", 0, kMaxClockMhz, 0));
+  record.memory_clock_mhz = narrow(fields.integer_or("memory_clock_mhz", 0, kMaxClockMhz, 0));
+  record.candidates = narrow(fields.integer_or("candidates", 0, kMaxCandidates, 0));
+}
+
+std::string inter_dim_text(const std::vector<WidthClass>& classes) {
+  if (classes.size() == 1) return std::to_string(classes[0].width);
+  std::string text = "[";
+  for (const WidthClass& c : classes) {
+    fmt::format_to(std::back_inserter(text), "{}[{}, {}]", text.size() > 1 ? ", " : "", c.count, c.width);
+  }
+  return text + "]";
+}
+
+std::string gemm_text(const GemmConfig& config) {
+  JsonFieldList fields;
+  fields.text("schedule", to_string(config.schedule));
+  for (const GemmField& field : model::gemm_fields()) fields.integer(field.key, config.*field.member);
+  fields.text("gather", to_string(config.gather));
+  return fields.object();
+}
+
+std::string key_fields(const TuningKey& key) {
+  JsonFieldList fields;
+  fields.text("arch", key.device.arch)
+      .integer("cu_num", key.device.cu_num)
+      .text("device", key.device.name)
+      .integer("token", key.token)
+      .integer("model_dim", key.model_dim)
+      .raw("inter_dim", inter_dim_text(key.inter_dim))
+      .integer("expert", key.expert)
+      .integer("topk", key.topk)
+      .text("act_type", to_string(key.act_type));
+  if (activation_info(key.act_type).uses_params) {
+    fields.raw("act_params", JsonFieldList()
+                                 .raw("alpha", json_number(key.act_params.alpha))
+                                 .raw("limit", json_number(key.act_params.limit))
+                                 .object());
+  }
+  fields.text("dtype", to_string(key.dtype))
+      .text("q_dtype_a", to_string(key.q_dtype_a))
+      .text("q_dtype_w", to_string(key.q_dtype_w))
+      .text("q_type", to_string(key.q_type))
+      .boolean("use_g1u1", key.use_g1u1)
+      .boolean("doweight_stage1", key.doweight_stage1)
+      .text("fc1_layout", to_string(key.fc1_layout))
+      .text("fc2_layout", to_string(key.fc2_layout))
+      .text("gate_order", to_string(key.gate_order))
+      .boolean("bias", key.bias)
+      .boolean("batch_invariant", key.batch_invariant);
+  return fields.fields();
+}
+
+std::string rest_of_config(const LayerConfig& config) {
+  return JsonFieldList()
+      .raw("sort", JsonFieldList()
+                       .integer("block_threads", config.sort.block_threads)
+                       .integer("single_block_rows", config.sort.single_block_rows)
+                       .object())
+      .raw("gather", JsonFieldList().integer("block_threads", config.gather.block_threads).object())
+      .raw("combine", JsonFieldList().integer("block_threads", config.combine.block_threads).object())
+      .fields();
+}
+
+std::string figure_fields(const TuningRecord& record) {
+  return JsonFieldList()
+      .real("us1", record.us1)
+      .real("err1", record.err1)
+      .real("us2", record.us2)
+      .real("err2", record.err2)
+      .real("us", record.us)
+      .real("tflops", record.tflops)
+      .real("bw", record.bw)
+      .real("baseline_us", record.baseline_us)
+      .real("spread", record.spread)
+      .boolean("verified", record.verified)
+      .fields();
+}
+
+std::string provenance_fields(const TuningRecord& record) {
+  const TuningEpochs& epochs = record.epochs;
+  return JsonFieldList()
+      .raw("epochs", JsonFieldList()
+                         .integer("fc1", epochs.fc1)
+                         .integer("fc2", epochs.fc2)
+                         .integer("sort", epochs.sort)
+                         .integer("gather", epochs.gather)
+                         .integer("combine", epochs.combine)
+                         .object())
+      .integer("config_space", record.config_space)
+      .text("library", record.library)
+      .text("kernel_digest", record.kernel_digest)
+      .text("nvrtc", record.nvrtc)
+      .text("driver", record.driver)
+      .text("date", record.date)
+      .integer("sm_clock_mhz", record.sm_clock_mhz)
+      .integer("memory_clock_mhz", record.memory_clock_mhz)
+      .integer("candidates", record.candidates)
+      .fields();
+}
+
+}  // namespace
+
+StoredRecord read_record(const Json& value, const std::string& where) {
+  const JsonFields fields(value, where, NullField::is_wrong);
+  StoredRecord stored;
+  stored.record.key = read_key(fields);
+  stored.record.config_space =
+      narrow(fields.integer_or("config_space", 0, std::numeric_limits<std::int32_t>::max(), 0));
+  stored.record.config = read_config(fields, stored.record.config_space);
+  read_figures(fields, stored.record);
+  stored.record.epochs = read_epochs(fields);
+  read_provenance(fields, stored.record);
+  for (const auto& [name, field] : *value.as<Json::Object>()) {
+    if (std::find(kFields.begin(), kFields.end(), name) == kFields.end()) stored.unknown.emplace(name, field);
+  }
+  return stored;
+}
+
+std::string record_text(const TuningRecord& record, const Json::Object& unknown) {
+  std::string text = "{" + key_fields(record.key);
+  const auto line = [&text](const std::string& fields) { text += ",\n " + fields; };
+  line(JsonFieldList().raw("fc1", gemm_text(record.config.fc1)).fields());
+  line(JsonFieldList().raw("fc2", gemm_text(record.config.fc2)).fields());
+  line(rest_of_config(record.config));
+  line(figure_fields(record));
+  line(provenance_fields(record));
+  if (!unknown.empty()) {
+    JsonFieldList fields;
+    for (const auto& [name, field] : unknown) fields.raw(name, json_text(field));
+    line(fields.fields());
+  }
+  return text + "}";
+}
+
+Status check_record(const TuningRecord& record) {
+  if (Status status = validate(record.key); !status) return status;
+  // Finite first: other numbers cannot be written. Then what the reader says of it is the check: what it
+  // refuses must not be written.
+  for (const double figure : {record.us1, record.us2, record.err1, record.err2, record.us, record.tflops,
+                              record.bw, record.baseline_us, record.spread}) {
+    if (!(figure >= 0 && figure <= std::numeric_limits<double>::max())) {
+      return Error(ErrorCode::invalid_argument,
+                   fmt::format("a figure is {}; must be finite and not negative", figure));
+    }
+  }
+  for (const std::string* text : {&record.library, &record.nvrtc, &record.driver}) {
+    if (!is_name(*text)) {
+      return Error(ErrorCode::invalid_argument,
+                   fmt::format("library, nvrtc and driver must each be {}", kNameRule));
+    }
+  }
+  auto json = model::parse_strict_json(record_text(record));
+  if (!json) return Error(ErrorCode::invalid_argument, json.error().message());
+  try {
+    read_record(*json, "record");
+  } catch (const FieldError& error) {
+    return Error(ErrorCode::invalid_argument, error.what());
+  }
+  return {};
+}
+
+}  // namespace varmoe::tuningdb
