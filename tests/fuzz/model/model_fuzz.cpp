@@ -14,15 +14,6 @@
 namespace varmoe::fuzz {
 namespace {
 
-constexpr std::size_t kLongestMessage = 2000;
-
-/// Fit for a log line, whatever the input was.
-bool presentable(const std::string& message) {
-  return !message.empty() && message.size() <= kLongestMessage &&
-         std::all_of(message.begin(), message.end(),
-                     [](char c) { return static_cast<unsigned char>(c) >= 0x20; });
-}
-
 /// Takes fields off the front of the bytes; zeros when they are used up.
 class Fields {
  public:

@@ -4,15 +4,11 @@
 #include <span>
 #include <string_view>
 
+#include "fuzz/outcome.hpp"
+
 /// Entry points of the fuzzers of src/model. Each takes any bytes and returns what is wrong: null when every
 /// promise was kept. A crash or a sanitizer's report is found by whoever runs them.
 namespace varmoe::fuzz {
-
-/// How far an input got: what a mutation fuzzer keeps.
-struct Outcome {
-  const char* broken = nullptr;  ///< the promise that was not kept
-  bool accepted = false;
-};
 
 /// The text as a model file, a device profile, a list of tile overrides and every enumerator's name.
 Outcome model_text(std::string_view text);

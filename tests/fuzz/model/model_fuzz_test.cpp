@@ -6,9 +6,10 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <random>
 #include <string>
 #include <vector>
+
+#include "fuzz/mutator.hpp"
 
 /// Deterministic mutation fuzzing: the same inputs every time, so that a failure is found again by running
 /// the test again.
@@ -44,80 +45,6 @@ std::vector<std::string> text_seeds() {
   seeds.push_back("block_m=64,block_n=128,tokens=1-64;stages=4,gather=copy,schedule=mma_sync");
   return seeds;
 }
-
-class Mutator {
- public:
-  explicit Mutator(std::uint64_t seed) : random_(seed) {}
-
-  std::size_t below(std::size_t n) { return static_cast<std::size_t>(random_() % n); }
-
-  std::string mutate(std::string text, const std::vector<std::string>& others) {
-    static const std::vector<std::string> tokens = {"{",
-                                                    "}",
-                                                    "[",
-                                                    "]",
-                                                    ",",
-                                                    ":",
-                                                    "\"",
-                                                    "null",
-                                                    "true",
-                                                    "-1",
-                                                    "0",
-                                                    "1.9",
-                                                    "1e400",
-                                                    "1e99",
-                                                    "NaN",
-                                                    "\\u0",
-                                                    "\xff",
-                                                    "4294967296",
-                                                    "9223372036854775807",
-                                                    "[[[[",
-                                                    "\"64\"",
-                                                    "1024",
-                                                    ";",
-                                                    "=",
-                                                    "tokens=1-",
-                                                    "\"layers\": [{}],",
-                                                    "\"text_config\": {",
-                                                    "\"quantization_config\": null,"};
-    for (std::size_t n = 1 + below(4); n > 0; --n) {
-      const std::size_t at = below(text.size() + 1);
-      switch (below(6)) {
-        case 0:
-          if (at < text.size()) text[at] = static_cast<char>(random_());
-          break;
-        case 1:
-          text.erase(at, 1 + below(8));
-          break;
-        case 2:
-          text.insert(at, tokens[below(tokens.size())]);
-          break;
-        case 3: {  // a number becomes another
-          const std::size_t digit = text.find_first_of("0123456789", at);
-          if (digit == std::string::npos) break;
-          std::size_t end = digit;
-          while (end < text.size() && text[end] >= '0' && text[end] <= '9') ++end;
-          text.replace(digit, end - digit, std::to_string(std::int64_t{1} << below(63)));
-          break;
-        }
-        case 4: {  // a piece of another seed
-          const std::string& other = others[below(others.size())];
-          const std::size_t from = below(other.size() + 1);
-          text.insert(at, other.substr(from, below(80)));
-          break;
-        }
-        default: {  // two words change places
-          const std::size_t a = text.find('"', at), b = text.find('"', below(text.size() + 1));
-          if (a != std::string::npos && b != std::string::npos) std::swap(text[a], text[b]);
-        }
-      }
-    }
-    return text;
-  }
-
- private:
-  std::mt19937_64 random_;
-};
 
 }  // namespace
 
