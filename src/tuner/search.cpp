@@ -1,0 +1,399 @@
+#include "tuner/search.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <optional>
+#include <span>
+#include <tuple>
+#include <utility>
+
+#include "model/config_space.hpp"
+#include "model/cost_model.hpp"
+#include "model/token_bucket.hpp"
+
+namespace varmoe::tuner {
+namespace {
+
+using model::GemmStage;
+
+template <class T>
+bool contains(const std::vector<T>& list, const T& value) {
+  return std::find(list.begin(), list.end(), value) != list.end();
+}
+template <class T>
+void add_once(std::vector<T>& list, const T& value) {
+  if (!contains(list, value)) list.push_back(value);
+}
+template <class T>
+std::size_t place_of(const std::vector<T>& list, const T& value) {
+  return static_cast<std::size_t>(std::find(list.begin(), list.end(), value) - list.begin());
+}
+
+/// One of the two GEMMs of a layer: where its config and its time lie, and what is still in the race.
+struct Gemm {
+  GemmConfig LayerConfig::*config;
+  double Measurement::*us;
+  std::vector<GemmConfig> all;   ///< in the order that decides ties
+  std::vector<GemmConfig> left;  ///< best first, once a round has been run
+};
+
+class Search {
+ public:
+  Search(Measurer& measurer, const TuningItem& item, const model::DeviceProfile& device,
+         const SearchOptions& options)
+      : measurer_(measurer), item_(item), device_(device), options_(options) {
+    finalists_ = std::max<std::size_t>(options.finalists, 1);
+  }
+
+  Result<SearchOutcome> run() {
+    collect_candidates();
+    if (Status status = halve(); !status) return status.error();
+    if (best(trials_) == nullptr) return nothing_found();
+    auto leaders = together();
+    if (!leaders) return leaders.error();
+    if (leaders->empty()) return nothing_found();
+    auto finals = with_block_sizes(*std::move(leaders));
+    if (!finals) return finals.error();
+    auto confirmed = confirm(*std::move(finals));
+    if (!confirmed) return confirmed.error();
+    if (best(*confirmed) == nullptr) return nothing_found();
+    return outcome(*confirmed);
+  }
+
+ private:
+  const LayerSpec& spec() const { return item_.spec; }
+  std::int64_t bucket() const { return item_.key.token; }
+  bool sound(const LayerConfig& config) const {
+    return model::check_layer_config(spec(), config, device_).ok();
+  }
+
+  double score(const Measurement& m) const {
+    return (1 - options_.skew_weight) * m.us + options_.skew_weight * m.skewed_us;
+  }
+  /// The right trial of the least score, the first of equals; null without any.
+  const Trial* best(const std::vector<Trial>& trials) const {
+    const Trial* found = nullptr;
+    for (const Trial& trial : trials) {
+      if (!trial.failure.empty()) continue;
+      if (found == nullptr || score(trial.measurement) < score(found->measurement)) found = &trial;
+    }
+    return found;
+  }
+  /// Whether the two differ by less than can be told from what was measured.
+  bool tied(const Measurement& a, const Measurement& b) const {
+    const double share = std::min(std::max(a.spread, b.spread), options_.max_tie);
+    return std::abs(score(a) - score(b)) <= share * std::min(score(a), score(b));
+  }
+
+  void collect_candidates() {
+    baseline_ = model::predict_layer_config(spec(), bucket(), device_);
+    whole_ = {baseline_};
+    for (const LayerConfig& hint : options_.hints) {
+      if (sound(hint)) add_once(whole_, hint);
+    }
+    for (Gemm* gemm : {&fc1_, &fc2_}) {
+      for (const LayerConfig& config : whole_) add_once(gemm->all, config.*gemm->config);
+      const GemmStage stage = gemm == &fc1_ ? GemmStage::fc1 : GemmStage::fc2;
+      for (const GemmConfig& config :
+           ranked_candidates(spec(), stage, bucket(), device_, options_.candidates))
+        add_once(gemm->all, config);
+      gemm->left = gemm->all;
+    }
+  }
+
+  LayerConfig with(LayerConfig base, const GemmConfig& fc1, const GemmConfig& fc2) const {
+    base.fc1 = fc1;
+    base.fc2 = fc2;
+    return base;
+  }
+
+  /// Configs in which each GEMM that is left comes up at least once, as few as may be: `first`, then fc1's
+  /// i-th beside fc2's i-th. Where two do not go together, or failed together, or one list has ended, the
+  /// partner is one of base's.
+  std::vector<LayerConfig> pairs(const LayerConfig& base, std::vector<LayerConfig> first) const {
+    std::vector<LayerConfig> result = std::move(first);
+    const auto missing = [&result](const Gemm& gemm) {
+      std::vector<GemmConfig> list;
+      for (const GemmConfig& config : gemm.left) {
+        if (std::none_of(result.begin(), result.end(),
+                         [&](const LayerConfig& c) { return c.*gemm.config == config; }))
+          list.push_back(config);
+      }
+      return list;
+    };
+    const std::vector<GemmConfig> fc1 = missing(fc1_), fc2 = missing(fc2_);
+    const auto add = [&](const GemmConfig& a, const GemmConfig& b) {
+      const LayerConfig config = with(base, a, b);
+      if (!sound(config) || contains(wrong_, config)) return false;
+      add_once(result, config);
+      return true;
+    };
+    for (std::size_t i = 0; i < std::max(fc1.size(), fc2.size()); ++i) {
+      if (i < fc1.size() && i < fc2.size() && add(fc1[i], fc2[i])) continue;
+      if (i < fc1.size()) beside_any(fc2_, base.fc2, [&](const GemmConfig& b) { return add(fc1[i], b); });
+      if (i < fc2.size()) beside_any(fc1_, base.fc1, [&](const GemmConfig& a) { return add(a, fc2[i]); });
+    }
+    return result;
+  }
+  /// Offers `preferred`, then the others of the GEMM, until one is taken.
+  static void beside_any(const Gemm& gemm, const GemmConfig& preferred, const auto& take) {
+    if (take(preferred)) return;
+    for (const GemmConfig& config : gemm.left) {
+      if (take(config)) return;
+    }
+  }
+
+  /// Measures configs that were never found wrong, in requests of `batch` (0: one request), and keeps the
+  /// trials.
+  Result<std::vector<Trial>> measure(const std::vector<LayerConfig>& configs, Effort effort,
+                                     std::size_t batch) {
+    std::vector<LayerConfig> list;
+    for (const LayerConfig& config : configs) {
+      if (!contains(wrong_, config)) add_once(list, config);
+    }
+    std::vector<Trial> trials;
+    if (batch == 0) batch = std::max<std::size_t>(list.size(), 1);
+    for (std::size_t begin = 0; begin < list.size(); begin += batch) {
+      if (options_.stop && options_.stop()) return {ErrorCode::cancelled, "the search was stopped"};
+      const std::size_t end = std::min(begin + batch, list.size());
+      MeasureRequest request{spec(), bucket(), effort, {list.data() + begin, list.data() + end}};
+      auto measured = measure_all(measurer_, request);
+      if (!measured) return measured.error();
+      for (std::size_t i = 0; i < request.configs.size(); ++i) {
+        Trial trial{request.configs[i], effort, std::move((*measured)[i]), {}};
+        trial.failure = fault_of(trial.measurement);
+        add_once(tried_, trial.config);
+        if (!trial.failure.empty()) {
+          if (first_failure_.empty()) first_failure_ = trial.failure;
+          add_once(wrong_, trial.config);
+        }
+        if (options_.on_trial) options_.on_trial(trial);
+        trials.push_back(std::move(trial));
+      }
+    }
+    trials_.insert(trials_.end(), trials.begin(), trials.end());
+    return trials;
+  }
+  Result<std::vector<Trial>> measure(const std::vector<LayerConfig>& configs, Effort effort) {
+    return measure(configs, effort, std::max<std::size_t>(options_.batch, 1));
+  }
+
+  static bool was_right(const std::vector<Trial>& trials, const Gemm& gemm, const GemmConfig& config) {
+    return std::any_of(trials.begin(), trials.end(),
+                       [&](const Trial& t) { return t.failure.empty() && t.config.*gemm.config == config; });
+  }
+
+  /// A pair fails as a whole, though one GEMM of it may be sound: each that was never right is tried beside
+  /// one that was.
+  Status second_chances(std::vector<Trial>& round, Effort effort) {
+    const Trial* good = best(round);
+    if (good == nullptr) return {};
+    std::vector<LayerConfig> again;
+    for (const Trial& trial : round) {
+      if (trial.failure.empty()) continue;
+      for (const Gemm* gemm : {&fc1_, &fc2_}) {
+        if (was_right(round, *gemm, trial.config.*gemm->config)) continue;
+        LayerConfig config = good->config;
+        config.*gemm->config = trial.config.*gemm->config;
+        if (sound(config)) again.push_back(config);
+      }
+    }
+    auto more = measure(again, effort);
+    if (!more) return more.error();
+    round.insert(round.end(), more->begin(), more->end());
+    return {};
+  }
+
+  /// Leaves the GEMM's fastest configs of a round, fastest first, the order of candidates among equals.
+  void rank(Gemm& gemm, const std::vector<Trial>& round) const {
+    std::vector<std::tuple<double, std::size_t>> standings;
+    for (std::size_t place = 0; place < gemm.all.size(); ++place) {
+      std::optional<double> us;
+      for (const Trial& trial : round) {
+        if (!trial.failure.empty() || trial.config.*gemm.config != gemm.all[place]) continue;
+        us = std::min(us.value_or(trial.measurement.*gemm.us), trial.measurement.*gemm.us);
+      }
+      if (us) standings.emplace_back(*us, place);
+    }
+    std::sort(standings.begin(), standings.end());
+    const double share = std::ceil(options_.keep * static_cast<double>(gemm.left.size()));
+    const std::size_t kept = std::max(finalists_, static_cast<std::size_t>(share));
+    if (standings.size() > kept) standings.resize(kept);
+    gemm.left.clear();
+    for (const auto& [us, place] : standings) gemm.left.push_back(gemm.all[place]);
+  }
+
+  /// Successive halving of fc1's and fc2's configs, each judged by its own time.
+  Status halve() {
+    Effort effort = Effort::quick;
+    for (;;) {
+      const std::size_t before = fc1_.left.size() + fc2_.left.size();
+      const Trial* good = best(trials_);
+      const LayerConfig base = good == nullptr ? baseline_ : good->config;
+      auto round =
+          measure(pairs(base, effort == Effort::quick ? whole_ : std::vector<LayerConfig>()), effort);
+      if (!round) return round.error();
+      if (Status status = second_chances(*round, effort); !status) return status;
+      for (Gemm* gemm : {&fc1_, &fc2_}) rank(*gemm, *round);
+      const std::size_t after = fc1_.left.size() + fc2_.left.size();
+      const bool few = fc1_.left.size() <= finalists_ && fc2_.left.size() <= finalists_;
+      if (few || after >= before) return {};
+      effort = Effort::normal;
+    }
+  }
+
+  /// Trials of the best GEMMs together, beside the whole configs, fastest first; wrong ones left out.
+  Result<std::vector<Trial>> together() {
+    std::vector<LayerConfig> configs = whole_;
+    for (const GemmConfig& a : fc1_.left) {
+      for (const GemmConfig& b : fc2_.left) {
+        const LayerConfig config = with(baseline_, a, b);
+        if (sound(config)) configs.push_back(config);
+      }
+    }
+    // The winner so far is right for certain, whatever its GEMMs are worth beside others.
+    if (const Trial* good = best(trials_)) configs.push_back(good->config);
+    auto trials = measure(configs, Effort::normal);
+    if (!trials) return trials.error();
+    std::erase_if(*trials, [](const Trial& t) { return !t.failure.empty(); });
+    std::stable_sort(trials->begin(), trials->end(), [this](const Trial& a, const Trial& b) {
+      return score(a.measurement) < score(b.measurement);
+    });
+    return trials;
+  }
+
+  /// What to measure at the end: the baseline, the leaders, and the first leader with the best block sizes
+  /// around it.
+  Result<std::vector<LayerConfig>> with_block_sizes(std::vector<Trial> leaders) {
+    std::vector<LayerConfig> finals = {baseline_};
+    for (std::size_t i = 0; i < std::min(leaders.size(), finalists_); ++i)
+      add_once(finals, leaders[i].config);
+    const LayerConfig& leader = leaders.front().config;
+    const BlockVariants variants = block_variants(spec(), bucket(), leader);
+    std::vector<LayerConfig> configs = {leader};
+    for (const auto* list : {&variants.sort, &variants.gather, &variants.combine})
+      configs.insert(configs.end(), list->begin(), list->end());
+    std::erase_if(configs, [this](const LayerConfig& c) { return !sound(c); });
+    auto trials = measure(configs, Effort::normal);
+    if (!trials) return trials.error();
+    const Trial* of_leader = nullptr;
+    for (const Trial& trial : *trials) {
+      if (trial.failure.empty() && trial.config == leader) of_leader = &trial;
+    }
+    if (of_leader == nullptr) return finals;
+    LayerConfig improved = leader;
+    const auto improve = [&](const std::vector<LayerConfig>& list, auto LayerConfig::*kernel) {
+      const Trial* fastest = of_leader;
+      for (const Trial& trial : *trials) {
+        if (!trial.failure.empty() || !contains(list, trial.config)) continue;
+        if (score(trial.measurement) < score(fastest->measurement) &&
+            !tied(trial.measurement, of_leader->measurement))
+          fastest = &trial;
+      }
+      improved.*kernel = fastest->config.*kernel;
+    };
+    improve(variants.sort, &LayerConfig::sort);
+    improve(variants.gather, &LayerConfig::gather);
+    improve(variants.combine, &LayerConfig::combine);
+    add_once(finals, improved);
+    return finals;
+  }
+
+  /// The order in which equals are taken.
+  auto order(const LayerConfig& c) const {
+    return std::tuple(!(c == baseline_), place_of(fc1_.all, c.fc1), place_of(fc2_.all, c.fc2),
+                      c.sort.block_threads, c.sort.single_block_rows, c.gather.block_threads,
+                      c.combine.block_threads);
+  }
+
+  /// Interleaved, in one request. After a failure the others were not interleaved as they should be: once
+  /// more without it.
+  Result<std::vector<Trial>> confirm(std::vector<LayerConfig> finals) {
+    std::sort(finals.begin(), finals.end(),
+              [this](const LayerConfig& a, const LayerConfig& b) { return order(a) < order(b); });
+    for (;;) {
+      auto trials = measure(finals, Effort::final_, 0);
+      if (!trials) return trials.error();
+      const auto failed = std::erase_if(*trials, [](const Trial& t) { return !t.failure.empty(); });
+      if (failed == 0 || trials->empty()) return trials;
+    }
+  }
+
+  /// `finals`: right, in the order in which equals are taken, at least one.
+  SearchOutcome outcome(const std::vector<Trial>& finals) const {
+    const Trial& fastest = *best(finals);
+    const Trial* winner = &*std::find_if(finals.begin(), finals.end(), [&](const Trial& t) {
+      return tied(t.measurement, fastest.measurement);
+    });
+    double baseline_us = 0;
+    if (finals.front().config == baseline_) {
+      const Measurement& baseline = finals.front().measurement;
+      baseline_us = baseline.us;
+      if (score(winner->measurement) > (1 - options_.min_improvement) * score(baseline))
+        winner = &finals.front();
+    }
+    const Measurement& m = winner->measurement;
+    SearchOutcome result = counts();
+    result.found = true;
+    TuningRecord& record = result.record;
+    record.key = item_.key;
+    record.config = winner->config;
+    record.us = m.us;
+    record.us1 = m.fc1_us;
+    record.us2 = m.fc2_us;
+    record.err1 = m.err1;
+    record.err2 = m.err2;
+    const model::Floor floor = model::layer_floor(spec(), bucket(), device_);
+    record.tflops = floor.flops / m.us * 1e-6;  // FLOP/µs are MFLOP/s
+    record.bw = floor.bytes / m.us * 1e-3;      // bytes/µs are MB/s
+    record.baseline_us = baseline_us;
+    record.spread = m.spread;
+    record.verified = m.verified;
+    record.config_space = model::kConfigSpaceVersion;
+    record.candidates = static_cast<std::int32_t>(result.tried);
+    return result;
+  }
+  SearchOutcome nothing_found() const {
+    SearchOutcome result = counts();
+    result.failure =
+        fmt::format("none of {} configs was right; the first to fail: {}", tried_.size(), first_failure_);
+    return result;
+  }
+  SearchOutcome counts() const {
+    SearchOutcome result;
+    result.tried = tried_.size();
+    result.failed = wrong_.size();
+    return result;
+  }
+
+  Measurer& measurer_;
+  const TuningItem& item_;
+  const model::DeviceProfile& device_;
+  const SearchOptions& options_;
+  std::size_t finalists_;
+  LayerConfig baseline_;
+  std::vector<LayerConfig> whole_;  ///< the baseline and the hints
+  Gemm fc1_{&LayerConfig::fc1, &Measurement::fc1_us, {}, {}},
+      fc2_{&LayerConfig::fc2, &Measurement::fc2_us, {}, {}};
+  std::vector<Trial> trials_;
+  std::vector<LayerConfig> tried_, wrong_;
+  std::string first_failure_;
+};
+
+}  // namespace
+
+Result<SearchOutcome> search_item(Measurer& measurer, const TuningItem& item,
+                                  const model::DeviceProfile& device, const SearchOptions& options) {
+  if (Status status = item.spec.validate(); !status)
+    return {ErrorCode::invalid_argument, status.error().message()};
+  if (item.key.token < 1 || model::bucket_of(item.key.token) != item.key.token) {
+    return {ErrorCode::invalid_argument,
+            fmt::format("token is {}; must be a bucket: a power of two", item.key.token)};
+  }
+  return Search(measurer, item, device, options).run();
+}
+
+}  // namespace varmoe::tuner
