@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <charconv>
 #include <limits>
 #include <vector>
 
@@ -10,53 +9,21 @@
 #include "model/config_space.hpp"
 #include "model/gemm_fields.hpp"
 #include "model/json_fields.hpp"
+#include "model/json_writer.hpp"
 
 namespace varmoe::tuner {
 namespace {
 
 using model::Json;
+using model::json_number;
 using model::JsonFields;
+using Fields = model::JsonFieldList;
 
 constexpr std::int64_t kMaxBucket = std::int64_t{1} << 40;
 constexpr std::int64_t kMaxId = std::numeric_limits<std::int64_t>::max();
 constexpr std::size_t kMaxMessage = 2000;
 
 // ---- Writing
-
-/// In quotes. What comes from outside has been through printable(), so that only quotes and backslashes
-/// need care.
-std::string quoted(std::string_view text) {
-  std::string result = "\"";
-  for (const char c : printable(text, kMaxMessage)) {
-    if (c == '"' || c == '\\') result += '\\';
-    result += c;
-  }
-  return result + '"';
-}
-
-/// The fewest digits that read back as the same number.
-template <class T>
-std::string number(T value) {
-  char buffer[64];
-  return std::string(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr);
-}
-
-/// One object, field by field.
-class Fields {
- public:
-  Fields& raw(std::string_view name, std::string_view json) {
-    fmt::format_to(std::back_inserter(text_), "{}\"{}\": {}", text_.empty() ? "" : ", ", name, json);
-    return *this;
-  }
-  Fields& text(std::string_view name, std::string_view value) { return raw(name, quoted(value)); }
-  Fields& integer(std::string_view name, std::int64_t value) { return raw(name, std::to_string(value)); }
-  Fields& real(std::string_view name, double value) { return raw(name, number(value)); }
-  Fields& boolean(std::string_view name, bool value) { return raw(name, value ? "true" : "false"); }
-  std::string object() const { return "{" + text_ + "}"; }
-
- private:
-  std::string text_;
-};
 
 std::string gemm_json(const GemmConfig& config) {
   Fields fields;
@@ -249,8 +216,8 @@ std::string spec_json(const LayerSpec& spec) {
       .integer("top_k", spec.top_k)
       .text("activation", to_string(spec.activation));
   if (activation_info(spec.activation).uses_params) {
-    fields.raw("alpha", number(spec.activation_params.alpha))
-        .raw("limit", number(spec.activation_params.limit));
+    fields.raw("alpha", json_number(spec.activation_params.alpha))
+        .raw("limit", json_number(spec.activation_params.limit));
   }
   return fields.text("dtype", to_string(spec.dtype))
       .text("fc1_layout", to_string(spec.fc1_layout))
@@ -300,7 +267,8 @@ std::string answer_line(std::int64_t id, std::size_t index, const LayerConfig& c
   figures.verified = true;  // what is only not verified can be written
   figures.err1 = figures.err2 = 0;
   const bool shares = m.err1 >= 0 && m.err1 <= 1 && m.err2 >= 0 && m.err2 <= 1;
-  if (!fault_of(figures).empty() || !shares) return fields.text("failure", fault_of(m)).object();
+  if (!fault_of(figures).empty() || !shares)
+    return fields.text("failure", printable(fault_of(m), kMaxMessage)).object();
   return fields.real("us", m.us)
       .real("skewed_us", m.skewed_us)
       .real("fc1_us", m.fc1_us)
@@ -313,7 +281,7 @@ std::string answer_line(std::int64_t id, std::size_t index, const LayerConfig& c
 }
 
 std::string error_line(std::int64_t id, std::string_view message) {
-  return reply(id).text("error", message).object();
+  return reply(id).text("error", printable(message, kMaxMessage)).object();
 }
 
 Status read_hello(std::string_view line) {

@@ -6,10 +6,10 @@
 #include <charconv>
 
 #include "base/text.hpp"
+#include "model/json_writer.hpp"
 #include "model/token_bucket.hpp"
 #include "tuningdb/check.hpp"
 #include "tuningdb/csv_text.hpp"
-#include "tuningdb/json_writer.hpp"
 #include "tuningdb/limits.hpp"
 #include "tuningdb/record_json.hpp"
 
@@ -101,7 +101,7 @@ std::string not_expressible(const TuningKey& key, std::string* act_type) {
 }
 
 std::string percent(double share) {
-  return json_number(share * 100) + "%";
+  return model::json_number(share * 100) + "%";
 }
 
 std::string row_text(const TuningRecord& record, const std::string& act_type) {
@@ -125,16 +125,16 @@ std::string row_text(const TuningRecord& record, const std::string& act_type) {
                                key.doweight_stage1 ? "1" : "0",
                                std::to_string(record.config.fc1.block_m),
                                "0",
-                               json_number(record.us1),
+                               model::json_number(record.us1),
                                kernel(record.config.fc1),
                                percent(record.err1),
-                               json_number(record.us2),
+                               model::json_number(record.us2),
                                kernel(record.config.fc2),
                                percent(record.err2),
-                               json_number(record.us),
+                               model::json_number(record.us),
                                "0",
-                               json_number(record.tflops),
-                               json_number(record.bw)};
+                               model::json_number(record.tflops),
+                               model::json_number(record.bw)};
   static_assert(std::size(cells) == std::size(kColumns));
   return fmt::format("{}\n", fmt::join(cells, ","));
 }

@@ -6,7 +6,7 @@
 #include <map>
 
 #include "base/text.hpp"
-#include "tuningdb/json_writer.hpp"
+#include "model/json_writer.hpp"
 #include "tuningdb/limits.hpp"
 #include "tuningdb/record_order.hpp"
 
@@ -103,7 +103,7 @@ Result<RecordFile> parse_record_file(std::string_view text, std::string_view ori
 Result<std::string> record_file_text(const RecordFile& file) {
   std::string text = fmt::format("{{\"{}\": {},\n", kSchemaField, kSchema);
   for (const auto& [name, value] : file.unknown) {
-    text += fmt::format("{}: {},\n", json_quoted(name), json_text(value));
+    text += fmt::format("{}: {},\n", model::json_quoted(name), model::json_text(value));
   }
   text += "\"records\": [\n";
   std::size_t count = 0;
@@ -113,7 +113,7 @@ Result<std::string> record_file_text(const RecordFile& file) {
   };
   for (const StoredRecord& stored : file.records) element(record_text(stored.record, stored.unknown));
   std::vector<std::string> unread;
-  for (const Json& value : file.unread) unread.push_back(json_text(value));
+  for (const Json& value : file.unread) unread.push_back(model::json_text(value));
   std::sort(unread.begin(), unread.end());
   unread.erase(std::unique(unread.begin(), unread.end()), unread.end());
   for (const std::string& json : unread) element(json);

@@ -7,7 +7,7 @@
 
 #include "model/config_space.hpp"
 #include "model/gemm_fields.hpp"
-#include "tuningdb/json_writer.hpp"
+#include "model/json_writer.hpp"
 #include "tuningdb/limits.hpp"
 
 namespace varmoe::tuningdb {
@@ -270,7 +270,7 @@ std::string inter_dim_text(const std::vector<WidthClass>& classes) {
 }
 
 std::string gemm_text(const GemmConfig& config) {
-  JsonFieldList fields;
+  model::JsonFieldList fields;
   fields.text("schedule", to_string(config.schedule));
   for (const GemmField& field : model::gemm_fields()) fields.integer(field.key, config.*field.member);
   fields.text("gather", to_string(config.gather));
@@ -278,7 +278,7 @@ std::string gemm_text(const GemmConfig& config) {
 }
 
 std::string key_fields(const TuningKey& key) {
-  JsonFieldList fields;
+  model::JsonFieldList fields;
   fields.text("arch", key.device.arch)
       .integer("cu_num", key.device.cu_num)
       .text("device", key.device.name)
@@ -289,9 +289,9 @@ std::string key_fields(const TuningKey& key) {
       .integer("topk", key.topk)
       .text("act_type", to_string(key.act_type));
   if (activation_info(key.act_type).uses_params) {
-    fields.raw("act_params", JsonFieldList()
-                                 .raw("alpha", json_number(key.act_params.alpha))
-                                 .raw("limit", json_number(key.act_params.limit))
+    fields.raw("act_params", model::JsonFieldList()
+                                 .raw("alpha", model::json_number(key.act_params.alpha))
+                                 .raw("limit", model::json_number(key.act_params.limit))
                                  .object());
   }
   fields.text("dtype", to_string(key.dtype))
@@ -309,18 +309,18 @@ std::string key_fields(const TuningKey& key) {
 }
 
 std::string rest_of_config(const LayerConfig& config) {
-  return JsonFieldList()
-      .raw("sort", JsonFieldList()
+  return model::JsonFieldList()
+      .raw("sort", model::JsonFieldList()
                        .integer("block_threads", config.sort.block_threads)
                        .integer("single_block_rows", config.sort.single_block_rows)
                        .object())
-      .raw("gather", JsonFieldList().integer("block_threads", config.gather.block_threads).object())
-      .raw("combine", JsonFieldList().integer("block_threads", config.combine.block_threads).object())
+      .raw("gather", model::JsonFieldList().integer("block_threads", config.gather.block_threads).object())
+      .raw("combine", model::JsonFieldList().integer("block_threads", config.combine.block_threads).object())
       .fields();
 }
 
 std::string figure_fields(const TuningRecord& record) {
-  return JsonFieldList()
+  return model::JsonFieldList()
       .real("us1", record.us1)
       .real("err1", record.err1)
       .real("us2", record.us2)
@@ -336,8 +336,8 @@ std::string figure_fields(const TuningRecord& record) {
 
 std::string provenance_fields(const TuningRecord& record) {
   const TuningEpochs& epochs = record.epochs;
-  return JsonFieldList()
-      .raw("epochs", JsonFieldList()
+  return model::JsonFieldList()
+      .raw("epochs", model::JsonFieldList()
                          .integer("fc1", epochs.fc1)
                          .integer("fc2", epochs.fc2)
                          .integer("sort", epochs.sort)
@@ -377,14 +377,14 @@ StoredRecord read_record(const Json& value, const std::string& where) {
 std::string record_text(const TuningRecord& record, const Json::Object& unknown) {
   std::string text = "{" + key_fields(record.key);
   const auto line = [&text](const std::string& fields) { text += ",\n " + fields; };
-  line(JsonFieldList().raw("fc1", gemm_text(record.config.fc1)).fields());
-  line(JsonFieldList().raw("fc2", gemm_text(record.config.fc2)).fields());
+  line(model::JsonFieldList().raw("fc1", gemm_text(record.config.fc1)).fields());
+  line(model::JsonFieldList().raw("fc2", gemm_text(record.config.fc2)).fields());
   line(rest_of_config(record.config));
   line(figure_fields(record));
   line(provenance_fields(record));
   if (!unknown.empty()) {
-    JsonFieldList fields;
-    for (const auto& [name, field] : unknown) fields.raw(name, json_text(field));
+    model::JsonFieldList fields;
+    for (const auto& [name, field] : unknown) fields.raw(name, model::json_text(field));
     line(fields.fields());
   }
   return text + "}";

@@ -5,8 +5,8 @@
 #include <set>
 
 #include "model/gemm_fields.hpp"
+#include "model/json_writer.hpp"
 #include "tuningdb/fixture.hpp"
-#include "tuningdb/json_writer.hpp"
 #include "tuningdb/record_json.hpp"
 
 using namespace varmoe;
@@ -62,7 +62,7 @@ std::string with_value(const TuningRecord& record, const std::string& path, cons
   fields.erase(name);
   // A number too large for the tree is put in as text afterwards.
   fields.emplace(name, Json(std::string("<here>")));
-  std::string text = json_text(root);
+  std::string text = model::json_text(root);
   if (!json.empty()) return replaced(text, "\"<here>\"", json);
   const std::string field = "\"" + name + "\": \"<here>\"";
   return text.find(field + ", ") != std::string::npos ? replaced(text, field + ", ", "")

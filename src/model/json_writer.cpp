@@ -1,13 +1,11 @@
-#include "tuningdb/json_writer.hpp"
+#include "model/json_writer.hpp"
 
 #include <fmt/format.h>
 
 #include <charconv>
 
-namespace varmoe::tuningdb {
+namespace varmoe::model {
 namespace {
-
-using model::Json;
 
 template <class T>
 std::string shortest(T value) {
@@ -80,4 +78,4 @@ JsonFieldList& JsonFieldList::raw(std::string_view name, std::string_view json) 
   return *this;
 }
 
-}  // namespace varmoe::tuningdb
+}  // namespace varmoe::model

@@ -8,7 +8,7 @@
 
 /// Writing JSON so that the same values always give the same bytes. What is written here, model/strict_json
 /// reads.
-namespace varmoe::tuningdb {
+namespace varmoe::model {
 
 /// In quotes, escaped. The text is UTF-8.
 std::string json_quoted(std::string_view text);
@@ -17,7 +17,7 @@ std::string json_number(double value);
 std::string json_number(float value);
 /// A value as it was read, on one line: numbers keep their digits, fields of objects are in the order of
 /// their names.
-std::string json_text(const model::Json& value);
+std::string json_text(const Json& value);
 
 /// The fields of one object, in the order in which they are added: `"a": 1, "b": [2]`.
 class JsonFieldList {
@@ -38,4 +38,4 @@ class JsonFieldList {
   std::string fields_;
 };
 
-}  // namespace varmoe::tuningdb
+}  // namespace varmoe::model
