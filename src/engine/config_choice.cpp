@@ -17,9 +17,10 @@ struct ConfigChooser::Memory {
 };
 
 std::string to_string(const ConfigChoice& choice) {
-  if (choice.quality == MatchQuality::predicted) return to_string(choice.source);
-  const char* const source = choice.source == ConfigSource::tuned ? "tuned" : "override of tuned";
-  return fmt::format("{} ({}, {})", source, to_string(choice.quality), choice.record);
+  const std::string base = choice.quality == MatchQuality::predicted
+                               ? "predicted"
+                               : fmt::format("tuned ({}, {})", to_string(choice.quality), choice.record);
+  return choice.changed_by.empty() ? base : fmt::format("override ({}) of {}", choice.changed_by, base);
 }
 
 ConfigChoice ConfigChooser::look_up(const LayerSpec& spec, std::int64_t bucket) const {
@@ -103,6 +104,9 @@ Result<ConfigChoice> ConfigChooser::choose(const LayerSpec& spec, std::int64_t b
   }
   if (fc1_by.empty() && fc2_by.empty()) return choice;
   choice.source = ConfigSource::override_;
+  choice.changed_by = fc1_by == fc2_by || fc2_by.empty() ? fc1_by
+                      : fc1_by.empty()                   ? fc2_by
+                                                         : fc1_by + "; " + fc2_by;
   const auto reject = [bucket](const char* stage, const std::string& by, const Error& error) {
     return Error(error.code(),
                  fmt::format("{} override {} at {} tokens: {}", stage, by, bucket, error.message()));

@@ -30,9 +30,12 @@ struct ConfigChoice {
   MatchQuality quality = MatchQuality::predicted;
   /// Layer and file of the tuning record; empty when there is none.
   std::string record;
+  /// The overrides that changed it, with where each came from: `VARMOE_FC1_CONFIG "stages=3"`; empty: none.
+  std::string changed_by;
 };
 
-/// "tuned (near bucket, user /home/me/.cache/varmoe/tuning)", "predicted", "override".
+/// `predicted`, `tuned (near_bucket, user /home/me/.cache/varmoe/tuning, …)`,
+/// `override (VARMOE_FC1_CONFIG "stages=3") of predicted`.
 std::string to_string(const ConfigChoice& choice);
 
 /// Chooses the config of each token bucket: the best tuning record, else the cost model; then overrides by

@@ -107,6 +107,8 @@ Result<PrepareReport> Layer::Impl::prepare(const PrepareOptions& options) {
     if (Status status = publish(*build, true); !status) return std::move(status).error();
     if (!build->complete()) return engine::build_error(*build);
     report.kernels = std::move(build->kernels);
+    if (engine_->log.enabled(LogLevel::info))
+      engine_->log.write(LogLevel::info, engine::summary(*build, report.kernels, name()));
   }
   report.total_ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();

@@ -123,6 +123,23 @@ Result<LayerBuild> build_layer(const LayerSpec& spec, std::span<const std::int64
   return Error(ErrorCode::internal, e.what());
 }
 
+std::string summary(const LayerBuild& build, std::span<const KernelReport> kernels, std::string_view layer) {
+  std::string choices;
+  for (auto first = build.buckets.begin(); first != build.buckets.end();) {
+    const std::string text = to_string(first->plan.choice);
+    auto last = first;
+    while (last + 1 != build.buckets.end() && to_string((last + 1)->plan.choice) == text) ++last;
+    choices += fmt::format("{}{}", choices.empty() ? "" : "; ", first->plan.bucket);
+    if (last != first) choices += fmt::format("-{}", last->plan.bucket);
+    choices += fmt::format(" {}", text);
+    first = last + 1;
+  }
+  const auto compiled =
+      std::count_if(kernels.begin(), kernels.end(), [](const KernelReport& r) { return !r.hit; });
+  return fmt::format("prepared {}: {} kernels, {} compiled; configs by tokens: {}", layer, kernels.size(),
+                     compiled, choices);
+}
+
 Error build_error(const LayerBuild& build) {
   if (!build.first_error) return {ErrorCode::internal, "a build failed without an error"};
   if (build.failed == 1) return *build.first_error;

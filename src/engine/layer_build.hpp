@@ -4,6 +4,8 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/config_choice.hpp"
@@ -41,6 +43,9 @@ Result<LayerBuild> build_layer(const LayerSpec& spec, std::span<const std::int64
 Result<PrepareReport> compile_layer(const LayerSpec& spec, const PrepareOptions& options,
                                     const ConfigChooser& chooser, KernelBuilder& builder,
                                     bool with_runtime_width = false);
+
+/// One line for the log: what was prepared, and where each bucket's config came from.
+std::string summary(const LayerBuild& build, std::span<const KernelReport> kernels, std::string_view layer);
 
 /// The one error of a build that is not complete: the code of its first failure, and how many there are.
 Error build_error(const LayerBuild& build);

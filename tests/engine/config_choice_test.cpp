@@ -123,6 +123,9 @@ TEST_CASE("an override replaces keys of a tuning record's config and keeps the o
   REQUIRE(choice.ok());
   CHECK(choice->source == ConfigSource::override_);
   CHECK(choice->quality == MatchQuality::exact);
+  CHECK(choice->changed_by == "EngineOptions::fc2_config \"raster=2\"");
+  CHECK(engine::to_string(*choice).find(
+            "override (EngineOptions::fc2_config \"raster=2\") of tuned (exact, ") == 0);
   LayerConfig expected = tuned;
   expected.fc2.raster = 2;
   CHECK(choice->config == expected);

@@ -117,6 +117,17 @@ TEST_CASE_FIXTURE(EngineFixture,
   CHECK(engine.counters().cache_misses == 0);
 }
 
+TEST_CASE_FIXTURE(EngineFixture, "prepare logs one line that says where each bucket's config came from") {
+  options.fc1_config = "tokens=64-,raster=3";
+  Engine engine = make_engine();
+  Layer layer = make_layer(engine, test::small_spec());
+  const std::size_t kernels = prepare(layer, {1, 2, 64, 128}).kernels.size();
+  CHECK(said("prepared hidden=") == 1);
+  CHECK(said(std::to_string(kernels) + " kernels, " + std::to_string(kernels) + " compiled") == 1);
+  CHECK(said("configs by tokens: 1-2 predicted; 64-128 override (EngineOptions::fc1_config "
+             "\"tokens=64-,raster=3\") of predicted") == 1);
+}
+
 TEST_CASE_FIXTURE(EngineFixture, "cached_only: a miss is an error that names the kernel and loads nothing") {
   options.jit = JitMode::cached_only;
   Engine engine = make_engine();
