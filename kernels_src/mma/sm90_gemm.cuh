@@ -31,8 +31,9 @@
 // the sort, so what the sort wrote is there. Otherwise a block waits only for the warps of its cluster.
 //
 // `Problem` (moe/fc1_sm90.cuh, moe/fc2_sm90.cuh) supplies: Config, kElement, kKn, kMakesH, tile_count(), tile(index, rank),
-// k_extent(width), up_first(expert), kWeightBoxes, load_weights(stage, barrier, tile, k, box, L2 policy), Staging and store(tile, accumulator, staging, first
-// block); kTopK (slots that a row of a has) and kWholeStages (K is a multiple of 64) where it gathers.
+// k_extent(width), up_first(expert), kWeightBoxes, load_weights(stage, barrier, tile, k, box, L2 policy), Staging and
+// store(tile, accumulator, staging, first block); kTopK (slots that a row of a has) and kWholeStages (K is a multiple of 64) where it
+// gathers.
 namespace varmoe::mma {
 
 template <class Problem>

@@ -17,11 +17,13 @@ VARMOE_SHARED_CODE constexpr i32 row_tile_height(i32 rows, i32 tiles, i32 step) 
   return tiles == 0 ? step : ceil_div(ceil_div(rows, tiles), step) * step;
 }
 
-/// Tile `tile` of such an expert, relative to its first row. One without rows begins where the expert does: a place that exists.
+/// Rows of a tile, relative to the first of its expert.
 struct RowRange {
   i32 first;
   i32 rows;
 };
+
+/// Tile `tile` of such an expert. One without rows begins where the expert does: a place that exists.
 VARMOE_SHARED_CODE constexpr RowRange row_tile(i32 rows, i32 tiles, i32 step, i32 tile) {
   const i32 height = row_tile_height(rows, tiles, step);
   const i32 first = tile * height;

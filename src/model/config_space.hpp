@@ -58,7 +58,7 @@ std::int32_t tile_columns(const LayerSpec& spec, GemmStage stage, const GemmConf
 /// each field alone: gemm_fields().
 /// wgmma (sm_90a): block_m a multiple of row_step; block_k 64; warps_m and warps_n say who works on what: 1
 /// and 8, ping-pong 2 and 4;
-///   ctas_per_sm 1; block_n a multiple of 128 (ping-pong 64), 256 at most; ping-pong 128 at most; at most
+///   ctas_per_sm 1; cluster 1 or 2; block_n a multiple of 128 (ping-pong 64), 256 at most; ping-pong 128 at most; at most
 ///   kMaxWgmma…Accumulators accumulators a thread; whole stages of h in each tile of fc1 where widths are no
 ///   multiples of 64; a gated fc1 of kn weights whose gate and up lie apart: twice that multiple; ring,
 ///   staging and tables within smem_per_block.

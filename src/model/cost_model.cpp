@@ -26,7 +26,7 @@ constexpr double kFusedGatherFactor = 1.04;  ///< main loop that gathers its row
 /// the GPU exceeds when it is cool.
 constexpr double kWgmmaStage = 64;
 /// Routed rows (T·k) from which on the Hopper schedules are ahead; with fewer the portable path's smaller
-/// tiles fill the SMs better (docs/performance.md, entry 18).
+/// tiles fill the SMs better (docs/performance.md, entry 21).
 constexpr std::int64_t kFewestWgmmaRows = 64;
 constexpr double kWgmmaShareOfPeak = 0.89;
 constexpr double kWgmmaSmemBytesPerClock = 145, kWgmmaL2BytesPerClock = 60;

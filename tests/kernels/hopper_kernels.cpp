@@ -7,30 +7,17 @@
 
 #include "kernels/families.hpp"
 #include "model/config_space.hpp"
+#include "support/wgmma_configs.hpp"
 
 namespace kernels_test {
 
 using namespace varmoe;
 using emit::Stage;
+using test::pingpong;
+using test::wgmma;
 
 namespace {
 
-GemmConfig wgmma(std::int32_t block_m, std::int32_t block_n, std::int32_t stages) {
-  return {.schedule = Schedule::wgmma,
-          .block_m = block_m,
-          .block_n = block_n,
-          .stages = stages,
-          .warps_m = 1,
-          .warps_n = 8};
-}
-GemmConfig pingpong(std::int32_t block_m, std::int32_t block_n, std::int32_t stages) {
-  return {.schedule = Schedule::wgmma_pingpong,
-          .block_m = block_m,
-          .block_n = block_n,
-          .stages = stages,
-          .warps_m = 2,
-          .warps_n = 4};
-}
 GemmConfig copied(GemmConfig config) {
   config.gather = GatherMode::copy;
   return config;

@@ -5,9 +5,12 @@
 #include <vector>
 
 #include "model/config_space.hpp"
+#include "support/wgmma_configs.hpp"
 
 using namespace varmoe;
 using namespace varmoe::model;
+using test::pingpong;
+using test::wgmma;
 
 namespace {
 
@@ -31,23 +34,6 @@ LayerSpec kn(LayerSpec spec, GateOrder order = GateOrder::gate_first) {
   spec.fc1_layout = spec.fc2_layout = WeightLayout::kn;
   spec.gate_order = order;
   return spec;
-}
-
-GemmConfig wgmma(std::int32_t block_m, std::int32_t block_n, std::int32_t stages) {
-  return {.schedule = Schedule::wgmma,
-          .block_m = block_m,
-          .block_n = block_n,
-          .stages = stages,
-          .warps_m = 1,
-          .warps_n = 8};
-}
-GemmConfig pingpong(std::int32_t block_m, std::int32_t block_n, std::int32_t stages) {
-  return {.schedule = Schedule::wgmma_pingpong,
-          .block_m = block_m,
-          .block_n = block_n,
-          .stages = stages,
-          .warps_m = 2,
-          .warps_n = 4};
 }
 
 /// "" when the config is inside the space.

@@ -56,16 +56,29 @@ void SessionOptions::add_build(CLI::App& app) {
 
 EngineOptions SessionOptions::engine_options() const {
   EngineOptions options;
-  // A variable must be absolute; on a command line the working directory is what is meant.
-  const auto absolute = [](const std::string& path) {
-    return std::filesystem::absolute(path).lexically_normal().string();
-  };
-  if (!cache_dir.empty()) options.cache_dir = absolute(cache_dir);
-  for (const std::string& path : tuning_db) options.tuning_db.push_back(absolute(path));
+  if (!cache_dir.empty()) options.cache_dir = absolute_path(cache_dir);
+  for (const std::string& path : tuning_db) options.tuning_db.push_back(absolute_path(path));
   options.fc1_config = fc1_config;
   options.fc2_config = fc2_config;
   options.compile_threads = threads;
   return options;
+}
+
+std::string absolute_path(const std::string& path) {
+  return std::filesystem::absolute(path).lexically_normal().string();
+}
+
+Result<tuningdb::TuningSources> record_sources(const SessionOptions& options,
+                                               const std::vector<std::string>& paths) {
+  if (paths.empty()) {
+    auto toolchain = open_toolchain(options);
+    if (!toolchain) return std::move(toolchain).error();
+    return std::move(toolchain->tuning_sources);
+  }
+  tuningdb::TuningSources sources;
+  for (const std::string& path : paths) sources.paths.push_back(absolute_path(path));
+  sources.shipped = {};
+  return sources;
 }
 
 Result<engine::Toolchain> open_toolchain(const SessionOptions& options) {

@@ -7,6 +7,7 @@
 #include "engine/config_choice.hpp"
 #include "engine/toolchain.hpp"
 #include "model/device_profile.hpp"
+#include "tuningdb/layers.hpp"
 #include "varmoe/error.hpp"
 
 namespace CLI {
@@ -39,6 +40,14 @@ Result<engine::Toolchain> open_toolchain(const SessionOptions& options);
 /// The device that kernels are for: --device, else VARMOE_DEVICE_PROFILE, else the first GPU here;
 /// VARMOE_ARCH replaces its arch.
 Result<model::DeviceProfile> target_device(const SessionOptions& options, const Environment& environment);
+
+/// On a command line the working directory is what a relative path means.
+std::string absolute_path(const std::string& path);
+
+/// Where tuning records are read from: the paths given and nothing else, or, without any, all that a look-up
+/// would see.
+Result<tuningdb::TuningSources> record_sources(const SessionOptions& options,
+                                               const std::vector<std::string>& paths);
 
 /// Becomes true at the first Ctrl-C or SIGTERM; the second one ends the program. Set up by handle_signals().
 extern std::atomic<bool> interrupted;

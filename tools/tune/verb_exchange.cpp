@@ -1,7 +1,6 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,10 +34,6 @@ struct ExportOptions {
   std::string out;
 };
 
-std::string absolute(const std::string& path) {
-  return std::filesystem::absolute(path).lexically_normal().string();
-}
-
 void tell_dropped(const std::vector<std::string>& dropped) {
   for (const std::string& what : dropped) fmt::print(stderr, "left out: {}\n", what);
 }
@@ -71,7 +66,7 @@ int import_verb(const ImportOptions& options, const Output& out) {
     hints += import->hints.size();
     records.insert(records.end(), import->records.begin(), import->records.end());
   }
-  const tuningdb::TuningStore store(absolute(options.into), toolchain->log);
+  const tuningdb::TuningStore store(absolute_path(options.into), toolchain->log);
   auto saved = store.save(records);
   if (!saved) return out.fail(saved.error());
   out.say(
@@ -88,16 +83,9 @@ int import_verb(const ImportOptions& options, const Output& out) {
 }
 
 int export_verb(const ExportOptions& options, const Output& out) {
-  tuningdb::TuningSources sources;
-  if (options.paths.empty()) {
-    auto toolchain = open_toolchain(options.session);
-    if (!toolchain) return out.fail(toolchain.error());
-    sources = toolchain->tuning_sources;
-  } else {
-    sources.shipped = {};
-    for (const std::string& path : options.paths) sources.paths.push_back(absolute(path));
-  }
-  const tuningdb::Layers layers = tuningdb::read_layers(posix_file_system(), sources);
+  const auto sources = record_sources(options.session, options.paths);
+  if (!sources) return out.fail(sources.error());
+  const tuningdb::Layers layers = tuningdb::read_layers(posix_file_system(), *sources);
   for (const std::string& problem : layers.problems) fmt::print(stderr, "error: {}\n", problem);
   std::vector<TuningRecord> records;
   for (const tuningdb::LayerFile& file : layers.files)
@@ -106,8 +94,8 @@ int export_verb(const ExportOptions& options, const Output& out) {
   tell_dropped(csv.dropped);
   if (options.out.empty()) {
     fmt::print("{}", csv.text);
-  } else if (auto written = write_atomically(posix_file_system(), absolute(options.out), as_bytes(csv.text),
-                                             {.mode = 0666});
+  } else if (auto written = write_atomically(posix_file_system(), absolute_path(options.out),
+                                             as_bytes(csv.text), {.mode = 0666});
              !written) {
     return out.fail(written.error());
   }

@@ -28,18 +28,6 @@ struct RecordsOptions {
   std::string into;
 };
 
-std::string absolute(const std::string& path) {
-  return std::filesystem::absolute(path).lexically_normal().string();
-}
-
-/// The paths given on the command line and nothing else.
-tuningdb::TuningSources only(const std::vector<std::string>& paths) {
-  tuningdb::TuningSources sources;
-  for (const std::string& path : paths) sources.paths.push_back(absolute(path));
-  sources.shipped = {};
-  return sources;
-}
-
 /// "wgmma 160x256, 4 stages, cluster 2": what people compare; the whole config is in the JSON line.
 std::string brief(const GemmConfig& c) {
   std::string text =
@@ -60,14 +48,8 @@ std::string layer_text(const TuningKey& key) {
 }
 
 int show_verb(const RecordsOptions& options, const Output& out) {
-  tuningdb::TuningSources sources;
-  if (options.paths.empty()) {
-    auto toolchain = open_toolchain(options.session);
-    if (!toolchain) return out.fail(toolchain.error());
-    sources = toolchain->tuning_sources;
-  } else {
-    sources = only(options.paths);
-  }
+  const auto sources = record_sources(options.session, options.paths);
+  if (!sources) return out.fail(sources.error());
   const model::DeviceProfile* device = nullptr;
   Result<model::DeviceProfile> found = Error(ErrorCode::no_device, "");
   if (!options.session.device.empty()) {
@@ -75,7 +57,7 @@ int show_verb(const RecordsOptions& options, const Output& out) {
     if (!found) return out.fail(Error(ErrorCode::invalid_argument, "--device: " + found.error().message()));
     device = &*found;
   }
-  const tuningdb::Layers layers = tuningdb::read_layers(posix_file_system(), sources);
+  const tuningdb::Layers layers = tuningdb::read_layers(posix_file_system(), *sources);
   Table table({"device", "layer", "tokens", "us", "cost model's us", "fc1", "fc2", "state"});
   for (const tuningdb::LayerFile& file : layers.files) {
     for (const auto& stored : file.contents.records) {
@@ -152,7 +134,9 @@ int check_verb(const RecordsOptions& options, const Output& out) {
 }
 
 int merge_verb(const RecordsOptions& options, const Output& out) {
-  const tuningdb::Layers layers = tuningdb::read_layers(posix_file_system(), only(options.paths));
+  const auto sources = record_sources(options.session, options.paths);
+  if (!sources) return out.fail(sources.error());
+  const tuningdb::Layers layers = tuningdb::read_layers(posix_file_system(), *sources);
   std::vector<TuningRecord> records;
   std::size_t left_out = 0;
   for (const tuningdb::LayerFile& file : layers.files) {
@@ -167,7 +151,7 @@ int merge_verb(const RecordsOptions& options, const Output& out) {
     }
   }
   for (const std::string& problem : layers.problems) fmt::print(stderr, "error: {}\n", problem);
-  const tuningdb::TuningStore store(absolute(options.into), Log(LogLevel::warn, nullptr));
+  const tuningdb::TuningStore store(absolute_path(options.into), Log(LogLevel::warn, nullptr));
   auto saved = store.save(records);
   if (!saved) return out.fail(saved.error());
   out.say(fmt::format("{} records taken, {} kept as they were (better ones of the same key), {} left out; {}",
