@@ -136,4 +136,35 @@ struct GemmParams {
   TensorMap row_map;             // wgmma, rows by box: a as [rows, K]
 };
 
+/// The most blocks of a whole-layer launch.
+inline constexpr int kMaxLayerBlocks = 256;
+
+/// By what the blocks of one whole-layer launch agree (moe/layer_control.cuh). Lies in the workspace, needs no initial contents.
+struct LayerControl {
+  u64 state;
+  i32 units_done;                // units of fc1 whose h is stored
+  i32 blocks_done;
+  i32 claimed[kMaxLayerBlocks];  // whether a block has taken share i of fc1
+};
+
+/// Parameters of the whole-layer kernel.
+struct LayerParams {
+  const void* x;
+  void* out;
+  const void* topk_ids;          // [tokens, k] int32 or int64
+  const float* topk_weights;     // [tokens, k]
+  const i32* token_count;        // device-side token count of the whole batch, or null
+  const ExpertEntry* experts;    // [E]
+  void* h;                       // [tokens·k, h_stride]
+  LayerControl* control;
+  u64 nonce;                     // random, even, not 0: states of `control` that memory does not hold by chance
+  i64 x_stride;                  // elements
+  i64 out_stride;
+  i64 h_stride;
+  i32 tokens;                    // of this chunk
+  i32 token_begin;               // of this chunk within the batch
+  i32 ids_are_64bit;
+  i32 accumulate;
+};
+
 }  // namespace varmoe::abi

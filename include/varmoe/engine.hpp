@@ -85,7 +85,7 @@ struct PrepareOptions {
 
 /// One kernel of a prepare.
 struct KernelReport {
-  std::string stage;          ///< "sort_single", "sort_count", "sort_scatter", "gather", "fc1", "fc2", "combine"
+  std::string stage;          ///< "sort_single", "sort_count", "sort_scatter", "gather", "fc1", "fc2", "combine", "whole_layer"
   std::string name;           ///< entry name: stage, config, key digest
   std::string key;            ///< cubin key, hex
   std::string config;         ///< text of its config

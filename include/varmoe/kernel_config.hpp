@@ -60,12 +60,20 @@ struct CombineConfig {
   bool operator==(const CombineConfig&) const = default;
 };
 
+/// The whole layer in one launch, for few tokens: sm_90 and newer, nk weights, not batch_invariant.
+struct OneLaunchConfig {
+  std::int32_t max_tokens = 0;  ///< up to this many tokens (8, 16, 32 or 64) one launch does it all; 0: never
+  std::int32_t stages = 6;      ///< pipeline depth, and warps that multiply: 4 … 8
+  bool operator==(const OneLaunchConfig&) const = default;
+};
+
 /// Configs of every kernel of a layer's forward.
 struct LayerConfig {
   GemmConfig fc1, fc2;
   SortConfig sort;
   GatherConfig gather;
   CombineConfig combine;
+  OneLaunchConfig one_launch;  ///< the kernels above serve more tokens than its
   bool operator==(const LayerConfig&) const = default;
 };
 

@@ -5,6 +5,7 @@
 #include "prelude.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/elect.cuh"
 #include "ptx/grid_dependency.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
@@ -85,7 +86,7 @@ class Sm90Gemm {
       ptx::registers_decrease<kProducerRegisters>();
       const int warp = static_cast<int>(threadIdx.x) / 32;
       if (warp == 0) {
-        if (threadIdx.x == 0) copy();
+        if (ptx::elect_one()) copy();
       } else if (warp == 1) {
         schedule_tiles();
       } else if (Config::kGatherRows) {

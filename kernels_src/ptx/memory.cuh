@@ -15,6 +15,12 @@ VARMOE_DEVICE Vec16 load16_streaming(const void* p) {
   return d;
 }
 
+VARMOE_DEVICE Vec16 load16(const void* p) {
+  Vec16 d;
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];\n" : "=r"(d.v[0]), "=r"(d.v[1]), "=r"(d.v[2]), "=r"(d.v[3]) : "l"(p) : "memory");
+  return d;
+}
+
 VARMOE_DEVICE Vec16 load_shared16(u32 address) {
   Vec16 d;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n"
@@ -36,6 +42,13 @@ VARMOE_DEVICE i32 load_acquire(const i32* p) {
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
+VARMOE_DEVICE u64 load_acquire(const u64* p) {
+  u64 v;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];\n" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+/// Sets such a word, after everything that this thread wrote or has seen written.
+VARMOE_DEVICE void store_release(u64* p, u64 v) { asm volatile("st.release.gpu.global.u64 [%0], %1;\n" ::"l"(p), "l"(v) : "memory"); }
 /// Adds to such a counter, after everything that this thread wrote or has seen written.
 VARMOE_DEVICE void add_release(i32* p, i32 v) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;\n" ::"l"(p), "r"(v) : "memory");
@@ -47,10 +60,25 @@ VARMOE_DEVICE void store16(void* p, const Vec16& d) {
                : "memory");
 }
 
+VARMOE_DEVICE void store_shared16(u32 address, const Vec16& d) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};\n" ::"r"(address), "r"(d.v[0]), "r"(d.v[1]), "r"(d.v[2]), "r"(d.v[3])
+               : "memory");
+}
+
 VARMOE_DEVICE void store8(void* p, u32 a, u32 b) {
   asm volatile("st.global.v2.u32 [%0], {%1,%2};\n" ::"l"(p), "r"(a), "r"(b) : "memory");
 }
 
 VARMOE_DEVICE void store4(void* p, u32 a) { asm volatile("st.global.u32 [%0], %1;\n" ::"l"(p), "r"(a) : "memory"); }
+
+VARMOE_DEVICE void store2(void* p, u32 low_half) {
+  asm volatile("{.reg .b16 v; cvt.u16.u32 v, %1; st.global.b16 [%0], v;}\n" ::"l"(p), "r"(low_half) : "memory");
+}
+
+VARMOE_DEVICE u32 load2(const void* p) {
+  u32 d;
+  asm volatile("{.reg .u16 v; ld.global.u16 v, [%1]; cvt.u32.u16 %0, v;}\n" : "=r"(d) : "l"(p) : "memory");
+  return d;
+}
 
 }  // namespace varmoe::ptx

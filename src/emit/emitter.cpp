@@ -8,6 +8,7 @@
 #include "emit/sort_shape.hpp"
 #include "emit/wgmma_text.hpp"
 #include "model/config_space.hpp"
+#include "model/one_launch.hpp"
 
 namespace varmoe::emit {
 namespace {
@@ -32,6 +33,8 @@ StageText stage_text(Stage stage, const KernelRequest& request, std::int32_t blo
       return {"moe/gather.cuh", "GatherParams", fmt::format("gather<Layer, {}>", block_threads)};
     case Stage::combine:
       return {"moe/combine.cuh", "CombineParams", fmt::format("combine<Layer, {}>", block_threads)};
+    case Stage::whole_layer:
+      return {"moe/whole_layer.cuh", "LayerParams", "whole_layer<Layer, Config>"};
     case Stage::fc1:
       return wgmma ? StageText{"moe/fc1_sm90.cuh", "GemmParams", "fc1_sm90<Layer, Config>"}
                    : StageText{"moe/fc1.cuh", "GemmParams", "fc1<Layer, Config>"};
@@ -78,7 +81,19 @@ std::string config_traits(Stage stage, const GemmConfig& c) {
   return s + "};\n";
 }
 
+std::string whole_layer_traits(const LayerSpec& spec, const OneLaunchConfig& c) {
+  return fmt::format(
+      "struct Config {{\n  static constexpr int kTokens = {}, kStages = {};\n}};\n"
+      "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kBytes == {}, \"shared memory differs from "
+      "the host's\");\n"
+      "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kThreads == {}, \"threads differ from the "
+      "host's\");\n",
+      c.max_tokens, c.stages, model::one_launch_smem_bytes(spec, c), model::one_launch_threads(c));
+}
+
 std::string config_name(const KernelRequest& r) {
+  if (r.stage == Stage::whole_layer)
+    return fmt::format("t{}s{}", r.one_launch.max_tokens, r.one_launch.stages);
   if (r.stage != Stage::fc1 && r.stage != Stage::fc2) return fmt::format("t{}", r.block_threads);
   const GemmConfig& c = r.gemm;
   if (model::uses_wgmma(c)) {
@@ -104,6 +119,11 @@ Status check_request(const LayerSpec& spec, const KernelRequest& r) {
               width_classes(spec).size(), kMaxWidthClasses));
     }
     return model::check_gemm_shape(spec, gemm_stage(r.stage), r.gemm);
+  }
+  if (r.stage == Stage::whole_layer) {
+    if (r.one_launch.max_tokens == 0)
+      return Error(ErrorCode::invalid_config, "one_launch: max_tokens is 0: there is no such kernel");
+    return model::check_one_launch(spec, r.one_launch);
   }
   if (r.block_threads < 32 || r.block_threads > 1024 || r.block_threads % 32 != 0) {
     return Error(ErrorCode::invalid_config,
@@ -131,6 +151,8 @@ const char* to_string(Stage stage) noexcept {
       return "fc2";
     case Stage::combine:
       return "combine";
+    case Stage::whole_layer:
+      return "whole_layer";
   }
   return "unknown";
 }
@@ -146,6 +168,7 @@ Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& re
   constexpr std::int32_t kProducerThreads = 128;
   kernel.block_threads = gemm ? 32 * request.gemm.warps_m * request.gemm.warps_n : request.block_threads;
   if (wgmma) kernel.block_threads += kProducerThreads;
+  if (request.stage == Stage::whole_layer) kernel.block_threads = model::one_launch_threads(request.one_launch);
   kernel.ctas_per_sm = gemm ? request.gemm.ctas_per_sm : 1;
   if (wgmma) {
     kernel.dynamic_smem_bytes =
@@ -156,13 +179,17 @@ Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& re
     if (request.stage == Stage::fc1 && request.gemm.gather == GatherMode::fused) {
       kernel.dynamic_smem_bytes += request.gemm.block_m * 4;
     }
+  } else if (request.stage == Stage::whole_layer) {
+    kernel.dynamic_smem_bytes =
+        static_cast<std::int32_t>(model::one_launch_smem_bytes(spec, request.one_launch));
   } else if (request.stage != Stage::gather && request.stage != Stage::combine) {
     kernel.dynamic_smem_bytes = sort_smem_bytes(spec.num_experts(), request.block_threads);
   }
 
   const StageText stage = stage_text(request.stage, request, kernel.block_threads);
   std::string head = fmt::format("// varmoe {}\n", to_string(request.stage));
-  if (request.stage == Stage::fc1) head += "#include \"epilogue/activation.cuh\"\n";
+  if (request.stage == Stage::fc1 || request.stage == Stage::whole_layer)
+    head += "#include \"epilogue/activation.cuh\"\n";
   head += fmt::format("#include \"{}\"\n\n", stage.include);
   if (wgmma) {
     const WeightLayout layout = request.stage == Stage::fc1 ? spec.fc1_layout : spec.fc2_layout;
@@ -175,6 +202,7 @@ Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& re
   if (gemm)
     head +=
         wgmma ? wgmma_traits(spec, request.stage, request.gemm) : config_traits(request.stage, request.gemm);
+  if (request.stage == Stage::whole_layer) head += whole_layer_traits(spec, request.one_launch);
   head += "}  // namespace\n\n" + abi_assertions(request.stage) + "\n";
   const std::string body = fmt::format(
       "(const __grid_constant__ varmoe::abi::{} p) {{ varmoe::moe::{}(p); }}\n", stage.params, stage.call);

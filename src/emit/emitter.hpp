@@ -23,8 +23,9 @@ enum class Stage : std::uint8_t {
   fc1,
   fc2,
   combine,
+  whole_layer,   ///< all of it, for few tokens
 };
-inline constexpr std::size_t kStageCount = 7;
+inline constexpr std::size_t kStageCount = 8;
 const char* to_string(Stage) noexcept;
 
 /// What to emit. Only the fields that concern `stage` are read.
@@ -32,6 +33,7 @@ struct KernelRequest {
   Stage stage = Stage::fc1;
   GemmConfig gemm;                 ///< fc1, fc2
   std::int32_t block_threads = 0;  ///< sort_*, gather, combine
+  OneLaunchConfig one_launch;      ///< whole_layer
   bool runtime_width = false;      ///< fc1, fc2: widths from the device table instead of compiled in
   bool operator==(const KernelRequest&) const = default;
 };
@@ -53,7 +55,7 @@ struct EmittedKernel {
 Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& request);
 
 /// The kernels that one LayerConfig needs for a token bucket: sort_single or the sort pair, gather when fc1
-/// copies, fc1, fc2, combine. `sort_single` serves bucket·k ≤ sort.single_block_rows; both kinds are listed
+/// copies, fc1, fc2, combine; whole_layer where config.one_launch serves the bucket's tokens or fewer. `sort_single` serves bucket·k ≤ sort.single_block_rows; both kinds are listed
 /// where smaller T of the same bucket need it.
 std::vector<KernelRequest> required_kernels(const LayerSpec& spec, const LayerConfig& config,
                                             std::int64_t bucket, bool runtime_width);

@@ -99,6 +99,13 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
                                        spec.fc1_layout == WeightLayout::kn);
       s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
       break;
+    case Stage::whole_layer:
+      s += element(spec.dtype);
+      s += integer("kHidden", spec.hidden_size);
+      s += integer("kExperts", spec.num_experts());
+      s += integer("kTopK", spec.top_k);
+      s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
+      break;
     case Stage::fc2:
       s += element(spec.dtype);
       s += integer("kHidden", spec.hidden_size);
@@ -151,6 +158,18 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(CombineParams, topk_weights);
       VARMOE_OFFSET(CombineParams, out_stride);
       VARMOE_OFFSET(CombineParams, accumulate);
+      break;
+    case Stage::whole_layer:
+      VARMOE_SIZE(LayerParams);
+      VARMOE_OFFSET(LayerParams, nonce);
+      VARMOE_OFFSET(LayerParams, h_stride);
+      VARMOE_OFFSET(LayerParams, accumulate);
+      VARMOE_SIZE(LayerControl);
+      VARMOE_OFFSET(LayerControl, claimed);
+      VARMOE_SIZE(ExpertEntry);
+      VARMOE_OFFSET(ExpertEntry, down);
+      VARMOE_OFFSET(ExpertEntry, fc2_stride);
+      VARMOE_OFFSET(ExpertEntry, width);
       break;
     case Stage::fc1:
     case Stage::fc2:

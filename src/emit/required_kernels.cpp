@@ -33,6 +33,12 @@ std::vector<KernelRequest> required_kernels(const LayerSpec& spec, const LayerCo
   add_gemm(Stage::fc1, config.fc1);
   add_gemm(Stage::fc2, config.fc2);
   add(Stage::combine, config.combine.block_threads);
+  if (config.one_launch.max_tokens > 0) {
+    KernelRequest r;
+    r.stage = Stage::whole_layer;
+    r.one_launch = config.one_launch;
+    requests.push_back(r);
+  }
   return requests;
 }
 

@@ -104,6 +104,8 @@ Result<ConfigChoice> ConfigChooser::choose(const LayerSpec& spec, std::int64_t b
   }
   if (fc1_by.empty() && fc2_by.empty()) return choice;
   choice.source = ConfigSource::override_;
+  // Whoever names tiles of a GEMM means them to run.
+  choice.config.one_launch = {};
   choice.changed_by = fc1_by == fc2_by || fc2_by.empty() ? fc1_by
                       : fc1_by.empty()                   ? fc2_by
                                                          : fc1_by + "; " + fc2_by;

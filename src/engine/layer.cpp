@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <new>
+#include <random>
 #include <utility>
 
 #include "cuda/device.hpp"
@@ -32,6 +33,12 @@ namespace {
 /// Routed rows are counted in 32 bits on the device; more go in chunks. Some room is left for what is rounded
 /// up.
 constexpr std::int64_t kMaxRowsAtOnce = INT32_MAX - (1 << 20);
+
+/// abi::LayerParams::nonce: random, even, not 0.
+std::uint64_t launch_nonce() {
+  std::random_device random;
+  return ((std::uint64_t{random()} << 32 | random()) & ~std::uint64_t{1}) | 2;
+}
 
 }  // namespace
 
@@ -64,6 +71,7 @@ Result<std::shared_ptr<Layer::Impl>> Layer::Impl::create(std::shared_ptr<Engine:
         engine->device->attributes().compute_major >= 9 && engine->device->driver().version() >= 12030;
     layer->context_.classes = static_cast<std::int32_t>(width_classes(spec).size());
     layer->context_.max_width = spec.max_width();
+    layer->context_.nonce = launch_nonce();
     layer->context_.sm_limited = options.max_sms > 0 && options.max_sms < sms;
     layer->context_.sm_count = options.max_sms > 0 ? std::min(options.max_sms, sms) : sms;
   }

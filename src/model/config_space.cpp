@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "model/gemm_fields.hpp"
+#include "model/one_launch.hpp"
 
 namespace varmoe::model {
 namespace {
@@ -301,7 +302,7 @@ Status check_layer_config(const LayerSpec& spec, const LayerConfig& config, cons
     return bad_config(fmt::format("sort.single_block_rows is {}; must be from 0 to {}",
                                   config.sort.single_block_rows, kMaxSingleBlockRows));
   }
-  return {};
+  return check_one_launch(spec, config.one_launch, device);
 }
 
 }  // namespace varmoe::model

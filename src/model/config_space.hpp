@@ -12,7 +12,7 @@
 namespace varmoe::model {
 
 /// Bumped by hand when the meaning of a config changes; part of tuning records.
-inline constexpr int kConfigSpaceVersion = 3;
+inline constexpr int kConfigSpaceVersion = 4;
 
 enum class GemmStage : std::uint8_t { fc1, fc2 };
 
@@ -86,7 +86,7 @@ Status check_gemm_shape(const LayerSpec& spec, GemmStage stage, const GemmConfig
 /// Both GEMMs; fc2 by wgmma with widths that are no multiples of 64: fc1 by wgmma too, with tiles of a
 /// multiple of 64 columns of h, since it writes the zeroes that fc2's last stage reads; block_threads of
 /// sort, gather and combine a multiple of 32 from 32 to 1024; single_block_rows from 0 to
-/// kMaxSingleBlockRows.
+/// kMaxSingleBlockRows; one_launch as check_one_launch has it.
 Status check_layer_config(const LayerSpec& spec, const LayerConfig& config, const DeviceProfile& device);
 inline constexpr std::int32_t kMaxSingleBlockRows = 65536;
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/one_launch.hpp"
 #include "model/routing_stats.hpp"
 
 /// A roofline of one persistent grouped GEMM, with what bends it: tiles that rows and columns do not fill,
@@ -294,6 +295,7 @@ LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, con
     // An expert of one row tile would leave the second block of each cluster without rows.
     return (many || !uses_wgmma(c)) && (c.cluster == 1 || rows > c.block_m);
   };
+  config.one_launch = predict_one_launch(spec, tokens, device);
   config.fc1 = best_config(spec, GemmStage::fc1, tokens, device, allowed);
   config.fc2 = best_config(spec, GemmStage::fc2, tokens, device, allowed);
   if (check_layer_config(spec, config, device)) return config;

@@ -49,6 +49,7 @@ Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const We
 struct WorkspaceLayout {
   std::size_t total_bytes = 0;
   std::size_t expert_offsets = 0, row_source = 0, slot_row = 0, block_histogram = 0, h_pending = 0;
+  std::size_t layer_control = 0;  ///< abi::LayerControl
   std::size_t fc1_tiles = 0, fc2_tiles = 0, tile_counts = 0, fc1_tile_prefix = 0;
   std::size_t h = 0;  ///< [rows, model::h_columns(max width)]
   std::size_t y = 0;  ///< [rows, H]; before fc2 it holds the gathered copy of x, if there is one
@@ -70,6 +71,7 @@ struct RunContext {
   bool dependent_launch = false;   ///< sm_90 and newer: a kernel may start while its predecessor ends
   std::int32_t classes = 0;        ///< width_classes(spec).size()
   std::int64_t max_width = 0;      ///< spec->max_width()
+  std::uint64_t nonce = 0;         ///< abi::LayerParams::nonce
 };
 
 /// Enqueues one forward of args.tokens tokens (already validated by the engine; tokens ≥ 1), in chunks of

@@ -39,6 +39,8 @@ class ChunkRun {
         workspace_(reinterpret_cast<std::uint64_t>(args.workspace)) {}
 
   Status run() noexcept {
+    if (kernels_[Stage::whole_layer].function != nullptr && tokens_ <= kernels_.config.one_launch.max_tokens)
+      return whole_layer();
     if (auto ok = sort(); !ok) return ok;
     if (kernels_[Stage::gather].function != nullptr) {
       if (auto ok = gather(); !ok) return ok;
@@ -73,9 +75,7 @@ class ChunkRun {
     const auto classes = width_class_count();
     const SortGrid grid(rows_);
     abi::SortParams p{};
-    const std::size_t id_bytes = args_.id_type == IdType::int64 ? 8 : 4;
-    p.topk_ids =
-        static_cast<const char*>(args_.topk_ids) + static_cast<std::size_t>(begin_ * spec_.top_k) * id_bytes;
+    p.topk_ids = topk_ids();
     p.token_count = args_.token_count;
     p.experts = at<const abi::ExpertEntry>(experts, table_.entries);
     p.expert_order = at<const i32>(experts, table_.order);
@@ -168,6 +168,27 @@ class ChunkRun {
     return launch(Stage::combine, elementwise_blocks(Stage::combine, tokens_, 1), p);
   }
 
+  Status whole_layer() noexcept {
+    abi::LayerParams p{};
+    p.x = x();
+    p.out = static_cast<char*>(args_.out) + begin_ * out_stride() * 2;
+    p.topk_ids = topk_ids();
+    p.topk_weights = args_.topk_weights + begin_ * spec_.top_k;
+    p.token_count = args_.token_count;
+    p.experts = at<const abi::ExpertEntry>(context_.expert_table, table_.entries);
+    p.h = at<void>(workspace_, layout_.h);
+    p.control = at<abi::LayerControl>(workspace_, layout_.layer_control);
+    p.nonce = context_.nonce;
+    p.x_stride = x_stride();
+    p.out_stride = out_stride();
+    p.h_stride = h_columns();
+    p.tokens = static_cast<i32>(tokens_);
+    p.token_begin = static_cast<i32>(begin_);
+    p.ids_are_64bit = args_.id_type == IdType::int64;
+    p.accumulate = args_.accumulate;
+    return launch(Stage::whole_layer, std::min<std::int64_t>(context_.sm_count, abi::kMaxLayerBlocks), p);
+  }
+
   abi::GemmParams gemm_params(std::size_t tile_list) const noexcept {
     abi::GemmParams p{};
     p.experts = at<const abi::ExpertEntry>(context_.expert_table, table_.entries);
@@ -234,6 +255,10 @@ class ChunkRun {
   std::int64_t x_stride() const noexcept { return args_.x_stride != 0 ? args_.x_stride : spec_.hidden_size; }
   std::int64_t out_stride() const noexcept {
     return args_.out_stride != 0 ? args_.out_stride : spec_.hidden_size;
+  }
+  const void* topk_ids() const noexcept {
+    const std::int64_t id_bytes = args_.id_type == IdType::int64 ? 8 : 4;
+    return static_cast<const char*>(args_.topk_ids) + begin_ * spec_.top_k * id_bytes;
   }
   const void* x() const noexcept { return static_cast<const char*>(args_.x) + begin_ * x_stride() * 2; }
 

@@ -36,6 +36,7 @@ WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t max_width, 
   };
 
   layout.tile_counts = place(1, sizeof(abi::TileCounts));
+  layout.layer_control = place(1, sizeof(abi::LayerControl));
   layout.expert_offsets = place(experts + 1, sizeof(i32));
   layout.fc1_tile_prefix = place(experts + 1, sizeof(i32));
   layout.h_pending = place(experts, sizeof(i32));

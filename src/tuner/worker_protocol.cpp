@@ -10,6 +10,7 @@
 #include "model/gemm_fields.hpp"
 #include "model/json_fields.hpp"
 #include "model/json_writer.hpp"
+#include "model/one_launch.hpp"
 
 namespace varmoe::tuner {
 namespace {
@@ -140,7 +141,7 @@ std::int32_t read_threads(const JsonFields& fields) {
 }
 
 LayerConfig read_config(const JsonFields& fields) {
-  fields.refuse_unknown({"fc1", "fc2", "sort", "gather", "combine"});
+  fields.refuse_unknown({"fc1", "fc2", "sort", "gather", "combine", "one_launch"});
   LayerConfig config;
   config.fc1 = read_gemm(object(fields, "fc1"));
   config.fc2 = read_gemm(object(fields, "fc2"));
@@ -154,6 +155,11 @@ LayerConfig read_config(const JsonFields& fields) {
   combine.refuse_unknown({"block_threads"});
   config.gather.block_threads = read_threads(gather);
   config.combine.block_threads = read_threads(combine);
+  const JsonFields one_launch = object(fields, "one_launch");
+  one_launch.refuse_unknown({"max_tokens", "stages"});
+  config.one_launch.max_tokens =
+      static_cast<std::int32_t>(one_launch.integer("max_tokens", 0, model::kMaxOneLaunchTokens));
+  config.one_launch.stages = static_cast<std::int32_t>(one_launch.integer("stages", 1, 64));
   return config;
 }
 
@@ -237,6 +243,10 @@ std::string config_json(const LayerConfig& config) {
                        .object())
       .raw("gather", threads_json(config.gather.block_threads))
       .raw("combine", threads_json(config.combine.block_threads))
+      .raw("one_launch", Fields()
+                             .integer("max_tokens", config.one_launch.max_tokens)
+                             .integer("stages", config.one_launch.stages)
+                             .object())
       .object();
 }
 

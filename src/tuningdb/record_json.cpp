@@ -8,6 +8,7 @@
 #include "model/config_space.hpp"
 #include "model/gemm_fields.hpp"
 #include "model/json_writer.hpp"
+#include "model/one_launch.hpp"
 #include "tuningdb/limits.hpp"
 
 namespace varmoe::tuningdb {
@@ -220,6 +221,13 @@ LayerConfig read_config(const JsonFields& fields, std::int32_t config_space) {
   config.sort.single_block_rows = narrow(sort.integer("single_block_rows", 0, model::kMaxSingleBlockRows));
   config.gather.block_threads = read_block_threads(gather);
   config.combine.block_threads = read_block_threads(combine);
+  // Records of before version 4 have none: their layers ran kernel by kernel.
+  if (!older || fields.find("one_launch") != nullptr) {
+    const JsonFields one_launch = nested(fields, "one_launch");
+    one_launch.refuse_unknown({"max_tokens", "stages"});
+    config.one_launch.max_tokens = narrow(one_launch.integer("max_tokens", 0, model::kMaxOneLaunchTokens));
+    config.one_launch.stages = narrow(one_launch.integer("stages", 1, 64));
+  }
   return config;
 }
 
@@ -316,6 +324,10 @@ std::string rest_of_config(const LayerConfig& config) {
                        .object())
       .raw("gather", model::JsonFieldList().integer("block_threads", config.gather.block_threads).object())
       .raw("combine", model::JsonFieldList().integer("block_threads", config.combine.block_threads).object())
+      .raw("one_launch", model::JsonFieldList()
+                             .integer("max_tokens", config.one_launch.max_tokens)
+                             .integer("stages", config.one_launch.stages)
+                             .object())
       .fields();
 }
 

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+
+#include "model/device_profile.hpp"
+#include "varmoe/error.hpp"
+#include "varmoe/kernel_config.hpp"
+#include "varmoe/layer_spec.hpp"
+
+/// Which layers one launch can do (kernels_src/moe/whole_layer.cuh), and with what.
+namespace varmoe::model {
+
+inline constexpr std::int32_t kMaxOneLaunchTokens = 64;
+
+/// Dynamic shared memory of the whole-layer kernel; the emitted source asserts that this agrees.
+std::int64_t one_launch_smem_bytes(const LayerSpec& spec, const OneLaunchConfig& config);
+
+/// Threads of its block: a warp a stage, one that copies, one that deals with other blocks.
+constexpr std::int32_t one_launch_threads(const OneLaunchConfig& config) {
+  return 32 * (config.stages + 2);
+}
+
+/// invalid_config naming field, value and choices; unsupported for a layer that the kernel does not take. max_tokens = 0 is always sound.
+Status check_one_launch(const LayerSpec& spec, const OneLaunchConfig& config);
+/// The same, within the limits of a device.
+Status check_one_launch(const LayerSpec& spec, const OneLaunchConfig& config, const DeviceProfile& device);
+
+/// What serves a token bucket on a device: the deepest ring that fits; max_tokens 0 where the kernels
+/// one by one are at least as fast.
+OneLaunchConfig predict_one_launch(const LayerSpec& spec, std::int64_t bucket, const DeviceProfile& device);
+
+}  // namespace varmoe::model
