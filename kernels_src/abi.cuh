@@ -116,6 +116,34 @@ struct CombineParams {
   i32 reserved;
 };
 
+/// Parameters of the router kernel.
+struct RouteParams {
+  const void* logits;            // [tokens, E] rows of logit_stride elements
+  const float* correction_bias;  // [E]; null unless the router has one
+  i32* topk_ids;                 // [tokens, k]
+  float* topk_weights;           // [tokens, k]
+  float* scores;                 // [tokens, E], or null
+  const i32* token_count;        // device-side token count, or null
+  i64 logit_stride;              // elements
+  i32 tokens;
+  i32 wide_loads;                // base and stride allow a lane's elements in one load
+};
+
+/// Parameters of the kernels that align routed rows to blocks of one expert each.
+struct AlignParams {
+  const void* topk_ids;          // [rows] int32 or int64
+  i32* sorted_token_ids;         // [sorted_size]
+  i32* expert_ids;               // [blocks]
+  i32* num_tokens_post_pad;      // [1]
+  i32* block_histogram;          // [grid, E], two-launch form only
+  i32 rows;                      // R; the sentinel too
+  i32 ids_are_64bit;
+  i32 block_size;
+  i32 sorted_size;               // entries of sorted_token_ids that are written
+  i32 blocks;                    // entries of expert_ids that are written
+  i32 slots_per_block;           // two-launch form: rows that one thread block handles
+};
+
 /// Parameters of fc1 and fc2.
 struct GemmParams {
   const void* a;                 // fc1: x, or its gathered copy; fc2: h

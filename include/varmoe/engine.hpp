@@ -85,7 +85,7 @@ struct PrepareOptions {
 
 /// One kernel of a prepare.
 struct KernelReport {
-  std::string stage;          ///< "sort_single", "sort_count", "sort_scatter", "gather", "fc1", "fc2", "combine", "whole_layer"
+  std::string stage;          ///< "sort_single", "sort_count", "sort_scatter", "gather", "fc1", "fc2", "combine", "whole_layer"; "route"; "align_single", …
   std::string name;           ///< entry name: stage, config, key digest
   std::string key;            ///< cubin key, hex
   std::string config;         ///< text of its config
@@ -128,6 +128,10 @@ struct ForwardArgs {
 };
 
 class Layer;
+class Router;
+class BlockAligner;
+struct RouterSpec;
+struct AlignSpec;
 struct EngineAccess;
 
 /// One device's kernels and caches. Thread-safe. Keep it alive while any captured graph of its layers is used.
@@ -139,6 +143,10 @@ class VARMOE_API Engine {
   ~Engine();
 
   Result<Layer> create_layer(const LayerSpec& spec, const LayerOptions& options = {});
+  /// Logits → topk_ids and topk_weights (varmoe/router.hpp).
+  Result<Router> create_router(const RouterSpec& spec);
+  /// moe_align_block_size (varmoe/router.hpp).
+  Result<BlockAligner> create_block_aligner(const AlignSpec& spec);
   Counters counters() const noexcept;
   /// "NVIDIA H200, sm_90a, 132 SMs, driver 13.0" or "CPU, 8 threads".
   std::string device_description() const;

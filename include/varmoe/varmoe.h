@@ -97,12 +97,21 @@ enum {
   VARMOE_STORAGE_EXPERTS = 5   /* experts: pointers and strides of every matrix */
 };
 
+/* Routers; see router_spec.hpp. */
+enum { VARMOE_LOGITS_FP32 = 0, VARMOE_LOGITS_BF16 = 1, VARMOE_LOGITS_FP16 = 2 };
+enum { VARMOE_SCORING_SOFTMAX = 0, VARMOE_SCORING_SIGMOID = 1 };
+enum { VARMOE_ORDER_BEFORE_TOP_K = 0, VARMOE_ORDER_AFTER_TOP_K = 1 };
+enum { VARMOE_GROUP_SCORE_MAX = 0, VARMOE_GROUP_SCORE_TOP2_SUM = 1 };
+enum { VARMOE_OUTSIDE_GROUPS_NEVER = 0, VARMOE_OUTSIDE_GROUPS_AS_ZERO = 1 };
+
 /* The device number of the CPU backend. */
 #define VARMOE_CPU_DEVICE (-1)
 
 typedef struct varmoe_engine varmoe_engine;
 typedef struct varmoe_layer varmoe_layer;
 typedef struct varmoe_report varmoe_report;
+typedef struct varmoe_router varmoe_router;
+typedef struct varmoe_block_aligner varmoe_block_aligner;
 
 /* Receives one line at a time, without newline, from any thread. `line` is valid during the call. */
 typedef void (*varmoe_log_fn)(void* user, int level, const char* line);
@@ -211,6 +220,59 @@ typedef struct varmoe_forward_args {
   void* stream; /* CUstream or cudaStream_t; ignored on the CPU */
 } varmoe_forward_args;
 
+typedef struct varmoe_router_spec {
+  size_t struct_size;
+  int64_t num_experts;     /* 1 ... 1024 */
+  int64_t top_k;           /* 1 ... 32, at most num_experts */
+  int32_t logit_type;      /* VARMOE_LOGITS_*; FP32 */
+  int32_t scoring;         /* VARMOE_SCORING_*; SOFTMAX */
+  int32_t order;           /* VARMOE_ORDER_*: softmax before or after top-k; BEFORE_TOP_K */
+  int32_t renormalize;     /* 0 or 1: w = s / (sum of the chosen + epsilon) */
+  float epsilon;           /* 0 */
+  float scaling_factor;    /* 1 */
+  int32_t correction_bias; /* 0 or 1: experts are chosen by score + bias */
+  int32_t group_score;     /* VARMOE_GROUP_SCORE_*; MAX */
+  int64_t num_groups;      /* 1 */
+  int64_t top_groups;      /* 1 */
+  int32_t outside_groups;  /* VARMOE_OUTSIDE_GROUPS_*; NEVER */
+  int32_t weight_on_input; /* 0 or 1: Llama-4; varmoe_route_and_forward refuses it */
+} varmoe_router_spec;
+
+/* Device pointers on a GPU engine, host pointers on the CPU engine. */
+typedef struct varmoe_route_args {
+  size_t struct_size;
+  int64_t tokens;
+  const void* logits;           /* [tokens, E] */
+  int64_t logit_stride;         /* elements; 0: E */
+  const float* correction_bias; /* [E]; required by a spec with correction_bias */
+  int32_t* topk_ids;            /* [tokens, k], best first */
+  float* topk_weights;          /* [tokens, k] */
+  float* scores;                /* optional [tokens, E] */
+  const int32_t* token_count;   /* optional device-side token count */
+  void* stream;
+} varmoe_route_args;
+
+typedef struct varmoe_align_spec {
+  size_t struct_size;
+  int64_t num_experts; /* 1 ... 1024 */
+  int64_t block_size;  /* 128 */
+} varmoe_align_spec;
+
+typedef struct varmoe_align_args {
+  size_t struct_size;
+  int64_t rows;                 /* R: routed rows */
+  const void* topk_ids;         /* [R]; -1 or >= E takes no place */
+  int32_t id_type;              /* VARMOE_ID_* */
+  int32_t reserved;             /* 0 */
+  int32_t* sorted_token_ids;    /* [sorted_size]; R where there is no row */
+  int64_t sorted_size;          /* 0: varmoe_sorted_ids_size, the least */
+  int32_t* expert_ids;          /* [varmoe_aligned_blocks]; -1 beyond the last block */
+  int32_t* num_tokens_post_pad; /* [1] */
+  void* workspace;              /* 16-byte aligned; null where none is needed */
+  size_t workspace_bytes;
+  void* stream;
+} varmoe_align_args;
+
 typedef struct varmoe_counters {
   size_t struct_size;
   uint64_t cache_hits;
@@ -263,6 +325,10 @@ VARMOE_C_API int varmoe_weights_init(varmoe_weights* weights, size_t struct_size
 VARMOE_C_API int varmoe_forward_args_init(varmoe_forward_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_counters_init(varmoe_counters* counters, size_t struct_size);
 VARMOE_C_API int varmoe_kernel_report_init(varmoe_kernel_report* report, size_t struct_size);
+VARMOE_C_API int varmoe_router_spec_init(varmoe_router_spec* spec, size_t struct_size);
+VARMOE_C_API int varmoe_route_args_init(varmoe_route_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_align_spec_init(varmoe_align_spec* spec, size_t struct_size);
+VARMOE_C_API int varmoe_align_args_init(varmoe_align_args* args, size_t struct_size);
 
 /* `options` may be null: all defaults. */
 VARMOE_C_API int varmoe_engine_create(const varmoe_engine_options* options, varmoe_engine** engine);
@@ -297,6 +363,33 @@ VARMOE_C_API int varmoe_layer_bind(varmoe_layer* layer, const varmoe_weights* we
 VARMOE_C_API int varmoe_layer_workspace_bytes(const varmoe_layer* layer, int64_t tokens, size_t* bytes);
 /* Enqueues the layer on args->stream; may be captured in a CUDA graph once the layer is prepared. */
 VARMOE_C_API int varmoe_layer_forward(varmoe_layer* layer, const varmoe_forward_args* args);
+
+/* Routers: logits to topk_ids and topk_weights; see router.hpp. */
+VARMOE_C_API int varmoe_router_create(varmoe_engine* engine, const varmoe_router_spec* spec,
+                                      varmoe_router** router);
+VARMOE_C_API void varmoe_router_destroy(varmoe_router* router);
+/* Its one kernel serves every token count. `options` and `report` may be null. */
+VARMOE_C_API int varmoe_router_prepare(varmoe_router* router, const varmoe_prepare_options* options,
+                                       varmoe_report** report);
+/* Enqueues the router on args->stream; may be captured in a CUDA graph once it is prepared. */
+VARMOE_C_API int varmoe_router_route(varmoe_router* router, const varmoe_route_args* args);
+/* Route, then forward on the same stream; `forward` reads the ids and weights that `route` writes. */
+VARMOE_C_API int varmoe_route_and_forward(varmoe_router* router, const varmoe_route_args* route,
+                                          varmoe_layer* layer, const varmoe_forward_args* forward);
+
+/* moe_align_block_size; see router.hpp. */
+VARMOE_C_API int varmoe_block_aligner_create(varmoe_engine* engine, const varmoe_align_spec* spec,
+                                             varmoe_block_aligner** aligner);
+VARMOE_C_API void varmoe_block_aligner_destroy(varmoe_block_aligner* aligner);
+VARMOE_C_API int varmoe_block_aligner_prepare(varmoe_block_aligner* aligner,
+                                              const varmoe_prepare_options* options, varmoe_report** report);
+VARMOE_C_API int varmoe_block_aligner_workspace_bytes(const varmoe_block_aligner* aligner, int64_t rows,
+                                                      size_t* bytes);
+VARMOE_C_API int varmoe_block_aligner_align(varmoe_block_aligner* aligner, const varmoe_align_args* args);
+/* Entries of sorted_token_ids that `rows` rows may need, and of expert_ids for so many; 0 for what is out of
+ * range. */
+VARMOE_C_API int64_t varmoe_sorted_ids_size(int64_t num_experts, int64_t block_size, int64_t rows);
+VARMOE_C_API int64_t varmoe_aligned_blocks(int64_t block_size, int64_t sorted_size);
 
 /* The smallest width >= width that kernels take. */
 VARMOE_C_API int64_t varmoe_packed_width(int64_t width);

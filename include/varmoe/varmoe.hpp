@@ -5,6 +5,8 @@
 #include "varmoe/error.hpp"
 #include "varmoe/kernel_config.hpp"
 #include "varmoe/layer_spec.hpp"
+#include "varmoe/router.hpp"
+#include "varmoe/router_spec.hpp"
 #include "varmoe/tuning.hpp"
 #include "varmoe/version.hpp"
 #include "varmoe/weights.hpp"

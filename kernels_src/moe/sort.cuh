@@ -70,9 +70,13 @@ struct Sort {
     last = min_of(first + per_warp, end);
   }
 
-  /// Counts slots [begin, end) into s.warp_count.
+  /// Warps that have slots of [begin, end) to walk: the first ones. Few slots occupy few, and nobody looks at the others' counts.
+  VARMOE_DEVICE static i32 busy_warps(i32 begin, i32 end) { return min_of(kWarps, ceil_div(end - begin, 32)); }
+
+  /// Counts slots [begin, end) into s.warp_count of the busy warps.
   VARMOE_DEVICE static void count(const abi::SortParams& p, Shared& s, i32 begin, i32 end) {
-    for (i32 i = threadIdx.x; i < kWarps * kExperts; i += kThreads) (&s.warp_count[0][0])[i] = 0;
+    const i32 busy = busy_warps(begin, end);
+    for (i32 i = threadIdx.x; i < busy * kExperts; i += kThreads) (&s.warp_count[0][0])[i] = 0;
     __syncthreads();
     i32 first, last;
     warp_range(begin, end, first, last);
@@ -102,13 +106,21 @@ struct Sort {
     }
   }
 
-  /// Turns s.warp_count into running positions from `before(expert)` on; returns through s.total the block's rows of each expert.
+  /// The block's rows of an expert, of slots that `busy` warps counted.
+  VARMOE_DEVICE static i32 counted(const Shared& s, i32 busy, i32 expert) {
+    i32 sum = 0;
+#pragma unroll 8
+    for (int w = 0; w < busy; ++w) sum += s.warp_count[w][expert];
+    return sum;
+  }
+
+  /// Turns s.warp_count of `busy` warps into running positions from `before(expert)` on.
   template <class Before>
-  VARMOE_DEVICE static void positions(Shared& s, Before before) {
+  VARMOE_DEVICE static void positions(Shared& s, i32 busy, Before before) {
     for (i32 e = threadIdx.x; e < kExperts; e += kThreads) {
       i32 next = before(e);
 #pragma unroll 4
-      for (int w = 0; w < kWarps; ++w) {
+      for (int w = 0; w < busy; ++w) {
         const i32 n = s.warp_count[w][e];
         s.warp_count[w][e] = next;
         next += n;
@@ -133,7 +145,7 @@ struct Sort {
       if (expert >= 0 && rank == 0) s.warp_count[warp()][expert] += __popc(peers);
       __syncwarp();
       if (exists) {
-        p.slot_row[slot] = row;
+        if (p.slot_row != nullptr) p.slot_row[slot] = row;
         if (row >= 0) {
           p.row_source[row] = slot;
         }
@@ -141,14 +153,19 @@ struct Sort {
     }
   }
 
-  /// Exclusive prefix sum by one warp: out[0 … kExperts], out[kExperts] the total.
+  /// Exclusive prefix sum by one warp: out[0 … kExperts], out[kExperts] the total. Each value is asked for once (it may cost a
+  /// division) and waits in its place of `out`.
   template <class Value>
   VARMOE_DEVICE static void scan(i32* out, Value value) {
     i32 mine = 0;
 #pragma unroll 4
     for (int i = 0; i < kPerLane; ++i) {
       const i32 e = lane() * kPerLane + i;
-      if (e < kExperts) mine += value(e);
+      if (e < kExperts) {
+        const i32 n = value(e);
+        out[e] = n;
+        mine += n;
+      }
     }
     i32 sum = mine;
 #pragma unroll
@@ -157,11 +174,16 @@ struct Sort {
       if (lane() >= d) sum += lower;
     }
     i32 next = sum - mine;
-    for (int i = 0; i < kPerLane; ++i) {
-      const i32 e = lane() * kPerLane + i;
-      if (e < kExperts) {
-        out[e] = next;
-        next += value(e);
+    constexpr int kAtOnce = 4;
+    for (int i = 0; i < kPerLane; i += kAtOnce) {
+      const i32 first = lane() * kPerLane + i, end = min_of(kExperts, lane() * kPerLane + kPerLane);
+      i32 n[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) n[j] = first + j < end ? out[first + j] : 0;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (first + j < end) out[first + j] = next;
+        next += n[j];
       }
     }
     if (lane() == 31) out[kExperts] = sum;
@@ -231,15 +253,11 @@ VARMOE_DEVICE void sort_single(const abi::SortParams& p) {
   ptx::follow_earlier_kernels();
   const i32 n = S::slots(p);
   S::count(p, s, 0, n);
-  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) {
-    i32 sum = 0;
-#pragma unroll 8
-    for (int w = 0; w < S::kWarps; ++w) sum += s.warp_count[w][e];
-    s.total[e] = sum;
-  }
+  const i32 busy = S::busy_warps(0, n);
+  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) s.total[e] = S::counted(s, busy, e);
   __syncthreads();
   S::scan_all(p, s, true);
-  S::positions(s, [&](i32 e) { return s.offset[e]; });
+  S::positions(s, busy, [&](i32 e) { return s.offset[e]; });
   S::place(p, s, 0, n);
   S::write_schedule(p, s);
 }
@@ -252,13 +270,11 @@ VARMOE_DEVICE void sort_count(const abi::SortParams& p) {
   ptx::follow_earlier_kernels();
   const i32 n = S::slots(p);
   const i32 begin = min_of(n, static_cast<i32>(blockIdx.x) * p.slots_per_block);
-  S::count(p, s, begin, min_of(n, begin + p.slots_per_block));
-  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) {
-    i32 sum = 0;
-#pragma unroll 8
-    for (int w = 0; w < S::kWarps; ++w) sum += s.warp_count[w][e];
-    p.block_histogram[static_cast<i64>(blockIdx.x) * S::kExperts + e] = sum;
-  }
+  const i32 end = min_of(n, begin + p.slots_per_block);
+  S::count(p, s, begin, end);
+  const i32 busy = S::busy_warps(begin, end);
+  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads)
+    p.block_histogram[static_cast<i64>(blockIdx.x) * S::kExperts + e] = S::counted(s, busy, e);
 }
 
 template <class Layer, int kThreads>
@@ -290,7 +306,7 @@ VARMOE_DEVICE void sort_scatter(const abi::SortParams& p) {
   if (schedules) {
     S::write_schedule(p, s);
   } else {
-    S::positions(s, [&](i32 e) { return s.offset[e] + s.fc1_outputs[e]; });
+    S::positions(s, S::busy_warps(begin, end), [&](i32 e) { return s.offset[e] + s.fc1_outputs[e]; });
     S::place(p, s, begin, end);
   }
 }

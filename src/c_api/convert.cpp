@@ -38,6 +38,11 @@ static_assert(VARMOE_TUNE_ONLINE == static_cast<int>(TuneMode::online));
 static_assert(VARMOE_LOG_ERROR == static_cast<int>(LogLevel::error));
 static_assert(VARMOE_CONFIG_PREDICTED == static_cast<int>(ConfigSource::predicted));
 static_assert(VARMOE_CPU_DEVICE == kCpuDevice);
+static_assert(VARMOE_LOGITS_FP16 == static_cast<int>(LogitType::fp16));
+static_assert(VARMOE_SCORING_SIGMOID == static_cast<int>(Scoring::sigmoid));
+static_assert(VARMOE_ORDER_AFTER_TOP_K == static_cast<int>(ScoreOrder::after_top_k));
+static_assert(VARMOE_GROUP_SCORE_TOP2_SUM == static_cast<int>(GroupScore::top2_sum));
+static_assert(VARMOE_OUTSIDE_GROUPS_AS_ZERO == static_cast<int>(OutsideGroups::as_zero));
 
 }  // namespace
 
@@ -186,6 +191,115 @@ Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec) {
       break;
   }
   return bad_member(where, "storage", c.storage, "one of VARMOE_STORAGE_*");
+}
+
+Result<ForwardArgs> to_cpp(const varmoe_forward_args* given) {
+  auto read = read_struct(given, "varmoe_forward_args", default_forward_args());
+  if (!read) return std::move(read).error();
+  const varmoe_forward_args& c = *read;
+  if (c.id_type != VARMOE_ID_INT32 && c.id_type != VARMOE_ID_INT64)
+    return Error(ErrorCode::invalid_argument,
+                 "varmoe_forward_args: id_type must be VARMOE_ID_INT32 or VARMOE_ID_INT64");
+  if (c.accumulate != 0 && c.accumulate != 1)
+    return Error(ErrorCode::invalid_argument, "varmoe_forward_args: accumulate must be 0 or 1");
+  ForwardArgs a;
+  a.tokens = c.tokens;
+  a.x = c.x;
+  a.x_stride = c.x_stride;
+  a.topk_ids = c.topk_ids;
+  a.id_type = static_cast<IdType>(c.id_type);
+  a.topk_weights = c.topk_weights;
+  a.out = c.out;
+  a.out_stride = c.out_stride;
+  a.accumulate = c.accumulate != 0;
+  a.token_count = c.token_count;
+  a.workspace = c.workspace;
+  a.workspace_bytes = c.workspace_bytes;
+  a.stream = c.stream;
+  return a;
+}
+
+Result<RouterSpec> to_cpp(const varmoe_router_spec* given) {
+  constexpr const char* where = "varmoe_router_spec";
+  if (!given) return Error(ErrorCode::invalid_argument, "varmoe_router_spec is null");
+  auto read = read_struct(given, where, default_router_spec());
+  if (!read) return std::move(read).error();
+  const varmoe_router_spec& c = *read;
+  const struct {
+    const char* member;
+    std::int32_t value;
+    std::int32_t last;
+  } enumerators[] = {{"logit_type", c.logit_type, VARMOE_LOGITS_FP16},
+                     {"scoring", c.scoring, VARMOE_SCORING_SIGMOID},
+                     {"order", c.order, VARMOE_ORDER_AFTER_TOP_K},
+                     {"renormalize", c.renormalize, 1},
+                     {"correction_bias", c.correction_bias, 1},
+                     {"group_score", c.group_score, VARMOE_GROUP_SCORE_TOP2_SUM},
+                     {"outside_groups", c.outside_groups, VARMOE_OUTSIDE_GROUPS_AS_ZERO},
+                     {"weight_on_input", c.weight_on_input, 1}};
+  for (const auto& e : enumerators)
+    if (e.value < 0 || e.value > e.last)
+      return bad_member(where, e.member, e.value, fmt::format("in 0 … {}", e.last).c_str());
+  RouterSpec s;
+  s.num_experts = c.num_experts;
+  s.top_k = c.top_k;
+  s.logit_type = static_cast<LogitType>(c.logit_type);
+  s.scoring = static_cast<Scoring>(c.scoring);
+  s.order = static_cast<ScoreOrder>(c.order);
+  s.renormalize = c.renormalize != 0;
+  s.epsilon = c.epsilon;
+  s.scaling_factor = c.scaling_factor;
+  s.correction_bias = c.correction_bias != 0;
+  s.group_score = static_cast<GroupScore>(c.group_score);
+  s.num_groups = c.num_groups;
+  s.top_groups = c.top_groups;
+  s.outside_groups = static_cast<OutsideGroups>(c.outside_groups);
+  s.weight_on_input = c.weight_on_input != 0;
+  return s;
+}
+
+Result<RouteArgs> to_cpp(const varmoe_route_args* given) {
+  auto read = read_struct(given, "varmoe_route_args", default_route_args());
+  if (!read) return std::move(read).error();
+  const varmoe_route_args& c = *read;
+  RouteArgs a;
+  a.tokens = c.tokens;
+  a.logits = c.logits;
+  a.logit_stride = c.logit_stride;
+  a.correction_bias = c.correction_bias;
+  a.topk_ids = c.topk_ids;
+  a.topk_weights = c.topk_weights;
+  a.scores = c.scores;
+  a.token_count = c.token_count;
+  a.stream = c.stream;
+  return a;
+}
+
+Result<AlignSpec> to_cpp(const varmoe_align_spec* given) {
+  if (!given) return Error(ErrorCode::invalid_argument, "varmoe_align_spec is null");
+  auto read = read_struct(given, "varmoe_align_spec", default_align_spec());
+  if (!read) return std::move(read).error();
+  return AlignSpec{read->num_experts, read->block_size};
+}
+
+Result<AlignArgs> to_cpp(const varmoe_align_args* given) {
+  auto read = read_struct(given, "varmoe_align_args", default_align_args());
+  if (!read) return std::move(read).error();
+  const varmoe_align_args& c = *read;
+  if (c.id_type != VARMOE_ID_INT32 && c.id_type != VARMOE_ID_INT64)
+    return bad_member("varmoe_align_args", "id_type", c.id_type, "VARMOE_ID_INT32 or VARMOE_ID_INT64");
+  AlignArgs a;
+  a.rows = c.rows;
+  a.topk_ids = c.topk_ids;
+  a.id_type = static_cast<IdType>(c.id_type);
+  a.sorted_token_ids = c.sorted_token_ids;
+  a.sorted_size = c.sorted_size;
+  a.expert_ids = c.expert_ids;
+  a.num_tokens_post_pad = c.num_tokens_post_pad;
+  a.workspace = c.workspace;
+  a.workspace_bytes = c.workspace_bytes;
+  a.stream = c.stream;
+  return a;
 }
 
 }  // namespace varmoe::c_api

@@ -3,6 +3,7 @@
 #include "varmoe/engine.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
+#include "varmoe/router.hpp"
 #include "varmoe/varmoe.h"
 #include "varmoe/weights.hpp"
 
@@ -16,5 +17,10 @@ Result<LayerOptions> to_cpp(const varmoe_layer_options* options);
 /// Without the callback, which the caller wires up.
 Result<PrepareOptions> to_cpp(const varmoe_prepare_options& options);
 Result<Weights> to_cpp(const varmoe_weights* weights, const LayerSpec& spec);
+Result<ForwardArgs> to_cpp(const varmoe_forward_args* args);
+Result<RouterSpec> to_cpp(const varmoe_router_spec* spec);
+Result<RouteArgs> to_cpp(const varmoe_route_args* args);
+Result<AlignSpec> to_cpp(const varmoe_align_spec* spec);
+Result<AlignArgs> to_cpp(const varmoe_align_args* args);
 
 }  // namespace varmoe::c_api

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "varmoe/engine.hpp"
+#include "varmoe/router.hpp"
 #include "varmoe/varmoe.h"
 
 /// What the opaque handles point to.
@@ -14,4 +15,10 @@ struct varmoe_layer {
 };
 struct varmoe_report {
   varmoe::PrepareReport report;
+};
+struct varmoe_router {
+  varmoe::Router router;
+};
+struct varmoe_block_aligner {
+  varmoe::BlockAligner aligner;
 };

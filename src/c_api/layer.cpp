@@ -1,10 +1,9 @@
-#include <atomic>
-#include <memory>
 #include <utility>
 
 #include "c_api/convert.hpp"
 #include "c_api/handles.hpp"
 #include "c_api/last_error.hpp"
+#include "c_api/prepare.hpp"
 #include "c_api/structs.hpp"
 
 using namespace varmoe;
@@ -36,27 +35,7 @@ void varmoe_layer_destroy(varmoe_layer* layer) {
 int varmoe_layer_prepare(varmoe_layer* layer, const varmoe_prepare_options* options, varmoe_report** report) {
   if (report) *report = nullptr;
   if (!layer) return fail_null("layer");
-  return guarded([&] {
-    varmoe_prepare_options given = default_prepare_options();
-    if (options) {
-      auto read = read_struct(options, "varmoe_prepare_options", given);
-      if (!read) return fail(read.error());
-      given = *read;
-    }
-    auto converted = to_cpp(given);
-    if (!converted) return fail(converted.error());
-    std::atomic<bool> cancel{false};
-    converted->cancel = &cancel;
-    if (given.progress)
-      converted->progress = [&](std::size_t done, std::size_t total) {
-        if (given.progress(given.progress_user, done, total) != 0)
-          cancel.store(true, std::memory_order_relaxed);
-      };
-    auto prepared = layer->layer.prepare(*converted);
-    if (!prepared) return fail(prepared.error());
-    if (report) *report = new varmoe_report{*std::move(prepared)};
-    return int{VARMOE_OK};
-  });
+  return prepare(layer->layer, options, report);
 }
 
 void varmoe_report_destroy(varmoe_report* report) {
@@ -128,29 +107,9 @@ int varmoe_layer_forward(varmoe_layer* layer, const varmoe_forward_args* args) {
   if (!layer) return fail_null("layer");
   if (!args) return fail_null("args");
   return guarded([&] {
-    auto read = read_struct(args, "varmoe_forward_args", default_forward_args());
-    if (!read) return fail(read.error());
-    const varmoe_forward_args& c = *read;
-    if (c.id_type != VARMOE_ID_INT32 && c.id_type != VARMOE_ID_INT64)
-      return fail(ErrorCode::invalid_argument,
-                  "varmoe_forward_args: id_type must be VARMOE_ID_INT32 or VARMOE_ID_INT64");
-    if (c.accumulate != 0 && c.accumulate != 1)
-      return fail(ErrorCode::invalid_argument, "varmoe_forward_args: accumulate must be 0 or 1");
-    ForwardArgs a;
-    a.tokens = c.tokens;
-    a.x = c.x;
-    a.x_stride = c.x_stride;
-    a.topk_ids = c.topk_ids;
-    a.id_type = static_cast<IdType>(c.id_type);
-    a.topk_weights = c.topk_weights;
-    a.out = c.out;
-    a.out_stride = c.out_stride;
-    a.accumulate = c.accumulate != 0;
-    a.token_count = c.token_count;
-    a.workspace = c.workspace;
-    a.workspace_bytes = c.workspace_bytes;
-    a.stream = c.stream;
-    Status status = layer->layer.forward(a);
+    auto converted = to_cpp(args);
+    if (!converted) return fail(converted.error());
+    Status status = layer->layer.forward(*converted);
     return status ? int{VARMOE_OK} : fail(status.error());
   });
 }

@@ -4,6 +4,7 @@
 
 #include "c_api/last_error.hpp"
 #include "varmoe/layer_spec.hpp"
+#include "varmoe/router_spec.hpp"
 
 namespace varmoe::c_api {
 
@@ -66,6 +67,35 @@ varmoe_forward_args default_forward_args() {
   return a;
 }
 
+varmoe_router_spec default_router_spec() {
+  const RouterSpec defaults;
+  varmoe_router_spec s{};
+  s.struct_size = sizeof s;
+  s.scaling_factor = defaults.scaling_factor;
+  s.num_groups = defaults.num_groups;
+  s.top_groups = defaults.top_groups;
+  return s;
+}
+
+varmoe_route_args default_route_args() {
+  varmoe_route_args a{};
+  a.struct_size = sizeof a;
+  return a;
+}
+
+varmoe_align_spec default_align_spec() {
+  varmoe_align_spec s{};
+  s.struct_size = sizeof s;
+  s.block_size = AlignSpec{}.block_size;
+  return s;
+}
+
+varmoe_align_args default_align_args() {
+  varmoe_align_args a{};
+  a.struct_size = sizeof a;
+  return a;
+}
+
 namespace {
 
 template <class T>
@@ -107,5 +137,17 @@ int varmoe_counters_init(varmoe_counters* counters, size_t struct_size) {
 }
 int varmoe_kernel_report_init(varmoe_kernel_report* report, size_t struct_size) {
   return init(report, struct_size, "varmoe_kernel_report", varmoe_kernel_report{});
+}
+int varmoe_router_spec_init(varmoe_router_spec* spec, size_t struct_size) {
+  return init(spec, struct_size, "varmoe_router_spec", default_router_spec());
+}
+int varmoe_route_args_init(varmoe_route_args* args, size_t struct_size) {
+  return init(args, struct_size, "varmoe_route_args", default_route_args());
+}
+int varmoe_align_spec_init(varmoe_align_spec* spec, size_t struct_size) {
+  return init(spec, struct_size, "varmoe_align_spec", default_align_spec());
+}
+int varmoe_align_args_init(varmoe_align_args* args, size_t struct_size) {
+  return init(args, struct_size, "varmoe_align_args", default_align_args());
 }
 }

@@ -23,6 +23,10 @@ VARMOE_FIRST_SIZE(varmoe_weights, num_experts);
 VARMOE_FIRST_SIZE(varmoe_forward_args, stream);
 VARMOE_FIRST_SIZE(varmoe_counters, configs_predicted);
 VARMOE_FIRST_SIZE(varmoe_kernel_report, compile_ms);
+VARMOE_FIRST_SIZE(varmoe_router_spec, weight_on_input);
+VARMOE_FIRST_SIZE(varmoe_route_args, stream);
+VARMOE_FIRST_SIZE(varmoe_align_spec, block_size);
+VARMOE_FIRST_SIZE(varmoe_align_args, stream);
 #undef VARMOE_FIRST_SIZE
 
 /// No version will grow a struct by more; a larger size is a struct that was never set up.
@@ -64,5 +68,9 @@ varmoe_layer_options default_layer_options();
 varmoe_prepare_options default_prepare_options();
 varmoe_weights default_weights();
 varmoe_forward_args default_forward_args();
+varmoe_router_spec default_router_spec();
+varmoe_route_args default_route_args();
+varmoe_align_spec default_align_spec();
+varmoe_align_args default_align_args();
 
 }  // namespace varmoe::c_api

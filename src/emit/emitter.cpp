@@ -41,6 +41,11 @@ StageText stage_text(Stage stage, const KernelRequest& request, std::int32_t blo
     case Stage::fc2:
       return wgmma ? StageText{"moe/fc2_sm90.cuh", "GemmParams", "fc2_sm90<Layer, Config>"}
                    : StageText{"moe/fc2.cuh", "GemmParams", "fc2<Layer, Config>"};
+    case Stage::route:
+    case Stage::align_single:
+    case Stage::align_count:
+    case Stage::align_scatter:
+      break;  // of no layer
   }
   return {};
 }
@@ -110,6 +115,8 @@ std::string config_name(const KernelRequest& r) {
 
 Status check_request(const LayerSpec& spec, const KernelRequest& r) {
   if (auto ok = spec.validate(); !ok) return ok;
+  if (static_cast<std::size_t>(r.stage) >= kStageCount)
+    return Error(ErrorCode::internal, fmt::format("{} is no stage of a layer", to_string(r.stage)));
   if (r.stage == Stage::fc1 || r.stage == Stage::fc2) {
     if (!r.runtime_width && width_classes(spec).size() > kMaxWidthClasses) {
       return Error(
@@ -153,6 +160,14 @@ const char* to_string(Stage stage) noexcept {
       return "combine";
     case Stage::whole_layer:
       return "whole_layer";
+    case Stage::route:
+      return "route";
+    case Stage::align_single:
+      return "align_single";
+    case Stage::align_count:
+      return "align_count";
+    case Stage::align_scatter:
+      return "align_scatter";
   }
   return "unknown";
 }

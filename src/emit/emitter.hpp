@@ -14,7 +14,8 @@
 /// alone: no string from outside reaches source, options or comments.
 namespace varmoe::emit {
 
-/// One kernel of a layer's forward.
+/// What a kernel does: the stages of a layer's forward, and after them what is an operation of its own
+/// (emit/routing.hpp).
 enum class Stage : std::uint8_t {
   sort_single,   ///< one block sorts all routed rows
   sort_count,    ///< first of two launches: per-block histograms
@@ -23,8 +24,13 @@ enum class Stage : std::uint8_t {
   fc1,
   fc2,
   combine,
-  whole_layer,   ///< all of it, for few tokens
+  whole_layer,    ///< all of it, for few tokens
+  route,          ///< logits → topk_ids, topk_weights
+  align_single,   ///< moe_align_block_size in one launch
+  align_count,    ///< first of two launches
+  align_scatter,  ///< second of two launches
 };
+/// Of a layer's forward.
 inline constexpr std::size_t kStageCount = 8;
 const char* to_string(Stage) noexcept;
 

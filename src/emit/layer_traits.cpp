@@ -112,6 +112,11 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += width_table(spec, runtime_width);
       s += boolean("kFc2Kn", spec.fc2_layout == WeightLayout::kn);
       break;
+    case Stage::route:
+    case Stage::align_single:
+    case Stage::align_count:
+    case Stage::align_scatter:
+      break;  // of no layer: emit/routing.cpp
   }
   return s + "};\n";
 }
@@ -187,6 +192,20 @@ std::string abi_assertions(Stage stage) {
       VARMOE_SIZE(TileCounts);
       VARMOE_OFFSET(TileCounts, fc2_begin);
       VARMOE_OFFSET(ExpertEntry, up_first);
+      break;
+    case Stage::route:
+      VARMOE_SIZE(RouteParams);
+      VARMOE_OFFSET(RouteParams, topk_weights);
+      VARMOE_OFFSET(RouteParams, logit_stride);
+      VARMOE_OFFSET(RouteParams, wide_loads);
+      break;
+    case Stage::align_single:
+    case Stage::align_count:
+    case Stage::align_scatter:
+      VARMOE_SIZE(AlignParams);
+      VARMOE_OFFSET(AlignParams, num_tokens_post_pad);
+      VARMOE_OFFSET(AlignParams, rows);
+      VARMOE_OFFSET(AlignParams, slots_per_block);
       break;
   }
 #undef VARMOE_SIZE

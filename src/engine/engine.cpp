@@ -8,6 +8,7 @@
 #include "cuda/driver.hpp"
 #include "engine/engine_impl.hpp"
 #include "engine/layer_impl.hpp"
+#include "engine/routing_impl.hpp"
 #include "model/device_profile.hpp"
 
 namespace varmoe {
@@ -139,8 +140,8 @@ engine::BuildHooks Engine::Impl::hooks(const PrepareOptions& options) {
   return hooks;
 }
 
-void Engine::Impl::count(const engine::LayerBuild& build) {
-  for (const KernelReport& kernel : build.kernels) {
+void Engine::Impl::count(std::span<const KernelReport> reports) {
+  for (const KernelReport& kernel : reports) {
     if (kernel.hit) {
       hits_.fetch_add(1, std::memory_order_relaxed);
     } else {
@@ -148,6 +149,10 @@ void Engine::Impl::count(const engine::LayerBuild& build) {
       if (kernel.origin == "compiled") compiles_.fetch_add(1, std::memory_order_relaxed);
     }
   }
+}
+
+void Engine::Impl::count(const engine::LayerBuild& build) {
+  count(std::span(build.kernels));
   for (const engine::BuiltBucket& bucket : build.buckets) {
     if (bucket.units.empty()) continue;
     switch (bucket.plan.choice.source) {
@@ -218,6 +223,25 @@ Result<Layer> Engine::create_layer(const LayerSpec& spec, const LayerOptions& op
     auto layer = Layer::Impl::create(impl_, spec, options);
     if (!layer) return std::move(layer).error();
     return Layer(*std::move(layer));
+  });
+}
+
+Result<Router> Engine::create_router(const RouterSpec& spec) {
+  return guarded([&]() -> Result<Router> {
+    if (!impl_) return Error(ErrorCode::invalid_argument, "create_router on an Engine that was moved from");
+    auto router = Router::Impl::create(impl_, spec);
+    if (!router) return std::move(router).error();
+    return Router(*std::move(router));
+  });
+}
+
+Result<BlockAligner> Engine::create_block_aligner(const AlignSpec& spec) {
+  return guarded([&]() -> Result<BlockAligner> {
+    if (!impl_)
+      return Error(ErrorCode::invalid_argument, "create_block_aligner on an Engine that was moved from");
+    auto aligner = BlockAligner::Impl::create(impl_, spec);
+    if (!aligner) return std::move(aligner).error();
+    return BlockAligner(*std::move(aligner));
   });
 }
 

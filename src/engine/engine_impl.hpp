@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,7 @@ struct VARMOE_HIDDEN Engine::Impl {
   /// What a build of this engine does besides building: finds resident kernels, loads new ones.
   engine::BuildHooks hooks(const PrepareOptions& options);
   void count(const engine::LayerBuild& build);
+  void count(std::span<const KernelReport> reports);
   Counters counters() const noexcept;
   /// Device memory that stays until the engine goes, because captured graphs may refer to it.
   Result<std::uint64_t> keep_on_device(const void* bytes, std::size_t size);

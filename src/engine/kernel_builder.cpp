@@ -42,6 +42,15 @@ void describe(const KernelBinary& binary, KernelReport& report) {
 
 KernelBuilder::KernelBuilder(BuilderSettings settings) : settings_(std::move(settings)) {}
 
+std::shared_ptr<const KernelUnit> KernelBuilder::unit(emit::EmittedKernel emitted) const {
+  auto made = std::make_shared<KernelUnit>();
+  made->emitted = std::move(emitted);
+  auto options = made->emitted.options;
+  if (settings_.line_info) options.emplace_back(kLineInfoOption);
+  made->key = cubin::cubin_key(made->emitted.text, made->emitted.headers, options, settings_.arch);
+  return made;
+}
+
 Result<std::shared_ptr<const KernelUnit>> KernelBuilder::unit(const LayerSpec& spec,
                                                               const std::string& signature,
                                                               const emit::KernelRequest& request) {
@@ -52,16 +61,7 @@ Result<std::shared_ptr<const KernelUnit>> KernelBuilder::unit(const LayerSpec& s
   }
   auto emitted = emit::emit_kernel(spec, request);
   if (!emitted) return std::move(emitted).error();
-  auto made = std::make_shared<KernelUnit>();
-  made->emitted = *std::move(emitted);
-  if (settings_.line_info) {
-    auto options = made->emitted.options;
-    options.emplace_back(kLineInfoOption);
-    made->key = cubin::cubin_key(made->emitted.text, made->emitted.headers, options, settings_.arch);
-  } else {
-    made->key =
-        cubin::cubin_key(made->emitted.text, made->emitted.headers, made->emitted.options, settings_.arch);
-  }
+  auto made = unit(*std::move(emitted));
   std::lock_guard lock(mutex_);
   return units_.try_emplace(name, std::move(made)).first->second;
 }
@@ -157,9 +157,22 @@ void KernelBuilder::dump(const KernelUnit& unit, const KernelBinary& binary) {
 Result<std::vector<BuiltKernel>> KernelBuilder::build(const LayerSpec& spec,
                                                       std::span<const emit::KernelRequest> requests,
                                                       const BuildHooks& hooks) try {
+  const std::string signature = kernel_signature(spec);
+  std::vector<UnitRequest> units;
+  for (const emit::KernelRequest& request : requests)
+    units.push_back({emit::to_string(request.stage), config_text(request), request.runtime_width,
+                     unit(spec, signature, request)});
+  return build(std::move(units), hooks);
+} catch (const std::bad_alloc&) {
+  return Error(ErrorCode::out_of_memory, "host memory ran out while kernels were built");
+} catch (const std::exception& e) {
+  return Error(ErrorCode::internal, e.what());
+}
+
+Result<std::vector<BuiltKernel>> KernelBuilder::build(std::vector<UnitRequest> requests,
+                                                      const BuildHooks& hooks) try {
   settings_.compiler->forget_failure();
   std::vector<BuiltKernel> kernels(requests.size());
-  const std::string signature = kernel_signature(spec);
   std::mutex progress_mutex;
   std::size_t done = 0;
   const auto advance = [&] {
@@ -185,14 +198,13 @@ Result<std::vector<BuiltKernel>> KernelBuilder::build(const LayerSpec& spec,
   std::vector<std::size_t> work;
   for (std::size_t i = 0; i < kernels.size(); ++i) {
     BuiltKernel& kernel = kernels[i];
-    kernel.report.stage = emit::to_string(requests[i].stage);
-    kernel.report.config = config_text(requests[i]);
+    kernel.report.stage = std::move(requests[i].stage);
+    kernel.report.config = std::move(requests[i].config);
     kernel.report.runtime_width = requests[i].runtime_width;
-    auto made = unit(spec, signature, requests[i]);
-    if (!made) {
-      kernel.error = std::move(made).error();
+    if (!requests[i].unit) {
+      kernel.error = std::move(requests[i].unit).error();
     } else {
-      kernel.unit = *std::move(made);
+      kernel.unit = *std::move(requests[i].unit);
       kernel.report.name = kernel.unit->emitted.entry_name;
       kernel.report.key = kernel.unit->key.hex();
       kernel.report.dynamic_smem_bytes = kernel.unit->emitted.dynamic_smem_bytes;

@@ -44,6 +44,13 @@ struct KernelUnit {
   Digest key;
 };
 
+/// A kernel to build, and what its report says of it from the start.
+struct UnitRequest {
+  std::string stage, config;
+  bool runtime_width = false;
+  Result<std::shared_ptr<const KernelUnit>> unit = Error(ErrorCode::internal, "no kernel");
+};
+
 struct BuiltKernel {
   std::shared_ptr<const KernelUnit> unit;  ///< null when emission failed
   std::shared_ptr<const KernelBinary>
@@ -76,6 +83,12 @@ class KernelBuilder {
   /// The Result itself fails only when memory does.
   Result<std::vector<BuiltKernel>> build(const LayerSpec& spec, std::span<const emit::KernelRequest> requests,
                                          const BuildHooks& hooks = {});
+
+  /// The same for kernels of any operation.
+  Result<std::vector<BuiltKernel>> build(std::vector<UnitRequest> requests, const BuildHooks& hooks = {});
+
+  /// Key of an emitted kernel.
+  std::shared_ptr<const KernelUnit> unit(emit::EmittedKernel emitted) const;
 
   /// Source and key of one kernel. The emission of a signature and request is done once.
   Result<std::shared_ptr<const KernelUnit>> unit(const LayerSpec& spec, const emit::KernelRequest& request);

@@ -22,7 +22,7 @@ struct Family {
   const char* width;
   LayerRule moe_layers;
   WeightLayout layout = WeightLayout::nk;
-  /// What a varmoe layer leaves out beside the router, or assumes; null: nothing.
+  /// What a varmoe layer leaves out, or assumes; null: nothing.
   const char* note = nullptr;
 };
 
@@ -60,6 +60,11 @@ std::vector<int> deepseek_v3_layers(const JsonFields& text, int num_layers) {
   return deepseek_layers(text, num_layers, 3);
 }
 
+/// GLM-4-MoE: all but the first ones.
+std::vector<int> glm4_layers(const JsonFields& text, int num_layers) {
+  return deepseek_layers(text, num_layers, 1);
+}
+
 /// Llama-4: the list moe_layers, else every interleave_moe_layer_step-th.
 std::vector<int> llama4_layers(const JsonFields& text, int num_layers) {
   std::vector<int> result;
@@ -79,11 +84,13 @@ std::vector<int> llama4_layers(const JsonFields& text, int num_layers) {
 constexpr char kSharedExperts[] = "shared experts are computed outside the layer";
 
 /// Sorted by model_type.
-constexpr std::array<Family, 8> kFamilies = {{
+constexpr std::array<Family, 10> kFamilies = {{
     {"deepseek_v2", "n_routed_experts", "moe_intermediate_size", deepseek_v2_layers},
     {"deepseek_v3", "n_routed_experts", "moe_intermediate_size", deepseek_v3_layers},
+    {"glm4_moe", "n_routed_experts", "moe_intermediate_size", glm4_layers},
     {"gpt_oss", "num_local_experts", "intermediate_size", all_layers, WeightLayout::kn,
      "gate_up_proj_bias and down_proj_bias are not added"},
+    {"kimi_k2", "n_routed_experts", "moe_intermediate_size", deepseek_v3_layers},
     {"llama4", "num_local_experts", "intermediate_size", llama4_layers, WeightLayout::kn,
      "Llama-4 scales each expert's input, not its output, by the router's weight: pass x scaled and "
      "topk_weights of 1"},
@@ -215,20 +222,22 @@ ModelConfig read_hf_config(const Json& root, const std::string& origin, const Re
     whole.fail(
         fmt::format("model_type \"{}\" is not known; known: {}. Of another model a layer file says what is "
                     "needed: hidden_size, "
-                    "expert_widths, top_k, activation, dtype, fc1_layout, fc2_layout, gate_order",
+                    "expert_widths, top_k, activation, dtype, fc1_layout, fc2_layout, gate_order, router",
                     printable(type, 64), join(known)));
   }
 
   ModelConfig model;
   model.family = family->model_type;
-  model.notes.push_back("the router is outside the layer: it takes topk_ids and topk_weights");
+  model.notes.push_back(
+      "the router is an operation of its own: the layer takes its topk_ids and topk_weights");
   if (has_shared_experts(text, *family)) model.notes.push_back(kSharedExperts);
   if (family->note != nullptr) model.notes.push_back(family->note);
 
   const DType dtype = read_dtype(text, whole, options, model.notes);
   const LayerSpec spec = read_spec(text, *family, dtype);
+  const RouterSpec router = read_hf_router(text, family->model_type, spec, model.notes);
   const int num_layers = static_cast<int>(text.integer("num_hidden_layers", 1, kMaxLayers));
-  for (const int index : family->moe_layers(text, num_layers)) add_layer(model, spec, index, origin);
+  for (const int index : family->moe_layers(text, num_layers)) add_layer(model, spec, index, origin, router);
   if (model.layers.empty()) text.fail(fmt::format("none of the {} layers has experts", num_layers));
   return model;
 }

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "base/text.hpp"
 #include "model/model_readers.hpp"
 
 /// Our own layer file; its grammar is in model_config.hpp.
@@ -11,8 +12,9 @@ namespace {
 constexpr std::int64_t kVersion = 1;
 
 const std::vector<std::string_view> kSpecFields = {
-    "hidden_size", "expert_widths", "top_k",      "activation", "activation_params",
-    "dtype",       "fc1_layout",    "fc2_layout", "gate_order", "batch_invariant"};
+    "hidden_size",       "expert_widths",   "top_k",      "activation",
+    "activation_params", "dtype",           "fc1_layout", "fc2_layout",
+    "gate_order",        "batch_invariant", "router"};
 
 std::vector<std::string_view> with(std::vector<std::string_view> names,
                                    std::initializer_list<std::string_view> more) {
@@ -69,6 +71,61 @@ void read_activation_params(const JsonFields& fields, LayerSpec& spec) {
       params.real_or("limit", std::numeric_limits<float>::min(), kLargest, spec.activation_params.limit));
 }
 
+/// One of some names, as an enumerator; keeps `value` when absent.
+template <class Enum>
+void read_enumerator(const JsonFields& fields, const char* name, std::initializer_list<Enum> known,
+                     Enum& value) {
+  if (!fields.has(name)) return;
+  const std::string& text = fields.string(name);
+  std::vector<std::string_view> names;
+  for (const Enum e : known) {
+    if (text == to_string(e)) {
+      value = e;
+      return;
+    }
+    names.emplace_back(to_string(e));
+  }
+  fields.fail(
+      fmt::format("{} \"{}\" is not known; must be one of {}", name, printable(text, 64), join(names)));
+}
+
+/// The object "router", if it is there; experts and top-k are the layer's.
+std::optional<RouterSpec> read_router(const JsonFields& fields, const std::optional<RouterSpec>& base) {
+  const Json* value = fields.find("router");
+  if (value == nullptr) return base;
+  const JsonFields of(*value, fields.where() + ": router", NullField::is_wrong);
+  of.refuse_unknown({"logit_type", "scoring", "order", "renormalize", "epsilon", "scaling_factor",
+                     "correction_bias", "num_groups", "top_groups", "group_score", "outside_groups",
+                     "weight_on_input"});
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  RouterSpec router;
+  read_name(of, "logit_type", parse_logit_type, router.logit_type);
+  read_enumerator(of, "scoring", {Scoring::softmax, Scoring::sigmoid}, router.scoring);
+  read_enumerator(of, "order", {ScoreOrder::before_top_k, ScoreOrder::after_top_k}, router.order);
+  router.renormalize = of.boolean_or("renormalize", router.renormalize);
+  router.epsilon = static_cast<float>(of.real_or("epsilon", 0, kLargest, 0));
+  router.scaling_factor = static_cast<float>(of.real_or("scaling_factor", -kLargest, kLargest, 1));
+  router.correction_bias = of.boolean_or("correction_bias", router.correction_bias);
+  router.num_groups = of.integer_or("num_groups", 1, kMaxExpertGroups, router.num_groups);
+  router.top_groups = of.integer_or("top_groups", 1, kMaxExpertGroups, router.top_groups);
+  read_enumerator(of, "group_score", {GroupScore::max, GroupScore::top2_sum}, router.group_score);
+  read_enumerator(of, "outside_groups", {OutsideGroups::never, OutsideGroups::as_zero},
+                  router.outside_groups);
+  router.weight_on_input = of.boolean_or("weight_on_input", router.weight_on_input);
+  return router;
+}
+
+/// For the layer's experts and top-k.
+std::optional<RouterSpec> router_of(std::optional<RouterSpec> router, const LayerSpec& spec,
+                                    const JsonFields& fields) {
+  if (!router) return router;
+  router->num_experts = spec.num_experts();
+  router->top_k = spec.top_k;
+  if (const Status status = router->validate(); !status)
+    fields.fail(fmt::format("router: {}", status.error().message()));
+  return router;
+}
+
 /// Replaces the fields of `spec` that the object names.
 void read_spec_fields(const JsonFields& fields, LayerSpec& spec) {
   spec.hidden_size = fields.integer_or("hidden_size", kMinHidden, kMaxHidden, spec.hidden_size);
@@ -105,6 +162,7 @@ ModelConfig read_layer_file(const Json& root, const std::string& origin, const R
   model.family = "layer_file";
   LayerSpec base;
   read_spec_fields(fields, base);
+  const std::optional<RouterSpec> base_router = read_router(fields, {});
   const auto finish = [&options](LayerSpec spec) {
     if (options.dtype) spec.dtype = *options.dtype;
     return spec;
@@ -114,7 +172,8 @@ ModelConfig read_layer_file(const Json& root, const std::string& origin, const R
   if (layers == nullptr) {
     require_spec(base, fields);
     const std::int64_t count = fields.integer_or("num_layers", 1, kMaxLayers, 1);
-    for (int i = 0; i < count; ++i) add_layer(model, finish(base), i, origin);
+    const auto router = router_of(base_router, base, fields);
+    for (int i = 0; i < count; ++i) add_layer(model, finish(base), i, origin, router);
     return model;
   }
   if (fields.has("num_layers")) fields.fail("num_layers and layers exclude each other");
@@ -128,7 +187,8 @@ ModelConfig read_layer_file(const Json& root, const std::string& origin, const R
     LayerSpec spec = base;
     read_spec_fields(layer, spec);
     require_spec(spec, layer);
-    add_layer(model, finish(spec), static_cast<int>(i), origin);
+    add_layer(model, finish(spec), static_cast<int>(i), origin,
+              router_of(read_router(layer, base_router), spec, layer));
   }
   return model;
 }

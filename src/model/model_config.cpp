@@ -24,9 +24,10 @@ std::string ranges(const std::vector<int>& indices) {
 
 }  // namespace
 
-void add_layer(ModelConfig& model, const LayerSpec& spec, int index, const std::string& where) {
+void add_layer(ModelConfig& model, const LayerSpec& spec, int index, const std::string& where,
+               const std::optional<RouterSpec>& router) {
   for (ModelLayer& layer : model.layers) {
-    if (layer.spec == spec) {
+    if (layer.spec == spec && layer.router == router) {
       layer.layer_indices.push_back(index);
       return;
     }
@@ -34,7 +35,7 @@ void add_layer(ModelConfig& model, const LayerSpec& spec, int index, const std::
   if (auto status = spec.validate(); !status) {
     throw FieldError(fmt::format("{}: layer {}: {}", where, index, status.error().message()));
   }
-  model.layers.push_back({spec, {}, {index}});
+  model.layers.push_back({spec, router, {}, {index}});
 }
 
 void label_layers(ModelConfig& model) {

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "model/json_fields.hpp"
 #include "model/model_config.hpp"
@@ -17,9 +20,14 @@ ModelConfig read_layer_file(const Json& root, const std::string& origin, const R
 /// A Hugging Face config.json (the field model_type is there).
 ModelConfig read_hf_config(const Json& root, const std::string& origin, const ReadOptions& options);
 
-/// Adds one layer, to the ModelLayer of the same spec when there is one. Indices come in ascending order.
-/// Throws when the spec is not valid.
-void add_layer(ModelConfig& model, const LayerSpec& spec, int index, const std::string& where);
+/// The router of a family's layers, for their number of experts and top-k.
+RouterSpec read_hf_router(const JsonFields& text, std::string_view family, const LayerSpec& layer,
+                          std::vector<std::string>& notes);
+
+/// Adds one layer, to the ModelLayer of the same spec and router when there is one. Indices come in ascending
+/// order. Throws when the spec is not valid.
+void add_layer(ModelConfig& model, const LayerSpec& spec, int index, const std::string& where,
+               const std::optional<RouterSpec>& router = {});
 
 /// Fills every label from its indices.
 void label_layers(ModelConfig& model);

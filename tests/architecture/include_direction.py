@@ -28,9 +28,9 @@ OWNERS = [
     (re.compile(r"CLI/.*"), {"tools"}),
     (re.compile(r"xxhash\.h"), {"base"}),
 ]
-# What kernels and host share (below kernels_src/), and the rooms that include it: parameter structs, and how rows are cut
-# into tiles and boxes.
-KERNEL_HEADERS = {"abi.cuh": {"emit", "plan"}, "schedule/row_tiles.cuh": {"plan"}}
+# What kernels and host share (below kernels_src/), and the rooms that include it: parameter structs, how rows are cut into
+# tiles and boxes, and how the router loads logits.
+KERNEL_HEADERS = {"abi.cuh": {"emit", "plan"}, "schedule/row_tiles.cuh": {"plan"}, "moe/rank_key.cuh": {"plan"}}
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"\n]+)[>"]', re.M)
 SOURCE_SUFFIXES = {".h", ".hpp", ".c", ".cc", ".cpp", ".inc"}

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "emit/emit_case.hpp"
+#include "emit/routing.hpp"
 #include "support/temp_dir.hpp"
 
 using namespace varmoe;
@@ -97,24 +98,32 @@ TEST_CASE("a kernel carries the headers that it reaches and no others, as they a
     if (!is_gemm(stage)) continue;
     for (const Schedule schedule : kHopperSchedules) requests.push_back(wgmma_request(stage, schedule));
   }
+  std::vector<EmittedKernel> kernels;
   for (KernelRequest request : requests) {
     for (const bool runtime : {false, true}) {
       request.runtime_width = runtime;
-      const EmittedKernel kernel = must_emit(pruned_spec(), request);
-      CAPTURE(kernel.entry_name);
-      std::set<std::string> names;
-      std::string before;
-      for (const SourceHeader& header : kernel.headers) {
-        CAPTURE(header.name);
-        CHECK(before < header.name);  // sorted, none twice
-        before = header.name;
-        CHECK(names.insert(header.name).second);
-        REQUIRE(files.count(header.name) == 1);
-        CHECK(header.text == files.at(header.name));
-      }
-      CHECK(names == reached(kernel.text, files));
-      used.merge(names);
+      kernels.push_back(must_emit(pruned_spec(), request));
     }
+  }
+  RouterSpec router;
+  router.num_experts = 8;
+  router.top_k = 2;
+  kernels.push_back(emit::emit_router(router).value());
+  kernels.push_back(emit::emit_align({8, 128}, Stage::align_single).value());
+  for (const EmittedKernel& kernel : kernels) {
+    CAPTURE(kernel.entry_name);
+    std::set<std::string> names;
+    std::string before;
+    for (const SourceHeader& header : kernel.headers) {
+      CAPTURE(header.name);
+      CHECK(before < header.name);  // sorted, none twice
+      before = header.name;
+      CHECK(names.insert(header.name).second);
+      REQUIRE(files.count(header.name) == 1);
+      CHECK(header.text == files.at(header.name));
+    }
+    CHECK(names == reached(kernel.text, files));
+    used.merge(names);
   }
   // No file of kernels_src/ lies idle.
   for (const auto& [name, text] : files) CHECK_MESSAGE(used.count(name) == 1, name);

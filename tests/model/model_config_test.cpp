@@ -138,6 +138,106 @@ TEST_CASE("what families store, compute and leave out") {
   CHECK(contains(refusal(family("mixtral", kLocal + R"(, "hidden_act": "mish")")), "mish"));
 }
 
+TEST_CASE("routers of the families") {
+  const auto router = [](const std::string& text) {
+    const ModelConfig model = read(text);
+    REQUIRE(model.layers[0].router.has_value());
+    CHECK(model.layers[0].router->validate());
+    return *model.layers[0].router;
+  };
+  RouterSpec expected;
+  expected.num_experts = 16;
+  expected.top_k = 2;
+  expected.logit_type = LogitType::bf16;
+  for (const char* type : {"qwen2_moe", "qwen3_moe"}) {
+    CHECK(router(family(type, kNamed)) == expected);
+    CHECK(router(family(type, kNamed + R"(, "norm_topk_prob": true)")).renormalize);
+  }
+  CHECK(router(family("olmoe", R"("num_experts": 16, "intermediate_size": 512)")) == expected);
+  RouterSpec mixtral = expected;
+  mixtral.renormalize = true;
+  CHECK(router(family("mixtral", kLocal)) == mixtral);
+  RouterSpec oss = expected;
+  oss.order = ScoreOrder::after_top_k;
+  CHECK(router(family("gpt_oss", kLocal)) == oss);
+  RouterSpec llama = expected;
+  llama.scoring = Scoring::sigmoid;
+  llama.weight_on_input = true;
+  CHECK(router(family("llama4", kLocal)) == llama);
+
+  RouterSpec v2 = expected;
+  v2.logit_type = LogitType::fp32;
+  CHECK(router(family("deepseek_v2", kDeepseek)) == v2);
+  v2.num_groups = 4;
+  v2.top_groups = 2;
+  v2.scaling_factor = 16;
+  CHECK(router(family("deepseek_v2", kDeepseek + R"(, "topk_method": "group_limited_greedy", "n_group": 4,
+    "topk_group": 2, "routed_scaling_factor": 16.0, "scoring_func": "softmax")")) == v2);
+  CHECK(contains(refusal(family("deepseek_v2", kDeepseek + R"(, "topk_method": "group_limited_greedy")")),
+                 "n_group is missing"));
+  CHECK(contains(refusal(family("deepseek_v2", kDeepseek + R"(, "topk_method": "noaux_tc")")),
+                 "must be greedy or group_limited_greedy"));
+
+  RouterSpec v3 = expected;
+  v3.logit_type = LogitType::fp32;
+  v3.scoring = Scoring::sigmoid;
+  v3.correction_bias = v3.renormalize = true;
+  v3.epsilon = 1e-20f;
+  v3.scaling_factor = 2.5f;
+  v3.num_groups = 8;
+  v3.top_groups = 4;
+  v3.group_score = GroupScore::top2_sum;
+  v3.outside_groups = OutsideGroups::as_zero;
+  CHECK(router(family("deepseek_v3", kDeepseek)) == v3);
+  v3.num_groups = v3.top_groups = 1;
+  v3.scaling_factor = 2.827f;
+  CHECK(
+      router(family("kimi_k2", kDeepseek + R"(, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827,
+    "scoring_func": "sigmoid", "topk_method": "noaux_tc")")) == v3);
+  v3.scaling_factor = 1;
+  CHECK(router(family("glm4_moe", kDeepseek)) == v3);
+  CHECK(read(family("glm4_moe", kDeepseek)).layers[0].label == "layers 1-11");
+  CHECK(contains(refusal(family("deepseek_v3", kDeepseek + R"(, "n_group": 5)")),
+                 "n_group is 5; must divide n_routed_experts, 16"));
+  CHECK(contains(refusal(family("deepseek_v3", kDeepseek + R"(, "topk_group": 9)")), "at most n_group, 8"));
+  CHECK(contains(refusal(family("deepseek_v3", kDeepseek + R"(, "n_group": 16)")), "a group has 1 expert"));
+  CHECK(contains(refusal(family("deepseek_v3", kDeepseek + R"(, "scoring_func": "softmax")")), "sigmoid"));
+  CHECK(contains(refusal(family("deepseek_v3", kDeepseek + R"(, "routed_scaling_factor": "2")")),
+                 "routed_scaling_factor"));
+  CHECK(contains(refusal(family("qwen3_moe", kNamed + R"(, "norm_topk_prob": 1)")), "norm_topk_prob"));
+}
+
+TEST_CASE("a layer file's router") {
+  CHECK_FALSE(read(kLayer).layers[0].router.has_value());
+  const ModelConfig model = read(plus(kLayer, R"("router": {"logit_type": "fp16", "scoring": "sigmoid",
+    "order": "after_top_k", "renormalize": true, "epsilon": 0.5, "scaling_factor": 3, "correction_bias": true,
+    "num_groups": 1, "top_groups": 1, "group_score": "top2_sum", "outside_groups": "as_zero",
+    "weight_on_input": true}, "num_layers": 2)"));
+  REQUIRE(model.layers.size() == 1);
+  RouterSpec expected;
+  expected.num_experts = 2;
+  expected.top_k = 2;
+  expected.logit_type = LogitType::fp16;
+  expected.scoring = Scoring::sigmoid;
+  expected.order = ScoreOrder::after_top_k;
+  expected.renormalize = expected.correction_bias = expected.weight_on_input = true;
+  expected.epsilon = 0.5f;
+  expected.scaling_factor = 3;
+  expected.group_score = GroupScore::top2_sum;
+  expected.outside_groups = OutsideGroups::as_zero;
+  CHECK(model.layers[0].router == expected);
+  const ModelConfig two =
+      read(plus(kLayer, R"("router": {}, "layers": [{}, {"router": {"scoring": "sigmoid"}}])"));
+  REQUIRE(two.layers.size() == 2);
+  CHECK(two.layers[0].router->scoring == Scoring::softmax);
+  CHECK(two.layers[1].router->scoring == Scoring::sigmoid);
+  CHECK(contains(refusal(plus(kLayer, R"("router": {"scoring": "tanh"})")), "softmax, sigmoid"));
+  CHECK(contains(refusal(plus(kLayer, R"("router": {"score": 1})")), "unknown field"));
+  CHECK(contains(refusal(plus(kLayer, R"("router": {"num_groups": 3})")), "router: num_groups is 3"));
+  CHECK(contains(refusal(plus(kLayer, R"("router": {"epsilon": -1})")), "epsilon is -1"));
+  CHECK(contains(refusal(plus(kLayer, R"("router": 5)")), "router"));
+}
+
 TEST_CASE("dtype: the file's, or the caller's; float32 and quantised checkpoints need the caller's") {
   ReadOptions fp16;
   fp16.dtype = DType::fp16;

@@ -44,6 +44,16 @@ class Bench(Story):
             with self.subTest(case):
                 self.assertTrue(self.rows(*SMALL, "--tokens", "33", *case)[0]["check"])
 
+    def test_a_models_router_alone(self):
+        for model, more in (("deepseek-v3", ("--dtype", "bf16")), ("qwen3-30b-a3b", ()), ("gpt-oss-120b", ("--dtype", "bf16", "--logits", "fp32")),
+                            ("llama4-scout", ()), ("deepseek-v2-lite", ())):
+            with self.subTest(model):
+                result = self.bench("--router", "--model", self.model(model), *more, *TINY, "--tokens", "1,65", "--json")
+                rows = self.lines(result, "router")
+                self.assertEqual([(row["tokens"], row["check"]) for row in rows], [(1, True), (65, True)])
+        self.assert_says(self.bench("--router", "--set", "8_uniform", *TINY, "--tokens", "3"), "describes no router", "ok")
+        self.assert_says(self.bench("--set", "8_uniform", *TINY, "--logits", "fp32", status=2), "--router")
+
     def test_batch_sizes_times_sequences(self):
         rows = self.rows(*SMALL, "--batch-sizes", "1,2", "--seq", "8,16", "--no-check")
         self.assertEqual([row["tokens"] for row in rows], [8, 16, 32])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What tools/compare_peers promises on a machine without torch and GPU: its usage errors, and that its ctypes mirror of the C API fits the library.
+"""What tools/compare_peers and tools/compare_router promise on a machine without torch and GPU: their usage errors, and that their ctypes mirrors of the C API fit the library.
 
 usage: compare_stories.py REPOSITORY LIBRARY
 """
@@ -17,8 +17,8 @@ del sys.argv[1:3]
 TOOL = ROOT / "tools" / "compare_peers"
 
 
-def load_tool():
-    loader = importlib.machinery.SourceFileLoader("compare_peers", str(TOOL))
+def load_tool(path=TOOL):
+    loader = importlib.machinery.SourceFileLoader(path.name, str(path))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     sys.dont_write_bytecode = True
     loader.exec_module(module)
@@ -110,6 +110,59 @@ class Compare(unittest.TestCase):
             engine = c.c_void_p()
             library.check(library.lib.varmoe_engine_create(c.byref(options), c.byref(engine)))
             library.layer(engine, 63, [8], 1, 1)
+
+
+class CompareRouter(unittest.TestCase):
+    TOOL = ROOT / "tools" / "compare_router"
+
+    def test_help_and_usage_errors(self):
+        shown = subprocess.run([sys.executable, self.TOOL, "--help"], capture_output=True, text=True)
+        self.assertEqual(shown.returncode, 0)
+        for word in ("deepseek_v3", "moe_align_block_size", "Exit status"):
+            self.assertIn(word, shown.stdout)
+        for arguments in (["--shapes", "128"], ["--tokens", "x"], ["--methods", "tanh"], ["--logits", "fp8"]):
+            self.assertEqual(subprocess.run([sys.executable, self.TOOL, *arguments], capture_output=True).returncode, 2, arguments)
+
+    def test_the_mirror_of_the_c_api_routes_and_aligns(self):
+        tool, peers = load_tool(self.TOOL), load_tool()
+        library = peers.Varmoe(LIBRARY)
+        options = library.made(peers.EngineOptions, "varmoe_engine_options_init")
+        options.device, options.cpu_threads = -1, 1
+        engine = c.c_void_p()
+        library.check(library.lib.varmoe_engine_create(c.byref(options), c.byref(engine)))
+        experts, top_k = 16, 2
+        logits = (c.c_float * experts)(*[float(e % 5) + e / 100 for e in range(experts)])
+        bias = (c.c_float * experts)()
+        for method, fields in tool.METHODS.items():
+            with self.subTest(method):
+                spec = library.made(tool.RouterSpec, "varmoe_router_spec_init")
+                spec.num_experts, spec.top_k = experts, top_k
+                for name, value in fields.items():
+                    setattr(spec, name, value)
+                router = c.c_void_p()
+                library.check(library.lib.varmoe_router_create(engine, c.byref(spec), c.byref(router)))
+                ids, weights = (c.c_int32 * top_k)(), (c.c_float * top_k)()
+                args = library.made(tool.RouteArgs, "varmoe_route_args_init")
+                args.tokens, args.logits, args.correction_bias = 1, c.addressof(logits), c.addressof(bias)
+                args.topk_ids, args.topk_weights = c.addressof(ids), c.addressof(weights)
+                library.check(library.lib.varmoe_router_route(router, c.byref(args)))
+                # Groups of two: the second best of expert 14's group is its undoing where two count.
+                self.assertEqual(list(ids), [9, 13] if method == "deepseek_v3" else [14, 9])
+                if fields.get("renormalize") or method == "after":
+                    self.assertAlmostEqual(sum(weights), fields.get("scaling_factor", 1.0), places=5)
+                library.lib.varmoe_router_destroy(router)
+        align = library.made(tool.AlignSpec, "varmoe_align_spec_init")
+        align.num_experts = experts
+        aligner = c.c_void_p()
+        library.check(library.lib.varmoe_block_aligner_create(engine, c.byref(align), c.byref(aligner)))
+        places, blocks, padded = (c.c_int32 * 256)(), (c.c_int32 * 2)(), c.c_int32()
+        args = library.made(tool.AlignArgs, "varmoe_align_args_init")
+        args.rows, args.topk_ids, args.sorted_token_ids, args.expert_ids = 2, c.addressof(ids), c.addressof(places), c.addressof(blocks)
+        args.num_tokens_post_pad = c.addressof(padded)
+        library.check(library.lib.varmoe_block_aligner_align(aligner, c.byref(args)))
+        self.assertEqual((padded.value, list(blocks), places[0], places[128], places[1]), (256, [9, 14], 1, 0, 2))
+        library.lib.varmoe_block_aligner_destroy(aligner)
+        library.lib.varmoe_engine_destroy(engine)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,13 @@ class Compile(Story):
         self.assertLess(len(rows), 12)
         self.assertTrue(all(row["layers"] == self.summary(result)["layers"] for row in rows))
 
+    def test_a_models_router_is_compiled_with_its_layers(self):
+        many = ("compile", "--model", self.model("deepseek-v3"), "--dtype", "bf16", "--device", "h200", "--tokens", "1", "--json")
+        rows = [row for row in self.lines(self.tune(*many), "kernel") if row["stage"] == "route"]
+        self.assertEqual([(row["layers"], row["hit"], row["spill_bytes"]) for row in rows], [(58, False, 0)])
+        rows = [row for row in self.lines(self.tune(*many), "kernel") if row["stage"] == "route"]
+        self.assertTrue(rows[0]["hit"])
+
     def test_fault_13_no_home_and_nothing_written_elsewhere(self):
         temporary = self.root / "tmp"
         temporary.mkdir()

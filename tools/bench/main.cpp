@@ -12,6 +12,7 @@
 #include "tools/bench/backend.hpp"
 #include "tools/bench/check.hpp"
 #include "tools/bench/options.hpp"
+#include "tools/bench/router_bench.hpp"
 #include "tools/bench/search.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/output.hpp"
@@ -274,6 +275,7 @@ int main(int argc, char** argv) try {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kDone : kUsage;
   }
+  if (options.router) return bench_router(options, Output(options.json));
   return bench(options, Output(options.json));
 } catch (const std::bad_alloc&) {
   fmt::print(stderr,

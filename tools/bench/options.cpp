@@ -61,6 +61,11 @@ void BenchOptions::add_options(CLI::App& app) {
                  "GPU: try this many configs of each GEMM (0: every one), the cost model's favourites first; "
                  "every one is checked")
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{100000}));
+  app.add_flag(
+      "--router", router,
+      "instead of the layer, its router: alone, and on a GPU with the layer's sort behind it; of flags and "
+      "sets: softmax, top-k, renormalised");
+  app.add_option("--logits", logits, "with --router: fp32, bf16 or fp16; default the model's");
   app.add_flag("--no-check", no_check, "time only");
   app.add_flag("--inject-error", inject_error,
                "alter one weight behind the oracle's back: the check must fail");
@@ -78,6 +83,9 @@ Result<std::vector<std::int64_t>> BenchOptions::token_counts() const {
     return {ErrorCode::unsupported,
             "--scatter fused: this version has the separate, deterministic combine only"};
   }
+  if (!logits.empty() && !router) return {ErrorCode::invalid_argument, "--logits goes with --router"};
+  if (router && (inject_error || search >= 0 || profile))
+    return {ErrorCode::invalid_argument, "--router excludes --inject-error, --search and --profile"};
   if (inject_error && no_check)
     return {ErrorCode::invalid_argument, "--inject-error needs the check that --no-check leaves out"};
   if (batch_sizes.empty() != seq.empty()) {

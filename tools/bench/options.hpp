@@ -24,6 +24,8 @@ struct BenchOptions {
   int cpu_threads = 0;
   std::int64_t search = -1;  ///< −1: no search; 0: every candidate
   std::int64_t check_rows = 16;
+  bool router = false;
+  std::string logits;  ///< of --router; empty: the model's
   bool no_check = false, inject_error = false, profile = false, detailed = false, json = false;
 
   void add_options(CLI::App& app);

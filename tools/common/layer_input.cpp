@@ -135,7 +135,8 @@ Result<std::vector<InputLayer>> LayerInput::read(std::vector<std::string>* notes
     int last = -1;
     for (auto& entry : config->layers) {
       last = std::max(last, entry.layer_indices.back());
-      InputLayer input{std::move(entry.spec), std::move(entry.label), std::move(entry.layer_indices)};
+      InputLayer input{std::move(entry.spec), entry.router, std::move(entry.label),
+                       std::move(entry.layer_indices)};
       if (layer != -1) {
         if (std::find(input.layer_indices.begin(), input.layer_indices.end(), layer) ==
             input.layer_indices.end())
@@ -154,11 +155,11 @@ Result<std::vector<InputLayer>> LayerInput::read(std::vector<std::string>* notes
   } else if (!set.empty()) {
     auto spec = model::named_set(set, hidden_size);
     if (!spec) return spec.error();
-    layers.push_back({*std::move(spec), set, {0}});
+    layers.push_back({*std::move(spec), {}, set, {0}});
   } else {
     auto spec = from_flags();
     if (!spec) return spec.error();
-    layers.push_back({*std::move(spec), "layer", {0}});
+    layers.push_back({*std::move(spec), {}, "layer", {0}});
   }
   for (InputLayer& input : layers) {
     if (auto status = apply_overrides(input.spec); !status) return status.error();

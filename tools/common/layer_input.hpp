@@ -7,6 +7,7 @@
 
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
+#include "varmoe/router_spec.hpp"
 
 namespace CLI {
 class App;
@@ -17,8 +18,9 @@ namespace varmoe::tools {
 
 struct InputLayer {
   LayerSpec spec;
-  std::string label;               ///< "layers 0-47", "64_variable", "layer"
-  std::vector<int> layer_indices;  ///< of a model; else {0}
+  std::optional<RouterSpec> router;  ///< of a model that describes one
+  std::string label;                 ///< "layers 0-47", "64_variable", "layer"
+  std::vector<int> layer_indices;    ///< of a model; else {0}
 };
 
 struct LayerInput {

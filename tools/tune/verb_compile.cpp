@@ -10,6 +10,7 @@
 
 #include "base/text.hpp"
 #include "compile/findings.hpp"
+#include "emit/routing.hpp"
 #include "engine/kernel_plan.hpp"
 #include "engine/layer_build.hpp"
 #include "tools/common/exit_status.hpp"
@@ -67,7 +68,48 @@ void print_kernel(const Row& row, Table& table, const Output& out) {
                           .add("error", k.error));
 }
 
-/// Every kernel of every layer.
+/// The routers that the layers' file describes, each once.
+std::vector<RouterSpec> routers_of(const std::vector<InputLayer>& layers) {
+  std::map<std::string, RouterSpec> routers;
+  for (const InputLayer& layer : layers)
+    if (layer.router) routers.try_emplace(router_signature(*layer.router), *layer.router);
+  std::vector<RouterSpec> distinct;
+  for (const auto& [signature, router] : routers) distinct.push_back(router);
+  return distinct;
+}
+
+int layers_with(const RouterSpec& router, const std::vector<InputLayer>& layers) {
+  int count = 0;
+  for (const InputLayer& layer : layers)
+    if (layer.router && router_signature(*layer.router) == router_signature(router))
+      count += static_cast<int>(layer.layer_indices.size());
+  return count;
+}
+
+/// Adds the kernels of the routers.
+Status build_routers(const std::vector<InputLayer>& layers, engine::KernelBuilder& builder,
+                     engine::BuildHooks hooks, std::map<std::string, std::vector<std::string>>& findings_of,
+                     Rows& all) {
+  const std::vector<RouterSpec> routers = routers_of(layers);
+  std::vector<engine::UnitRequest> requests;
+  for (const RouterSpec& router : routers) {
+    auto emitted = emit::emit_router(router);
+    if (!emitted) return emitted.error();
+    requests.push_back({"route", fmt::format("block_threads={}", emitted->block_threads), false,
+                        builder.unit(*std::move(emitted))});
+  }
+  hooks.progress = nullptr;
+  auto built = builder.build(std::move(requests), hooks);
+  if (!built) return built.error();
+  for (std::size_t i = 0; i < built->size(); ++i) {
+    engine::BuiltKernel& kernel = (*built)[i];
+    if (!all.first_error) all.first_error = kernel.error;
+    all.rows.push_back({kernel.report, findings_of[kernel.report.key], layers_with(routers[i], layers)});
+  }
+  return {};
+}
+
+/// Every kernel of every layer, and of its router.
 Result<Rows> build_all(const std::vector<InputLayer>& layers, const std::vector<std::int64_t>& buckets,
                        const engine::ConfigChooser& chooser, engine::KernelBuilder& builder, bool progress) {
   Rows all;
@@ -96,6 +138,9 @@ Result<Rows> build_all(const std::vector<InputLayer>& layers, const std::vector<
       all.rows[at->second].layers += static_cast<int>(layer.layer_indices.size());
     }
     if (interrupted) break;
+  }
+  if (!interrupted) {
+    if (auto status = build_routers(layers, builder, hooks, findings_of, all); !status) return status.error();
   }
   return all;
 }

@@ -5,11 +5,13 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/text.hpp"
 #include "compile/compiler.hpp"
 #include "emit/emitter.hpp"
+#include "emit/routing.hpp"
 #include "engine/kernel_builder.hpp"
 #include "engine/kernel_plan.hpp"
 #include "tools/common/disassemble.hpp"
@@ -91,12 +93,15 @@ int emit_verb(const EmitOptions& options, const Output& out) {
     stages.emplace_back(emit::to_string(r.stage));
     if (stages.back() == options.stage) request = &r;
   }
-  if (request == nullptr) {
+  const std::optional<RouterSpec>& router = layers->front().router;
+  if (router) stages.emplace_back(emit::to_string(emit::Stage::route));
+  const bool routes = router && options.stage == stages.back();
+  if (request == nullptr && !routes) {
     return out.fail({ErrorCode::invalid_argument,
                      fmt::format("--stage: this layer has no kernel '{}' at {} tokens, but {}",
                                  options.stage.substr(0, 40), options.tokens, join(stages))});
   }
-  auto kernel = emit::emit_kernel(spec, *request);
+  auto kernel = routes ? emit::emit_router(*router) : emit::emit_kernel(spec, *request);
   if (!kernel) return out.fail(kernel.error());
 
   std::string text;
@@ -152,7 +157,8 @@ void add_emit(CLI::App& app, Action& run) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   verb->add_option("--stage", options->stage,
-                   "sort_single, sort_count, sort_scatter, gather, fc1, fc2 or combine")
+                   "sort_single, sort_count, sort_scatter, gather, fc1, fc2 or combine; route of a model "
+                   "that describes one")
       ->capture_default_str();
   verb->add_option("--form", options->form, "what to print")
       ->capture_default_str()

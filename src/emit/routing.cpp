@@ -1,0 +1,111 @@
+#include "emit/routing.hpp"
+
+#include <fmt/format.h>
+
+#include <bit>
+
+#include "base/digest.hpp"
+#include "emit/kernel_sources.hpp"
+#include "emit/layer_traits.hpp"
+#include "emit/sort_shape.hpp"
+
+namespace varmoe::emit {
+namespace {
+
+/// Four tokens a block: few tokens spread over many SMs, and many still fill one.
+constexpr std::int32_t kRouteThreads = 128;
+constexpr std::int32_t kAlignThreads = 1024;
+
+const char* boolean(bool value) {
+  return value ? "true" : "false";
+}
+
+const char* logit_element(LogitType type) {
+  switch (type) {
+    case LogitType::fp32:
+      return "varmoe::moe::LogitElement::fp32";
+    case LogitType::bf16:
+      return "varmoe::moe::LogitElement::bf16";
+    case LogitType::fp16:
+      return "varmoe::moe::LogitElement::fp16";
+  }
+  return "";
+}
+
+std::string router_traits(const RouterSpec& s) {
+  const bool softmax = s.scoring == Scoring::softmax;
+  const bool by_score = chooses_by_score(s);
+  // Renormalising with no epsilon cancels the sum over all experts, as softmax over the chosen alone does.
+  const bool over_chosen =
+      softmax && !by_score && (s.order == ScoreOrder::after_top_k || (s.renormalize && s.epsilon == 0.0f));
+  // Scores of the chosen sum to 1 already.
+  const bool renormalize = s.renormalize && !(over_chosen && s.epsilon == 0.0f);
+  const bool grouped = s.num_groups > 1 && s.top_groups < s.num_groups;
+  return fmt::format(
+             "struct Router {{\n"
+             "  static constexpr int kExperts = {}, kTopK = {}, kGroups = {}, kTopGroups = {};\n"
+             "  static constexpr varmoe::moe::LogitElement kLogit = {};\n",
+             s.num_experts, s.top_k, grouped ? s.num_groups : 1, grouped ? s.top_groups : 1,
+             logit_element(s.logit_type)) +
+         fmt::format(
+             "  static constexpr bool kSigmoid = {}, kOverChosen = {}, kRenormalize = {}, kChooseByScore = "
+             "{}, kBias = {}, "
+             "kGroupTop2 = {}, kOutsideIsZero = {};\n",
+             boolean(!softmax), boolean(over_chosen), boolean(renormalize), boolean(by_score),
+             boolean(s.correction_bias), boolean(grouped && s.group_score == GroupScore::top2_sum),
+             boolean(grouped && s.correction_bias && s.outside_groups == OutsideGroups::as_zero)) +
+         fmt::format("  static constexpr unsigned kEpsilonBits = 0x{:08x}u, kScaleBits = 0x{:08x}u;\n}};\n",
+                     std::bit_cast<std::uint32_t>(renormalize ? s.epsilon + 0.0f : 0.0f),
+                     std::bit_cast<std::uint32_t>(s.scaling_factor + 0.0f));
+}
+
+/// Head and body → a kernel with its name.
+Result<EmittedKernel> finish(EmittedKernel kernel, const std::string& head, const char* params,
+                             const std::string& call) {
+  kernel.options = {"--std=c++17", "--no-source-include"};
+  auto headers = KernelSources::current()->reachable(head);
+  if (!headers) return headers.error();
+  kernel.headers = *std::move(headers);
+  const std::string entry =
+      fmt::format("extern \"C\" __global__ void __launch_bounds__({}, 1) ", kernel.block_threads);
+  const std::string body =
+      fmt::format("(const __grid_constant__ varmoe::abi::{} p) {{ varmoe::moe::{}(p); }}\n", params, call);
+  const std::string digest = Hasher().field(head).field(entry).field(body).finish().hex();
+  kernel.entry_name =
+      fmt::format("varmoe_{}_t{}_{}", to_string(kernel.stage), kernel.block_threads, digest.substr(0, 16));
+  kernel.text = head + entry + kernel.entry_name + body;
+  return kernel;
+}
+
+std::string head_of(Stage stage, const char* include, const std::string& traits) {
+  return fmt::format("// varmoe {}\n#include \"{}\"\n\nnamespace {{\n{}}}  // namespace\n\n{}\n",
+                     to_string(stage), include, traits, abi_assertions(stage));
+}
+
+}  // namespace
+
+Result<EmittedKernel> emit_router(const RouterSpec& spec) {
+  if (auto ok = spec.validate(); !ok) return ok.error();
+  EmittedKernel kernel;
+  kernel.stage = Stage::route;
+  kernel.block_threads = kRouteThreads;
+  return finish(std::move(kernel), head_of(Stage::route, "moe/route.cuh", router_traits(spec)), "RouteParams",
+                fmt::format("route<Router, {}>", kRouteThreads));
+}
+
+Result<EmittedKernel> emit_align(const AlignSpec& spec, Stage stage) {
+  if (auto ok = spec.validate(); !ok) return ok.error();
+  if (stage != Stage::align_single && stage != Stage::align_count && stage != Stage::align_scatter)
+    return Error(ErrorCode::internal, fmt::format("{} is no stage of an alignment", to_string(stage)));
+  EmittedKernel kernel;
+  kernel.stage = stage;
+  kernel.block_threads = sort_block_threads(spec.num_experts, kAlignThreads);
+  kernel.dynamic_smem_bytes = sort_smem_bytes(spec.num_experts, kernel.block_threads);
+  const std::string traits = fmt::format(
+      "struct Layer {{\n  static constexpr int kExperts = {};\n  static constexpr int kTopK = 1;\n}};\n",
+      spec.num_experts);
+  return finish(std::move(kernel), head_of(stage, "moe/align.cuh", traits), "AlignParams",
+                fmt::format("{}<Layer, {}>", to_string(stage), kernel.block_threads));
+}
+
+}  // namespace varmoe::emit

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <vector>
+
+#include "emit/emitter.hpp"
+#include "varmoe/error.hpp"
+#include "varmoe/router_spec.hpp"
+
+/// The kernels of routing as operations of their own. As in emitter.hpp, numbers and enumerators alone reach
+/// the text.
+namespace varmoe::emit {
+
+/// Most routed rows that moe_align_block_size does in one launch.
+inline constexpr std::int64_t kAlignSingleRows = 4096;
+
+/// The router: one kernel for every token count, a warp a token.
+Result<EmittedKernel> emit_router(const RouterSpec& spec);
+
+/// One of the three align stages. The block size is bound at run time, so that aligners of equal E share
+/// kernels.
+Result<EmittedKernel> emit_align(const AlignSpec& spec, Stage stage);
+
+}  // namespace varmoe::emit

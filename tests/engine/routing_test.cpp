@@ -1,0 +1,280 @@
+// Router and BlockAligner on the fake driver and on the CPU.
+#include <memory>
+#include <vector>
+
+#include "cuda/graph.hpp"
+#include "engine_fixture.hpp"
+#include "oracle/router_case.hpp"
+#include "support/router_methods.hpp"
+#include "varmoe/router.hpp"
+
+using namespace varmoe;
+using test::EngineFixture;
+
+namespace {
+
+RouterSpec qwen3() {
+  RouterSpec spec;
+  spec.num_experts = 128;
+  spec.top_k = 8;
+  spec.logit_type = LogitType::bf16;
+  spec.renormalize = true;
+  return spec;
+}
+
+struct RoutingFixture : EngineFixture {
+  static Router make_router(Engine& engine, const RouterSpec& spec) {
+    auto router = engine.create_router(spec);
+    REQUIRE_MESSAGE(router.ok(), (router.ok() ? "" : router.error().message()));
+    return *std::move(router);
+  }
+  static BlockAligner make_aligner(Engine& engine, const AlignSpec& spec) {
+    auto aligner = engine.create_block_aligner(spec);
+    REQUIRE_MESSAGE(aligner.ok(), (aligner.ok() ? "" : aligner.error().message()));
+    return *std::move(aligner);
+  }
+  RouteArgs route_args(const RouterSpec& spec, std::int64_t tokens, void* stream = nullptr) {
+    const auto t = static_cast<std::size_t>(tokens), e = static_cast<std::size_t>(spec.num_experts),
+               k = static_cast<std::size_t>(spec.top_k);
+    RouteArgs args;
+    args.tokens = tokens;
+    args.logits = arena.take(t * e * 4);
+    args.correction_bias = static_cast<const float*>(arena.take(e * 4));
+    args.topk_ids = static_cast<std::int32_t*>(arena.take(t * k * 4));
+    args.topk_weights = static_cast<float*>(arena.take(t * k * 4));
+    args.stream = stream;
+    return args;
+  }
+  AlignArgs align_args(const BlockAligner& aligner, std::int64_t rows) {
+    const auto places = static_cast<std::size_t>(sorted_ids_size(aligner.spec(), rows));
+    AlignArgs args;
+    args.rows = rows;
+    args.topk_ids = arena.take(static_cast<std::size_t>(rows) * 4 + 4);
+    args.sorted_token_ids = static_cast<std::int32_t*>(arena.take(places * 4 + 4));
+    args.expert_ids = static_cast<std::int32_t*>(arena.take(places * 4 + 4));
+    args.num_tokens_post_pad = static_cast<std::int32_t*>(arena.take(4));
+    args.workspace_bytes = *aligner.workspace_bytes(rows);
+    args.workspace = arena.take(args.workspace_bytes + 1);
+    return args;
+  }
+  test::Arena arena;
+};
+
+struct CpuRoutingFixture : RoutingFixture {
+  CpuRoutingFixture() {
+    options.device = kCpuDevice;
+    options.cpu_threads = 2;
+  }
+};
+
+bool begins(const std::string& text, const char* with) {
+  return text.rfind(with, 0) == 0;
+}
+
+}  // namespace
+
+TEST_CASE_FIXTURE(RoutingFixture,
+                  "a prepared route is one dependent launch, a warp a token, without a compile") {
+  Engine engine = make_engine();
+  Router router = make_router(engine, qwen3());
+  const auto report = router.prepare();
+  require_ok(report);
+  REQUIRE(report->kernels.size() == 1);
+  CHECK(report->kernels[0].stage == "route");
+  CHECK(begins(report->kernels[0].name, "varmoe_route_t128_"));
+  CHECK(engine.counters().compiles == 1);
+  const std::size_t compiles = fake_nvrtc::compiles(), lines = lines_logged();
+  for (const std::int64_t tokens : {1, 4, 5, 4096}) {
+    fake_cuda::clear_launches();
+    require_ok(router.route(route_args(router.spec(), tokens)));
+    const auto launches = fake_cuda::launches();
+    REQUIRE(launches.size() == 1);
+    CHECK(launches[0].grid[0] == static_cast<unsigned>((tokens + 3) / 4));
+    CHECK(launches[0].block[0] == 128);
+    CHECK(launches[0].programmatic);
+  }
+  CHECK(fake_nvrtc::compiles() == compiles);
+  CHECK(lines_logged() == lines);
+  CHECK(router.route({}).ok());  // no tokens: nothing is enqueued, nothing is asked of the pointers
+}
+
+TEST_CASE_FIXTURE(RoutingFixture,
+                  "first use prepares once and says so; a capture that finds nothing is told") {
+  Engine engine = make_engine();
+  Router router = make_router(engine, qwen3());
+  const auto device = EngineAccess::impl(engine).device;
+  auto stream = cuda::Stream::create(device);
+  REQUIRE(stream.ok());
+  REQUIRE(cuda::begin_capture(*device, stream->handle()).ok());
+  const RouteArgs captured = route_args(router.spec(), 8, stream->handle());
+  const Status refused = router.route(captured);
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.error().code() == ErrorCode::not_prepared);
+  CHECK(refused.error().message().find("router experts=128") != std::string::npos);
+  CHECK(cuda::Graph::end_capture(device, stream->handle()).ok());
+
+  require_ok(router.route(route_args(router.spec(), 8)));
+  require_ok(router.route(route_args(router.spec(), 8)));
+  CHECK(said("first use") == 1);
+  CHECK(engine.counters().compiles == 1);
+  // Another router of the same method finds the kernel.
+  Router again = make_router(engine, qwen3());
+  require_ok(again.prepare());
+  CHECK(engine.counters().compiles == 1);
+
+  REQUIRE(cuda::begin_capture(*device, stream->handle()).ok());
+  require_ok(router.route(captured));
+  auto graph = cuda::Graph::end_capture(device, stream->handle());
+  REQUIRE(graph.ok());
+  CHECK(*graph->node_count() == 1);
+}
+
+TEST_CASE_FIXTURE(RoutingFixture,
+                  "with JIT=cached_only an uncached router is an error, remembered until the next prepare") {
+  options.jit = JitMode::cached_only;
+  Engine engine = make_engine();
+  Router router = make_router(engine, qwen3());
+  CHECK(router.prepare().error().code() == ErrorCode::not_prepared);
+  CHECK(router.route(route_args(router.spec(), 1)).error().code() == ErrorCode::not_prepared);
+  CHECK(router.route(route_args(router.spec(), 1)).error().code() == ErrorCode::not_prepared);
+  CHECK(said("first use") == 1);
+}
+
+TEST_CASE_FIXTURE(RoutingFixture, "arguments of a route that are wrong are named, and nothing is enqueued") {
+  Engine engine = make_engine();
+  RouterSpec spec = qwen3();
+  spec.scoring = Scoring::sigmoid;
+  spec.correction_bias = true;
+  Router router = make_router(engine, spec);
+  require_ok(router.prepare());
+  const RouteArgs sound = route_args(spec, 4);
+  fake_cuda::clear_launches();
+  const auto refusal = [&](auto change) {
+    RouteArgs args = sound;
+    change(args);
+    const Status status = router.route(args);
+    if (status) return std::string("accepted");
+    CHECK(status.error().code() == ErrorCode::invalid_argument);
+    return status.error().message();
+  };
+  CHECK(refusal([](RouteArgs& a) { a.tokens = -1; }) ==
+        "RouteArgs: tokens = -1: must be from 0 to 2147483647");
+  CHECK(refusal([](RouteArgs& a) { a.logits = nullptr; }) == "RouteArgs: logits is null");
+  CHECK(refusal([](RouteArgs& a) { a.correction_bias = nullptr; }) == "RouteArgs: correction_bias is null");
+  CHECK(refusal([](RouteArgs& a) { a.topk_ids = nullptr; }) == "RouteArgs: topk_ids is null");
+  CHECK(refusal([](RouteArgs& a) { a.topk_weights = nullptr; }) == "RouteArgs: topk_weights is null");
+  CHECK(refusal([](RouteArgs& a) { a.logit_stride = 127; }).find("logit_stride = 127") != std::string::npos);
+  CHECK(refusal([](RouteArgs& a) {
+          a.logits = static_cast<const char*>(a.logits) + 1;
+        }).find("must be 2-byte aligned") != std::string::npos);
+  CHECK(fake_cuda::launches().empty());
+  CHECK(engine.create_router({}).error().code() == ErrorCode::invalid_spec);
+  CHECK(engine.create_block_aligner({}).error().code() == ErrorCode::invalid_spec);
+}
+
+TEST_CASE_FIXTURE(RoutingFixture,
+                  "route_and_forward enqueues the router before the layer, and refuses what does not fit") {
+  Engine engine = make_engine();
+  Layer layer = make_bound_layer(engine, test::small_spec());
+  prepare(layer, {64});
+  RouterSpec spec;
+  spec.num_experts = 8;
+  spec.top_k = 2;
+  Router router = make_router(engine, spec);
+  require_ok(router.prepare());
+  RouteArgs r = route_args(spec, 64);
+  ForwardArgs f = test::make_args(arena, layer, 64);
+  f.topk_ids = r.topk_ids;
+  f.topk_weights = r.topk_weights;
+  fake_cuda::clear_launches();
+  require_ok(route_and_forward(router, r, layer, f));
+  const auto names = test::launched_kernels();
+  REQUIRE(names.size() >= 5);
+  CHECK(begins(names[0], "varmoe_route_"));
+  CHECK(begins(names[1], "varmoe_sort_"));
+  CHECK(begins(names.back(), "varmoe_combine_"));
+
+  const auto code = [&](Router& with, const RouteArgs& ra, const ForwardArgs& fa) {
+    const Status status = route_and_forward(with, ra, layer, fa);
+    return status ? ErrorCode::ok : status.error().code();
+  };
+  ForwardArgs other = f;
+  other.topk_weights = static_cast<const float*>(arena.take(64 * 2 * 4));
+  CHECK(code(router, r, other) == ErrorCode::invalid_argument);
+  other = f;
+  other.id_type = IdType::int64;
+  CHECK(code(router, r, other) == ErrorCode::invalid_argument);
+  other = f;
+  other.tokens = 32;
+  CHECK(code(router, r, other) == ErrorCode::invalid_argument);
+  RouterSpec wide = spec;
+  wide.num_experts = 16;
+  Router mismatched = make_router(engine, wide);
+  CHECK(code(mismatched, r, f) == ErrorCode::invalid_argument);
+  RouterSpec llama = spec;
+  llama.scoring = Scoring::sigmoid;
+  llama.weight_on_input = true;
+  Router on_input = make_router(engine, llama);
+  CHECK(code(on_input, r, f) == ErrorCode::unsupported);
+}
+
+TEST_CASE_FIXTURE(RoutingFixture,
+                  "an alignment is one launch for few rows and two for more, with a workspace") {
+  Engine engine = make_engine();
+  BlockAligner aligner = make_aligner(engine, {64, 128});
+  const auto report = aligner.prepare();
+  require_ok(report);
+  CHECK(report->kernels.size() == 3);
+  fake_cuda::clear_launches();
+  CHECK(*aligner.workspace_bytes(4096) == 0);
+  AlignArgs few = align_args(aligner, 4096);
+  few.workspace = nullptr;
+  require_ok(aligner.align(few));
+  require_ok(aligner.align(align_args(aligner, 0)));
+  AlignArgs many = align_args(aligner, 32768);
+  require_ok(aligner.align(many));
+  const auto launches = fake_cuda::launches();
+  REQUIRE(launches.size() == 4);
+  CHECK(begins(launches[0].name, "varmoe_align_single_"));
+  CHECK(launches[0].grid[0] == 1);
+  CHECK(begins(launches[1].name, "varmoe_align_single_"));
+  CHECK(begins(launches[2].name, "varmoe_align_count_"));
+  CHECK(begins(launches[3].name, "varmoe_align_scatter_"));
+  CHECK(launches[3].grid[0] == launches[2].grid[0] + 1);
+  CHECK(*aligner.workspace_bytes(32768) == launches[2].grid[0] * 64 * 4);
+
+  many.workspace_bytes -= 1;
+  CHECK(aligner.align(many).error().code() == ErrorCode::workspace_too_small);
+  few.sorted_size = 4095;
+  CHECK(aligner.align(few).error().message().find("sorted_size = 4095") != std::string::npos);
+  few = align_args(aligner, 8);
+  few.expert_ids = nullptr;
+  CHECK(aligner.align(few).error().message() == "AlignArgs: expert_ids is null");
+  CHECK_FALSE(aligner.workspace_bytes(-1).ok());
+}
+
+TEST_CASE_FIXTURE(CpuRoutingFixture, "the CPU engine routes and aligns through the same calls") {
+  Engine engine = make_engine();
+  const auto methods = test::router_methods();
+  const RouterSpec spec = test::router_of(methods.at(11), 64, 6, LogitType::bf16);
+  Router router = make_router(engine, spec);
+  CHECK(router.prepare()->kernels.empty());
+  const auto c = oracle::make_router_case(spec, 33, oracle::Logits::normal, 4);
+  RouteArgs args = route_args(spec, 33);
+  args.logits = c.logits.data();
+  args.correction_bias = c.bias.data();
+  require_ok(router.route(args));
+  CHECK(c.problem(args.topk_ids, args.topk_weights, 33) == "");
+
+  BlockAligner aligner = make_aligner(engine, {64, 16});
+  AlignArgs align = align_args(aligner, 33 * 6);
+  align.topk_ids = args.topk_ids;
+  require_ok(aligner.align(align));
+  const auto expected =
+      oracle::align_rows(64, 16, std::vector<std::int64_t>(args.topk_ids, args.topk_ids + align.rows),
+                         sorted_ids_size(aligner.spec(), align.rows));
+  CHECK(*align.num_tokens_post_pad == expected.num_tokens_post_pad);
+  CHECK(
+      std::equal(expected.sorted_token_ids.begin(), expected.sorted_token_ids.end(), align.sorted_token_ids));
+  CHECK(std::equal(expected.expert_ids.begin(), expected.expert_ids.end(), align.expert_ids));
+}

@@ -1,0 +1,81 @@
+#include <doctest/doctest.h>
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.hpp"
+#include "compile/findings.hpp"
+#include "emit/routing.hpp"
+#include "kernels/families.hpp"
+#include "support/router_methods.hpp"
+
+using namespace varmoe;
+using namespace kernels_test;
+
+namespace {
+
+struct Job {
+  Kernel kernel;
+  std::string arch, problem;
+};
+
+Kernel must(Result<emit::EmittedKernel> emitted, const std::string& what) {
+  REQUIRE_MESSAGE(emitted.ok(), what, ": ", (emitted.ok() ? std::string() : emitted.error().message()));
+  return {what, *std::move(emitted), false, 1};
+}
+
+/// Compiles every job, and complains of spills, stack frames and findings of the log.
+void compile_jobs(std::vector<Job>& jobs) {
+  parallel_for(jobs.size(), 0, [&](std::size_t i) {
+    Job& job = jobs[i];
+    const auto compiled = compile_one(job.kernel, job.arch);
+    const Result<KernelBinary>& binary = *compiled;
+    if (!binary) return void(job.problem = binary.error().message());
+    for (const std::string& finding : compile::findings(*binary)) job.problem += finding + "; ";
+    const ResourceUsage& used = binary->resources;
+    if (used.spill_loads + used.spill_stores != 0) job.problem += "spills; ";
+    if (used.stack_bytes != 0) job.problem += "a stack frame; ";
+    if (used.static_smem + job.kernel.emitted.dynamic_smem_bytes > 99 * 1024)
+      job.problem += "shared memory; ";
+  });
+  for (const Job& job : jobs)
+    CHECK_MESSAGE(job.problem.empty(), job.kernel.what, ", ", job.arch, ": ", job.problem);
+}
+
+}  // namespace
+
+TEST_CASE("the router compiles for every method, without spills, up to 1024 experts") {
+  std::vector<Job> jobs;
+  std::set<std::string> seen;
+  for (const auto& method : test::router_methods()) {
+    for (const std::int64_t experts : {8, 60, 256, 1024}) {
+      for (const LogitType type : {LogitType::fp32, LogitType::bf16}) {
+        const RouterSpec spec = test::router_of(method, experts, experts == 1024 ? 32 : 8, type);
+        Kernel kernel = must(emit::emit_router(spec), method.name + ", " + router_signature(spec));
+        if (seen.insert(kernel.emitted.entry_name).second) jobs.push_back({kernel, "sm_90a", {}});
+        if (experts == 256 && type == LogitType::bf16) jobs.push_back({kernel, "sm_80", {}});
+      }
+    }
+  }
+  const test::RouterMethod deepseek = test::router_methods().at(10);
+  REQUIRE(deepseek.grouped());
+  for (const std::int64_t experts : {128, 384, 512})
+    jobs.push_back({must(emit::emit_router(test::router_of(deepseek, experts, 8, LogitType::fp16)), "fp16"),
+                    "sm_120",
+                    {}});
+  compile_jobs(jobs);
+}
+
+TEST_CASE("moe_align_block_size compiles up to 1024 experts") {
+  std::vector<Job> jobs;
+  for (const std::int64_t experts : {1, 60, 256, 1024}) {
+    for (const emit::Stage stage :
+         {emit::Stage::align_single, emit::Stage::align_count, emit::Stage::align_scatter}) {
+      for (const char* arch : {"sm_80", "sm_90a", "sm_120"}) {
+        jobs.push_back({must(emit::emit_align({experts, 128}, stage), emit::to_string(stage)), arch, {}});
+      }
+    }
+  }
+  compile_jobs(jobs);
+}
