@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "abi.cuh"
+#include "cuda/device.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/tensor_map.hpp"
 #include "model/config_space.hpp"
@@ -248,6 +249,20 @@ class ChunkRun {
 };
 
 }  // namespace
+
+RunContext run_context(const cuda::Device& device, const LayerSpec& spec, int max_sms) {
+  const cuda::DeviceAttributes& a = device.attributes();
+  RunContext context;
+  context.driver = &device.driver();
+  context.spec = &spec;
+  // Drivers before CUDA 12.3 cannot capture such launches.
+  context.dependent_launch = a.compute_major >= 9 && device.driver().version() >= 12030;
+  context.classes = static_cast<std::int32_t>(width_classes(spec).size());
+  context.max_width = spec.max_width();
+  context.sm_limited = max_sms > 0 && max_sms < a.sm_count;
+  context.sm_count = max_sms > 0 ? std::min(max_sms, a.sm_count) : a.sm_count;
+  return context;
+}
 
 Status run(const RunContext& context, const KernelSet& kernels, const ForwardArgs& args,
            std::int64_t chunk) noexcept {
