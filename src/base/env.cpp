@@ -27,41 +27,40 @@ constexpr const char* kTilesHelp =
 constexpr EnvVariable kTable[] = {
     {"VARMOE_CACHE_DIR", EnvKind::absolute_path, "", "absolute path",
      "folder of the compiled-kernel cache; else $XDG_CACHE_HOME/varmoe, else $HOME/.cache/varmoe, else "
-     "memory only",
-     true},
-    {"VARMOE_CACHE", EnvKind::choice, "rw", "rw, ro, off", "how that folder is used", true},
+     "memory only"},
+    {"VARMOE_CACHE", EnvKind::choice, "rw", "rw, ro, off", "how that folder is used"},
     {"VARMOE_CACHE_MAX_SIZE", EnvKind::byte_size, "5GiB", "bytes, or a number with K, M, G or T; 0: no limit",
-     "above this size the kernels used longest ago are removed", true},
+     "above this size the kernels used longest ago are removed"},
     {"VARMOE_CUBIN_PATH", EnvKind::path_list, "", "absolute paths, separated by ':'",
-     "folders of prebuilt kernels, read only; the first that has a kernel serves it", true},
+     "folders of prebuilt kernels, read only; the first that has a kernel serves it"},
     {"VARMOE_JIT", EnvKind::choice, "on", "on, cached_only",
-     "cached_only: a kernel that no cache has is an error, not compiled", true},
+     "cached_only: a kernel that no cache has is an error, not compiled"},
     {"VARMOE_NVRTC_LIB", EnvKind::library, "", "absolute path of the file or its folder, or a bare file name",
-     "the NVRTC to load, instead of searching for one", true},
+     "the NVRTC to load, instead of searching for one"},
     {"VARMOE_COMPILE_THREADS", EnvKind::integer, "0", "0 … 1024; 0: one per core",
-     "kernels compiled at the same time", true},
+     "kernels compiled at the same time"},
     {"VARMOE_LOG", EnvKind::choice, "warn", "trace, debug, info, warn, error, off",
-     "least severe messages that are logged", true},
+     "least severe messages that are logged"},
     {"VARMOE_ARCH", EnvKind::arch, "", "sm_<number>, optionally with a or f: sm_80, sm_90a, sm_120",
-     "architecture to compile for, instead of the device's own", true},
+     "architecture to compile for, instead of the device's own"},
     {"VARMOE_DEVICE_PROFILE", EnvKind::text, "", "name of a device profile, or path of a profile file",
-     "device profile for predicting configs, instead of the one of the device found", true},
-    {"VARMOE_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of fc1 and fc2", true},
-    {"VARMOE_FC1_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of fc1; goes before VARMOE_CONFIG",
-     true},
-    {"VARMOE_FC2_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of fc2; goes before VARMOE_CONFIG",
-     true},
+     "device profile for predicting configs, instead of the one of the device found"},
+    {"VARMOE_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of fc1 and fc2"},
+    {"VARMOE_FC1_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of fc1; goes before VARMOE_CONFIG"},
+    {"VARMOE_FC2_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of fc2; goes before VARMOE_CONFIG"},
     {"VARMOE_DUMP_DIR", EnvKind::path, "", "path",
-     "each compiled kernel's source, cubin, resource use and log are written there", true},
+     "each compiled kernel's source, cubin, resource use and log are written there"},
     {"VARMOE_KERNELS_DIR", EnvKind::path, "", "path",
-     "kernel text is read from there, while developing kernels", true},
+     "kernel text is read from there, while developing kernels"},
     {"VARMOE_LINEINFO", EnvKind::choice, "off", "on, off, 1, 0",
-     "compile kernels with line information, for profilers", true},
+     "compile kernels with line information, for profilers"},
     {"VARMOE_TUNING_DB", EnvKind::path_list, "", "absolute paths, separated by ':'",
-     "folders or files of tuning records, read before the user's own; first wins", true},
+     "folders or files of tuning records, read before the user's own; first wins"},
     {"VARMOE_TUNE", EnvKind::choice, "replay", "replay, off, online",
-     "replay: use tuning records; off: the cost model alone; online: not in this version", true},
-    {"VARMOE_RECORD_MISSES", EnvKind::path, "", "path", "no effect: this version has no tuner yet", false},
+     "replay: use tuning records; off: the cost model alone; online: not in this version"},
+    {"VARMOE_RECORD_MISSES", EnvKind::path, "", "path",
+     "layers and token buckets without an exact tuning record are appended there, for varmoe-tune tune "
+     "--misses"},
 };
 constexpr std::size_t kCount = std::size(kTable);
 
@@ -262,10 +261,6 @@ Result<Environment> Environment::read(const char* const* block) {
     if (Status status = assign(result, short_name, Reader{variable, *values[i]}); !status.ok())
       return status.error();
     result.settings.push_back({variable.name, std::string(*values[i])});
-    if (!variable.acting) {
-      result.warnings.push_back(fmt::format(
-          "{} is set, but has no effect: this version has no tuner yet", variable.name));
-    }
   }
 
   std::size_t shown = 0;

@@ -32,7 +32,6 @@ struct EnvVariable {
   const char* default_value;  ///< as it would be written; "" when there is none
   const char* choices;        ///< what is accepted
   const char* help;           ///< one line
-  bool acting;  ///< false: recognised and checked, but this version has nothing yet that it would steer
 };
 
 /// Every variable, in the order in which people should read them.
@@ -77,13 +76,13 @@ class Environment {
   std::string fc2_config;                       ///< VARMOE_FC2_CONFIG
   std::vector<std::string> tuning_db;           ///< VARMOE_TUNING_DB
   std::optional<TuneMode> tune;                 ///< VARMOE_TUNE
-  std::string record_misses;                    ///< VARMOE_RECORD_MISSES; not acting yet
+  std::string record_misses;                    ///< VARMOE_RECORD_MISSES
 
   // Not ours, but needed to place the cache; unchecked.
   std::optional<std::string> xdg_cache_home;  ///< XDG_CACHE_HOME
   std::optional<std::string> home;            ///< HOME
 
-  /// Sentences for the log: unknown names, names given twice, variables that have no effect yet.
+  /// Sentences for the log: unknown names, names given twice.
   std::vector<std::string> warnings;
 
   /// The variables that are set, in table order, with their values as given.

@@ -8,6 +8,7 @@
 
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
+#include "tuningdb/check.hpp"
 
 namespace varmoe::engine {
 
@@ -36,17 +37,23 @@ ConfigChoice ConfigChooser::look_up(const LayerSpec& spec, std::int64_t bucket) 
     choice.quality = match->quality;
     choice.record = match->file.empty() ? match->layer : fmt::format("{}, {}", match->layer, match->file);
     if (match->quality != MatchQuality::exact)
-      log_.once("match " + name, LogLevel::info,
-                fmt::format("{} at {} tokens on {}: a record of match quality \"{}\" serves: {} ({})",
-                            tuning_signature(spec), bucket, device_.name, to_string(match->quality),
-                            match->key, choice.record));
+      log_.once(
+          "match " + name, LogLevel::info,
+          fmt::format("{} at {} tokens on {}: a record of match quality \"{}\" serves: {} ({}); to tune "
+                      "it: {}",
+                      tuning_signature(spec), bucket, device_.name, to_string(match->quality), match->key,
+                      choice.record, tuningdb::tune_command(spec, bucket)));
   } else {
     choice.config = model::predict_layer_config(spec, bucket, device_);
-    if (records_.size() > 0)
+    if (!records_.searched().empty())
       log_.once("miss " + name, LogLevel::info,
-                fmt::format("{} at {} tokens on {}: no tuning record in {}; the cost model's config serves",
-                            tuning_signature(spec), bucket, device_.name, records_.searched()));
+                fmt::format("{} at {} tokens on {}: no tuning record in {}; the cost model's config serves; "
+                            "to tune it: {}",
+                            tuning_signature(spec), bucket, device_.name, records_.searched(),
+                            tuningdb::tune_command(spec, bucket)));
   }
+  if (misses_ != nullptr && choice.quality != MatchQuality::exact)
+    misses_->add(make_tuning_key(spec, tuningdb::tuning_device(device_), bucket));
   std::lock_guard lock(memory_->mutex);
   return memory_->known.try_emplace(name, std::move(choice)).first->second;
 }
@@ -61,9 +68,11 @@ Status ConfigChooser::add_rules(std::string_view text, const char* origin, Error
 }
 
 Result<ConfigChooser> ConfigChooser::create(const model::DeviceProfile& device, const OverrideTexts& texts,
-                                            tuningdb::TuningSnapshot records, const Log& log) {
+                                            tuningdb::TuningSnapshot records, const Log& log,
+                                            std::shared_ptr<tuningdb::MissFile> misses) {
   ConfigChooser chooser;
   chooser.records_ = std::move(records);
+  chooser.misses_ = std::move(misses);
   chooser.log_ = log;
   chooser.memory_ = std::make_shared<Memory>();
   chooser.device_ = device;

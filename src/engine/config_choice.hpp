@@ -8,6 +8,7 @@
 
 #include "base/log.hpp"
 #include "model/device_profile.hpp"
+#include "tuningdb/misses.hpp"
 #include "tuningdb/snapshot.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/kernel_config.hpp"
@@ -39,13 +40,15 @@ struct ConfigChoice {
 std::string to_string(const ConfigChoice& choice);
 
 /// Chooses the config of each token bucket: the best tuning record, else the cost model; then overrides by
-/// the environment or the API replace the keys that they name. A layer and bucket without a record is told to
-/// the log once. Immutable; thread-safe.
+/// the environment or the API replace the keys that they name. A layer and bucket without an exact record is
+/// told to the log once, with the command that would make one, and to the file of misses. Immutable;
+/// thread-safe.
 class ConfigChooser {
  public:
   /// invalid_config for an override text of the API, invalid_environment for one of the environment.
   static Result<ConfigChooser> create(const model::DeviceProfile& device, const OverrideTexts& texts,
-                                      tuningdb::TuningSnapshot records = {}, const Log& log = {});
+                                      tuningdb::TuningSnapshot records = {}, const Log& log = {},
+                                      std::shared_ptr<tuningdb::MissFile> misses = nullptr);
 
   /// Rejects a config outside the config space or above the device's limits (invalid_config), before anything
   /// is compiled; the message names the override that asked for it, and the choices.
@@ -68,6 +71,7 @@ class ConfigChooser {
   model::DeviceProfile device_;
   std::vector<Rule> rules_;  ///< later ones win
   tuningdb::TuningSnapshot records_;
+  std::shared_ptr<tuningdb::MissFile> misses_;  ///< null: none
   Log log_;
   struct Memory;
   std::shared_ptr<Memory> memory_;

@@ -6,41 +6,13 @@
 
 #include "base/thread_pool.hpp"
 #include "cuda/driver.hpp"
+#include "engine/device_choice.hpp"
 #include "engine/engine_impl.hpp"
 #include "engine/layer_impl.hpp"
 #include "engine/routing_impl.hpp"
-#include "model/device_profile.hpp"
 
 namespace varmoe {
 namespace {
-
-/// What the cost model and the config space work with: the profile asked for by VARMOE_DEVICE_PROFILE, else
-/// the shipped one of this GPU, else a generic one. A shipped profile is taken as it is wherever the device
-/// allows it, so that configs are chosen here as `varmoe-tune compile --device` chose them on the machine
-/// that filled the cache.
-Result<model::DeviceProfile> profile_of(const cuda::DeviceAttributes& a, const std::string& asked) {
-  auto found = model::find_profile(asked.empty() ? a.name : asked);
-  if (!found && !asked.empty())
-    return Error(ErrorCode::invalid_environment, "VARMOE_DEVICE_PROFILE: " + found.error().message());
-  model::DeviceProfile profile = found ? *std::move(found)
-                                       : model::generic_profile(a.compute_major, a.compute_minor, a.sm_count,
-                                                                a.smem_per_block, a.smem_per_sm, a.l2_bytes);
-  profile.arch = model::arch_name(a.compute_major, a.compute_minor);
-  profile.compute_major = a.compute_major;
-  profile.compute_minor = a.compute_minor;
-  if (asked.empty()) {
-    profile.name = a.name;
-    profile.sm_count = a.sm_count;  // a MIG slice has fewer than its name says
-  }
-  const auto bound = [](std::int32_t& limit, int reported) {
-    limit = std::min<std::int32_t>(limit, reported);
-  };
-  bound(profile.smem_per_block, a.smem_per_block);
-  bound(profile.smem_per_sm, a.smem_per_sm);
-  bound(profile.regs_per_sm, a.regs_per_sm);
-  bound(profile.threads_per_sm, a.threads_per_sm);
-  return profile;
-}
 
 /// Runs `f`, and makes an error of what it throws: nothing is thrown through the API.
 template <class F>
@@ -97,9 +69,8 @@ Result<std::shared_ptr<Engine::Impl>> Engine::Impl::create(const EngineOptions& 
             "device {} is {} (compute capability {}.{}): varmoe's kernels need 8.0 (Ampere) or newer; "
             "the CPU backend is device {}",
             options.device, attributes.name, attributes.compute_major, attributes.compute_minor, kCpuDevice));
-  auto profile = profile_of(attributes, environment.device_profile);
+  auto profile = engine::device_profile(attributes, environment);
   if (!profile) return std::move(profile).error();
-  if (!environment.arch.empty()) profile->arch = environment.arch;
 
   auto toolchain = engine::Toolchain::open(options, environment, seams.finder);
   if (!toolchain) return std::move(toolchain).error();

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <new>
-#include <random>
 #include <utility>
 
 #include "cuda/device.hpp"
@@ -34,12 +33,6 @@ namespace {
 /// up.
 constexpr std::int64_t kMaxRowsAtOnce = INT32_MAX - (1 << 20);
 
-/// abi::LayerParams::nonce: random, even, not 0.
-std::uint64_t launch_nonce() {
-  std::random_device random;
-  return ((std::uint64_t{random()} << 32 | random()) & ~std::uint64_t{1}) | 2;
-}
-
 }  // namespace
 
 Layer::Impl::Impl(std::shared_ptr<Engine::Impl> engine, const LayerSpec& spec, const LayerOptions& options)
@@ -63,17 +56,7 @@ Result<std::shared_ptr<Layer::Impl>> Layer::Impl::create(std::shared_ptr<Engine:
     if (!cpu) return std::move(cpu).error();
     layer->cpu_ = *std::move(cpu);
   } else {
-    const int sms = engine->device->attributes().sm_count;
-    layer->context_.driver = &engine->device->driver();
-    layer->context_.spec = &layer->spec_;
-    // Drivers before CUDA 12.3 cannot capture such launches.
-    layer->context_.dependent_launch =
-        engine->device->attributes().compute_major >= 9 && engine->device->driver().version() >= 12030;
-    layer->context_.classes = static_cast<std::int32_t>(width_classes(spec).size());
-    layer->context_.max_width = spec.max_width();
-    layer->context_.nonce = launch_nonce();
-    layer->context_.sm_limited = options.max_sms > 0 && options.max_sms < sms;
-    layer->context_.sm_count = options.max_sms > 0 ? std::min(options.max_sms, sms) : sms;
+    layer->context_ = plan::run_context(*engine->device, layer->spec_, options.max_sms);
   }
   // A bound that not even one token fits in is a mistake better told here than at the first forward.
   const std::size_t bound = options.max_workspace_bytes;

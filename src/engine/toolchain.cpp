@@ -72,7 +72,10 @@ tuningdb::TuningSnapshot Toolchain::load_tuning(const model::DeviceProfile& devi
 }
 
 Result<ConfigChooser> Toolchain::chooser(const model::DeviceProfile& device) const {
-  return ConfigChooser::create(device, overrides, load_tuning(device), log);
+  std::shared_ptr<tuningdb::MissFile> misses;
+  if (!environment.record_misses.empty() && tune != TuneMode::off)
+    misses = std::make_shared<tuningdb::MissFile>(environment.record_misses, log);
+  return ConfigChooser::create(device, overrides, load_tuning(device), log, std::move(misses));
 }
 
 BuilderSettings Toolchain::builder_settings(std::string arch) const {

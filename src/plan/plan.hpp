@@ -13,8 +13,9 @@
 #include "varmoe/weights.hpp"
 
 namespace varmoe::cuda {
+class Device;
 class Driver;
-}
+}  // namespace varmoe::cuda
 
 /// Spec + configs + T → launches and workspace; runs them on a stream.
 namespace varmoe::plan {
@@ -39,8 +40,8 @@ struct KernelSet {
 
 /// The layer's device table, as bytes that bind copies to the device once: an abi::ExpertEntry per expert,
 /// the experts by class (widest first, then by index), where each class begins in that list, and the same for
-/// one class of all (runtime-width kernels). With a driver whose GPU has a copy engine (sm_90), tensor maps of all weights too; `unsupported`
-/// when an expert's gate and up lie too far apart for one map.
+/// one class of all (runtime-width kernels). With a driver whose GPU has a copy engine (sm_90), tensor maps
+/// of all weights too; `unsupported` when an expert's gate and up lie too far apart for one map.
 Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const Weights& weights,
                                                  const cuda::Driver* tensor_maps = nullptr);
 
@@ -73,6 +74,10 @@ struct RunContext {
   std::int64_t max_width = 0;      ///< spec->max_width()
   std::uint64_t nonce = 0;         ///< abi::LayerParams::nonce
 };
+
+/// Of a layer on a device, without the table's address. `max_sms`: LayerOptions::max_sms. Both are referred
+/// to.
+RunContext run_context(const cuda::Device& device, const LayerSpec& spec, int max_sms);
 
 /// Enqueues one forward of args.tokens tokens (already validated by the engine; tokens ≥ 1), in chunks of
 /// `chunk` tokens. No allocation, lock or synchronisation on success.

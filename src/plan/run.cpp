@@ -2,8 +2,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <random>
 
 #include "abi.cuh"
+#include "cuda/device.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/tensor_map.hpp"
 #include "model/config_space.hpp"
@@ -272,7 +274,28 @@ class ChunkRun {
   std::uint64_t workspace_;
 };
 
+/// abi::LayerParams::nonce: random, even, not 0.
+std::uint64_t launch_nonce() {
+  std::random_device random;
+  return ((std::uint64_t{random()} << 32 | random()) & ~std::uint64_t{1}) | 2;
+}
+
 }  // namespace
+
+RunContext run_context(const cuda::Device& device, const LayerSpec& spec, int max_sms) {
+  const cuda::DeviceAttributes& a = device.attributes();
+  RunContext context;
+  context.driver = &device.driver();
+  context.spec = &spec;
+  // Drivers before CUDA 12.3 cannot capture such launches.
+  context.dependent_launch = a.compute_major >= 9 && device.driver().version() >= 12030;
+  context.classes = static_cast<std::int32_t>(width_classes(spec).size());
+  context.max_width = spec.max_width();
+  context.nonce = launch_nonce();
+  context.sm_limited = max_sms > 0 && max_sms < a.sm_count;
+  context.sm_count = max_sms > 0 ? std::min(max_sms, a.sm_count) : a.sm_count;
+  return context;
+}
 
 Status run(const RunContext& context, const KernelSet& kernels, const ForwardArgs& args,
            std::int64_t chunk) noexcept {

@@ -93,6 +93,10 @@ class TuningRun::Work {
       const std::lock_guard lock(mutex_);
       for (const LayerConfig& hint : callbacks_.hints(item)) search.hints.push_back(hint);
     }
+    if (callbacks_.adjust) {
+      const std::lock_guard lock(mutex_);
+      callbacks_.adjust(item, search);
+    }
     auto outcome = search_item(measurer, item, run_.device_, search);
     if (!outcome) {
       // What is wrong with the item is no fault of the measurer's.

@@ -35,6 +35,9 @@ struct TuningCallbacks {
   std::function<bool(const TuningKey&)> is_fresh;
   /// Configs to try beside SearchOptions::hints: of near records, of an import.
   std::function<std::vector<LayerConfig>(const TuningItem&)> hints;
+  /// Changes the options of one item's search, e.g. to fewer candidates where a near layer was tuned. After
+  /// hints.
+  std::function<void(const TuningItem&, SearchOptions&)> adjust;
   /// Fills epochs and provenance of a record, and whatever else the search does not know.
   std::function<void(TuningRecord&, const Measurer&)> complete;
   /// Keeps a record, at once: what it returned for is not lost when the run is killed.

@@ -402,6 +402,20 @@ std::string record_text(const TuningRecord& record, const Json::Object& unknown)
   return text + "}";
 }
 
+std::string key_text(const TuningKey& key) {
+  return "{" + key_fields(key) + "}";
+}
+
+Result<TuningKey> read_key_text(std::string_view text, const std::string& where) {
+  auto json = model::parse_strict_json(text);
+  if (!json) return Error(ErrorCode::invalid_argument, fmt::format("{}: {}", where, json.error().message()));
+  try {
+    return read_key(JsonFields(*json, where, NullField::is_wrong));
+  } catch (const FieldError& error) {
+    return Error(ErrorCode::invalid_argument, error.what());
+  }
+}
+
 Status check_record(const TuningRecord& record) {
   if (Status status = validate(record.key); !status) return status;
   // Finite first: other numbers cannot be written. Then what the reader says of it is the check: what it

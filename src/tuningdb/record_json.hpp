@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "model/json_fields.hpp"
 #include "varmoe/tuning.hpp"
@@ -23,6 +24,10 @@ StoredRecord read_record(const model::Json& value, const std::string& where);
 /// The record's JSON: an object over several lines (key, configs, figures, provenance), so that a diff shows
 /// what changed and no more. The same record gives the same bytes.
 std::string record_text(const TuningRecord& record, const model::Json::Object& unknown = {});
+
+/// A key alone as JSON on one line, and back. `where` begins the message of an error (invalid_argument).
+std::string key_text(const TuningKey& key);
+Result<TuningKey> read_key_text(std::string_view text, const std::string& where);
 
 /// Whether everything of the record is in range, so that what record_text makes of it can be read;
 /// invalid_argument.

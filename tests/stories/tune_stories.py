@@ -123,6 +123,13 @@ class Compile(Story):
                            env={"HOME": str(home), "VARMOE_CUBIN_PATH": str(layer), "VARMOE_JIT": "cached_only"})
         self.assertEqual(self.summary(result)["compiled"], 0)
 
+    def test_fault_38_two_packs_of_two_compiles_are_the_same_bytes(self):
+        for number in ("1", "2"):
+            self.tune("pack", *SMALL, "--out", self.root / number, "--cache-dir", self.root / ("cache" + number))
+        contents = [{str(p.relative_to(self.root / n)): p.read_bytes() for p in (self.root / n).rglob("*") if p.is_file()} for n in ("1", "2")]
+        self.assertEqual(contents[0], contents[1])
+        self.compile(env={"VARMOE_CUBIN_PATH": str(self.root / "1"), "VARMOE_NVRTC_LIB": "/nonexistent/libnvrtc.so", "VARMOE_JIT": "cached_only"})
+
     def test_read_only_cache(self):
         first = self.compile()
         before = sorted(p.name for p in self.cache.rglob("*"))

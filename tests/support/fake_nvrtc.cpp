@@ -62,14 +62,33 @@ State& state() {
   return *the_state;
 }
 
+/// Bytes of a struct of plain fields that the text itself declares, whatever is wider first; 0: it does not.
+std::uint32_t struct_bytes(const std::string& text, const std::string& name) {
+  std::smatch found;
+  if (!std::regex_search(text, found, std::regex("struct " + name + R"( \{([^}]*)\})"))) return 0;
+  const std::string body = found[1];
+  std::uint32_t bytes = 0;
+  static const std::regex declaration(R"(\s*(const )?([A-Za-z_]\w*)([^;]*);)");
+  for (std::sregex_iterator it(body.begin(), body.end(), declaration), end; it != end; ++it) {
+    const std::string type = (*it)[2], names = (*it)[3];
+    const bool wide =
+        names.find('*') != std::string::npos || type == "i64" || type == "u64" || type == "double";
+    bytes +=
+        (wide ? 8U : 4U) * (1U + static_cast<std::uint32_t>(std::count(names.begin(), names.end(), ',')));
+  }
+  return (bytes + 7) / 8 * 8;
+}
+
 test::FakeCubin read_kernels(const std::string& text) {
   test::FakeCubin cubin;
   static const std::regex global(
-      R"(__global__\s+(?:void\s+)?(?:__launch_bounds__\((\d*)[^)]*\)\s*)?(?:__cluster_dims__\([^)]*\)\s*)?(?:void\s+)?([A-Za-z_]\w*)\s*\()");
+      R"(__global__\s+(?:void\s+)?(?:__launch_bounds__\((\d*)[^)]*\)\s*)?(?:__cluster_dims__\([^)]*\)\s*)?(?:void\s+)?([A-Za-z_]\w*)\s*\((?:([A-Za-z_]\w*) \w+\))?)");
   for (std::sregex_iterator it(text.begin(), text.end(), global), end; it != end; ++it) {
     test::FakeKernel kernel;
     kernel.entry = (*it)[2];
     if ((*it)[1].length()) kernel.max_threads = static_cast<std::uint32_t>(std::stoul((*it)[1]));
+    if (const std::uint32_t bytes = (*it)[3].length() ? struct_bytes(text, (*it)[3]) : 0; bytes != 0)
+      kernel.parameter_bytes = {bytes};
     cubin.kernels.push_back(kernel);
   }
   return cubin;

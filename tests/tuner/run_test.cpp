@@ -318,3 +318,19 @@ TEST_CASE("a run without measurers leaves everything") {
   CHECK(report.left == 6);
   CHECK(report.end == RunEnd::no_measurer);
 }
+
+TEST_CASE("the options of one item's search can be changed; the others keep theirs") {
+  Landscape landscape;
+  std::map<std::int64_t, std::size_t> tried;
+  TuningCallbacks callbacks;
+  callbacks.adjust = [](const TuningItem& item, SearchOptions& search) {
+    if (item.key.token == 4) search.candidates = {2, 0, 1.0};
+  };
+  callbacks.item_done = [&](const TuningItem& item, const SearchOutcome& outcome) {
+    tried[item.key.token] = outcome.tried;
+  };
+  check_consistent(run_one(options(), callbacks, landscape));
+  for (const auto& [token, count] : tried) {
+    if (token != 4) CHECK(count > tried[4]);
+  }
+}

@@ -9,18 +9,13 @@
 #include "model/device_profile.hpp"
 #include "oracle/random_case.hpp"
 #include "tools/bench/options.hpp"
+#include "tools/gpu/timing.hpp"
 #include "varmoe/engine.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/kernel_config.hpp"
 
 /// Where the layer runs: both backends go through the public Engine API.
 namespace varmoe::tools {
-
-/// Microseconds of one forward: median and spread ((p90 − p10) / median) of the samples.
-struct Timing {
-  double median_us = 0, spread = 0, best_us = 0;
-  static Timing of(std::vector<double> samples_us);
-};
 
 struct StepTime {
   std::string name;

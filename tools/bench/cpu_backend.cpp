@@ -91,19 +91,6 @@ class CpuBackend final : public Backend {
 
 }  // namespace
 
-Timing Timing::of(std::vector<double> samples) {
-  Timing timing;
-  if (samples.empty()) return timing;
-  std::sort(samples.begin(), samples.end());
-  const auto at = [&](double share) {
-    return samples[static_cast<std::size_t>(share * static_cast<double>(samples.size() - 1) + 0.5)];
-  };
-  timing.median_us = at(0.5);
-  timing.best_us = samples.front();
-  if (timing.median_us > 0) timing.spread = (at(0.9) - at(0.1)) / timing.median_us;
-  return timing;
-}
-
 Result<std::unique_ptr<Backend>> open_cpu(const BenchOptions& options) {
   auto engine = Engine::create(options.engine_options(kCpuDevice));
   if (!engine) return engine.error();

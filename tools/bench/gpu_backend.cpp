@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstring>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "base/env.hpp"
@@ -16,19 +16,16 @@
 #include "oracle/compare.hpp"
 #include "tools/bench/backend.hpp"
 #include "tools/bench/l2_flush.hpp"
+#include "tools/gpu/timing.hpp"
+#include "tools/gpu/weight_copies.hpp"
 
 namespace varmoe::tools {
 namespace {
 
 /// Poison of device memory: every 16-bit element is a NaN in bf16 and fp16.
 constexpr std::uint8_t kPoisonByte = 0xFF;
-/// The weights that forwards read before the first copy comes round again are at least this many times the
-/// L2's size.
-constexpr double kL2Multiple = 8;
-constexpr std::int64_t kMaxCopies = 64;
 /// A replay lasts about this long, so that events and the launch of the graph weigh little.
 constexpr double kReplayMicroseconds = 2000;
-constexpr std::int64_t kMaxForwardsPerReplay = 256;
 
 /// The weights of a layer on the device, and a layer bound to them.
 struct Copy {
@@ -131,7 +128,7 @@ class GpuBackend final : public Backend {
     result.eager = Timing::of(samples);
     result.host_us = host_us / static_cast<double>(used_copies_);
 
-    const std::int64_t count = forwards_per_replay(result.eager->median_us);
+    const std::int64_t count = replayed_forwards(result.eager->median_us);
     auto graph = capture(tokens, count);
     if (!graph) return graph.error();
     auto exec = cuda::GraphExec::instantiate(*graph);
@@ -155,13 +152,8 @@ class GpuBackend final : public Backend {
   }
 
  private:
-  /// Whole rounds over the copies of the weights that last about kReplayMicroseconds.
-  std::int64_t forwards_per_replay(double forward_us) const {
-    const auto copies = static_cast<std::int64_t>(used_copies_);
-    const double rounds =
-        std::ceil(kReplayMicroseconds / std::max(forward_us, 1.0) / static_cast<double>(copies));
-    const std::int64_t most = std::max<std::int64_t>(1, kMaxForwardsPerReplay / copies);
-    return std::clamp<std::int64_t>(static_cast<std::int64_t>(rounds), 1, most) * copies;
+  std::int64_t replayed_forwards(double forward_us) const {
+    return forwards_per_replay(forward_us, used_copies_, kReplayMicroseconds);
   }
 
   Result<Engine> trial_engine(const Trial& trial) const {
@@ -214,7 +206,7 @@ class GpuBackend final : public Backend {
     constexpr int kIterations = 9;
     auto once = timed([&] { return forwards(tokens, static_cast<std::int64_t>(used_copies_)); });
     if (!once) return once.error();
-    const std::int64_t count = forwards_per_replay(*once / static_cast<double>(used_copies_));
+    const std::int64_t count = replayed_forwards(*once / static_cast<double>(used_copies_));
     auto graph = capture(tokens, count);
     if (!graph) return graph.error();
     auto exec = cuda::GraphExec::instantiate(*graph);
@@ -285,28 +277,12 @@ class GpuBackend final : public Backend {
     return stream_.synchronize();
   }
 
-  /// Bytes of weights that a forward of the first `tokens` tokens reads.
-  double bytes_hit(std::int64_t tokens) const {
-    const LayerSpec& spec = case_->spec;
-    std::vector<bool> hit(spec.expert_widths.size());
-    for (std::int64_t i = 0; i < tokens * spec.top_k; ++i) {
-      const std::int32_t id = case_->ids32[static_cast<std::size_t>(i)];
-      if (id >= 0 && id < spec.num_experts()) hit[static_cast<std::size_t>(id)] = true;
-    }
-    double bytes = 0;
-    for (std::size_t e = 0; e < hit.size(); ++e) {
-      if (hit[e])
-        bytes += static_cast<double>(spec.expert_widths[e] * spec.hidden_size) * (spec.gated() ? 6 : 4);
-    }
-    return bytes;
-  }
-
   /// Enough copies of the weights that none of what a forward reads is left in L2 from the last time, as far
   /// as memory goes.
   Status rotate(std::int64_t tokens) {
-    const double hit = std::max(bytes_hit(tokens), 1.0);
-    const double wanted = std::ceil(kL2Multiple * static_cast<double>(profile_.l2_bytes) / hit) + 1;
-    const auto count = static_cast<std::size_t>(std::clamp(wanted, 2.0, static_cast<double>(kMaxCopies)));
+    const double hit = weight_bytes_hit(
+        case_->spec, std::span(case_->ids32).first(static_cast<std::size_t>(tokens * case_->spec.top_k)));
+    const std::size_t count = weight_copies(hit, profile_.l2_bytes, 2);
     const Copy& first = copies_.front();
     const std::size_t bytes = first.fc1.size() + first.up.size() + first.fc2.size();
     while (copies_.size() < count) {
@@ -353,37 +329,13 @@ class GpuBackend final : public Backend {
     return {};
   }
 
-  /// Microseconds on the stream between the begin and the end of what `enqueue` enqueues.
   template <class F>
   Result<double> timed(F&& enqueue) {
-    auto start = cuda::Event::create(device_, true);
-    if (!start) return start.error();
-    auto end = cuda::Event::create(device_, true);
-    if (!end) return end.error();
-    if (auto status = start->record(stream_.handle()); !status) return status.error();
-    if (Status status = enqueue(); !status) return status.error();
-    if (auto status = end->record(stream_.handle()); !status) return status.error();
-    if (auto status = end->synchronize(); !status) return status.error();
-    auto ms = cuda::elapsed_ms(*device_, *start, *end);
-    if (!ms) return ms.error();
-    return static_cast<double>(*ms) * 1000;
+    return timed_us(device_, stream_.handle(), std::forward<F>(enqueue));
   }
 
   Result<cuda::Graph> capture(std::int64_t tokens, std::int64_t count) {
-    if (auto status = cuda::begin_capture(*device_, stream_.handle()); !status) return status.error();
-    const Status enqueued = forwards(tokens, count);
-    auto graph = cuda::Graph::end_capture(device_, stream_.handle());
-    if (!enqueued) return enqueued.error();
-    return graph;
-  }
-
-  /// "varmoe_sort_single_t1024_…" → "sort_single".
-  static std::string step_of(const std::string& kernel) {
-    for (const char* step :
-         {"sort_single", "sort_count", "sort_scatter", "gather", "fc1", "fc2", "combine"}) {
-      if (kernel.rfind(std::string("varmoe_") + step + "_", 0) == 0) return step;
-    }
-    return kernel;
+    return capture_graph(device_, stream_.handle(), [&] { return forwards(tokens, count); });
   }
 
   /// What each step adds: the time of the chain up to it less the time of the chain before it, by replays of
@@ -395,19 +347,16 @@ class GpuBackend final : public Backend {
     auto kernels = graph.kernels();
     if (!kernels) return kernels.error();
     std::vector<StepTime> steps;
-    for (const char* name :
-         {"sort_single", "sort_count", "sort_scatter", "gather", "fc1", "fc2", "combine"}) {
+    for (const std::string& name : forward_steps()) {
       const bool used = std::any_of(kernels->begin(), kernels->end(),
                                     [&](const cuda::GraphKernel& k) { return step_of(k.name) == name; });
       if (used) steps.push_back({name, 0});
     }
     double before = 0;
+    std::vector<std::string> working;
     for (auto step = steps.begin(); step != steps.end(); ++step) {
-      for (const cuda::GraphKernel& kernel : *kernels) {
-        const bool works = std::any_of(steps.begin(), step + 1,
-                                       [&](const StepTime& s) { return s.name == step_of(kernel.name); });
-        if (auto status = exec.enable(kernel, works); !status) return status.error();
-      }
+      working.push_back(step->name);
+      if (auto status = enable_steps(exec, *kernels, working); !status) return status.error();
       auto timing = time_graph(exec, count, 1, std::min(iterations, 20));
       if (!timing) return timing.error();
       step->us = std::max(0.0, timing->median_us - before);

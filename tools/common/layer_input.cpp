@@ -72,6 +72,10 @@ void LayerInput::add_options(CLI::App& app) {
       ->group("Layer");
 }
 
+bool LayerInput::empty() const noexcept {
+  return model.empty() && set.empty() && experts == 0 && width == 0 && widths.empty();
+}
+
 Status LayerInput::apply_overrides(LayerSpec& spec) const {
   const auto apply = [](const std::string& text, auto parse, auto& field) -> Status {
     if (text.empty()) return {};

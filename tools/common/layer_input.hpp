@@ -35,6 +35,8 @@ struct LayerInput {
   bool batch_invariant = false;
 
   void add_options(CLI::App& app);
+  /// Nothing names a layer.
+  bool empty() const noexcept;
   /// Reads and validates. `notes` receives what the reader of a model file remarks.
   Result<std::vector<InputLayer>> read(std::vector<std::string>* notes) const;
 

@@ -1,6 +1,7 @@
 #include "tools/common/output.hpp"
 
 #include <fmt/core.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -165,17 +166,25 @@ void Progress::erase() {
   if (shown_) fmt::print(stderr, "\r\033[K");
 }
 
-void Progress::update(std::size_t done, std::size_t total) {
+void Progress::update(std::size_t done, std::size_t total, std::string_view note) {
   if (!shown_ || total == 0) return;
   const double elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   const auto filled = done * 24 / total;
   std::string left;
   if (done > 0 && done < total) {
-    left = fmt::format(", {:.0f} s left",
-                       elapsed / static_cast<double>(done) * static_cast<double>(total - done));
+    const double seconds = elapsed / static_cast<double>(done) * static_cast<double>(total - done);
+    left = seconds < 600 ? fmt::format(", {:.0f} s left", seconds)
+                         : fmt::format(", {:.0f} min left", seconds / 60);
   }
-  fmt::print(stderr, "\r\033[K{} [{}{}] {}/{}{}", what_, std::string(filled, '#'),
-             std::string(24 - filled, '.'), done, total, left);
+  // A line longer than the terminal could not be erased.
+  winsize size{};
+  const std::size_t columns =
+      ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 20 ? size.ws_col - 1u : 100;
+  std::string line =
+      fmt::format("{} [{}{}] {}/{}{}{}{}", what_, std::string(filled, '#'), std::string(24 - filled, '.'),
+                  done, total, left, note.empty() ? "" : "; ", note);
+  if (line.size() > columns) line.resize(columns);
+  fmt::print(stderr, "\r\033[K{}", line);
   std::fflush(stderr);
 }
 

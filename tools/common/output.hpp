@@ -87,10 +87,12 @@ class Progress {
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
-  void update(std::size_t done, std::size_t total);
+  /// `note`: what is under way, behind the bar.
+  void update(std::size_t done, std::size_t total, std::string_view note = {});
+  /// Makes room for a line of output; the next update shows it again.
+  void erase();
 
  private:
-  void erase();
   std::string what_;
   bool shown_;
   std::chrono::steady_clock::time_point start_;

@@ -15,7 +15,9 @@ using namespace varmoe::tools;
 
 int main(int argc, char** argv) try {
   handle_signals();
-  CLI::App app{"Plans, compiles and inspects the kernels of Mixture-of-Experts layers. Needs no GPU."};
+  CLI::App app{
+      "Plans, compiles, tunes and inspects the kernels of Mixture-of-Experts layers. All but tune and verify "
+      "need no GPU."};
   app.name("varmoe-tune");
   app.set_version_flag("--version", std::string("varmoe ") + version());
   bool json = false;
@@ -27,12 +29,17 @@ int main(int argc, char** argv) try {
   Action run;
   add_plan(app, run);
   add_compile(app, run);
+  add_tune(app, run);
+  add_verify(app, run);
+  add_pack(app, run);
+  add_report(app, run);
   add_emit(app, run);
   add_cache(app, run);
   add_records(app, run);
   add_exchange(app, run);
   add_doctor(app, run);
   add_env(app, run);
+  add_worker(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

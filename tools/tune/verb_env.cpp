@@ -19,16 +19,14 @@ int env_verb(const Output& out) {
     const auto found = set.find(v.name);
     const std::string value = found == set.end() ? "" : found->second;
     table.add({v.name, value.empty() ? "-" : value.substr(0, 60),
-               *v.default_value == '\0' ? "-" : v.default_value, v.choices,
-               fmt::format("{}{}", v.help, v.acting ? "" : " (no effect in this version)")});
+               *v.default_value == '\0' ? "-" : v.default_value, v.choices, v.help});
     out.event("variable", Json()
                               .add("name", v.name)
                               .add("value", value)
                               .add("set", found != set.end())
                               .add("default", v.default_value)
                               .add("choices", v.choices)
-                              .add("help", v.help)
-                              .add("acting", v.acting));
+                              .add("help", v.help));
   }
   out.say(table.text());
   for (const std::string& warning : environment->warnings) {

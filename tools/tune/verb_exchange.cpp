@@ -7,20 +7,17 @@
 
 #include "base/atomic_file.hpp"
 #include "base/file_system.hpp"
-#include "model/strict_json.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
+#include "tools/tune/foreign_files.hpp"
 #include "tools/tune/verbs.hpp"
 #include "tuningdb/aiter_csv.hpp"
 #include "tuningdb/layers.hpp"
 #include "tuningdb/store.hpp"
-#include "tuningdb/vllm_hints.hpp"
 
 /// The verbs that exchange tuning records with other libraries: import, export.
 namespace varmoe::tools {
 namespace {
-
-constexpr std::size_t kLargestInput = std::size_t{64} << 20;
 
 struct ImportOptions {
   SessionOptions session;
@@ -38,19 +35,6 @@ void tell_dropped(const std::vector<std::string>& dropped) {
   for (const std::string& what : dropped) fmt::print(stderr, "left out: {}\n", what);
 }
 
-/// What one file gives: records of ours, hints of other kernels.
-Result<tuningdb::CsvImport> read_file(const std::string& file, const model::DeviceProfile& device) {
-  auto text = model::read_input_file(file, kLargestInput);
-  if (!text) return std::move(text).error();
-  if (!file.ends_with(".json")) return tuningdb::import_aiter_csv(*text, file, device);
-  auto hints = tuningdb::import_vllm_config(*text, file);
-  if (!hints) return std::move(hints).error();
-  tuningdb::CsvImport import;
-  import.hints = std::move(hints->hints);
-  import.dropped = std::move(hints->dropped);
-  return import;
-}
-
 int import_verb(const ImportOptions& options, const Output& out) {
   auto toolchain = open_toolchain(options.session);
   if (!toolchain) return out.fail(toolchain.error());
@@ -59,7 +43,7 @@ int import_verb(const ImportOptions& options, const Output& out) {
   std::vector<TuningRecord> records;
   std::size_t hints = 0, dropped = 0;
   for (const std::string& file : options.files) {
-    auto import = read_file(file, *device);
+    auto import = read_foreign_file(file, *device);
     if (!import) return out.fail(import.error());
     tell_dropped(import->dropped);
     dropped += import->dropped.size();
@@ -70,8 +54,8 @@ int import_verb(const ImportOptions& options, const Output& out) {
   auto saved = store.save(records);
   if (!saved) return out.fail(saved.error());
   out.say(
-      fmt::format("{} records taken, {} kept as they were; {} configs of other kernels, which only a tuner "
-                  "can use; {} left out",
+      fmt::format("{} records taken, {} kept as they were; {} configs of other kernels, which are hints "
+                  "for varmoe-tune tune --hints; {} left out",
                   saved->saved, saved->kept, hints, dropped));
   out.event("summary", Json()
                            .add("saved", saved->saved)
@@ -105,28 +89,25 @@ int export_verb(const ExportOptions& options, const Output& out) {
 }  // namespace
 
 void add_exchange(CLI::App& app, Action& run) {
-  auto* import = app.add_subcommand(
+  auto* importer = app.add_subcommand(
       "import", "Takes records from AITER's tuned_fmoe.csv, and counts what vLLM's files say");
   auto imported = std::make_shared<ImportOptions>();
-  import->add_option("files", imported->files, "tuned_fmoe.csv, E=…,N=…,device_name=….json")->required();
-  import->add_option("--into", imported->into, "folder of records to merge into; made where it is missing")
+  importer->add_option("files", imported->files, "tuned_fmoe.csv, E=…,N=…,device_name=….json")->required();
+  importer->add_option("--into", imported->into, "folder of records to merge into; made where it is missing")
       ->required();
-  imported->session.add_device(*import);
-  import->callback([imported, &run] { run = [imported](const Output& out) { return import_verb(*imported, out);
-};
-}  // namespace varmoe::tools
-);
+  imported->session.add_device(*importer);
+  importer->callback(
+      [imported, &run] { run = [imported](const Output& out) { return import_verb(*imported, out); }; });
 
-auto* export_ = app.add_subcommand(
-    "export", "Writes tuning records as AITER's tuned_fmoe.csv and says what it cannot hold");
-auto exported = std::make_shared<ExportOptions>();
-export_->add_option("paths", exported->paths,
-                    "folders or files of records; default all that a look-up would see");
-export_->add_option("--out,-o", exported->out, "file to write; default standard output");
-exported->session.add_cache(*export_);
-export_->callback([exported, &run] {
-  run = [exported](const Output& out) { return export_verb(*exported, out); };
-});
+  auto* exporter = app.add_subcommand(
+      "export", "Writes tuning records as AITER's tuned_fmoe.csv and says what it cannot hold");
+  auto exported = std::make_shared<ExportOptions>();
+  exporter->add_option("paths", exported->paths,
+                       "folders or files of records; default all that a look-up would see");
+  exporter->add_option("--out,-o", exported->out, "file to write; default standard output");
+  exported->session.add_cache(*exporter);
+  exporter->callback(
+      [exported, &run] { run = [exported](const Output& out) { return export_verb(*exported, out); }; });
 }
 
 }  // namespace varmoe::tools

@@ -12,6 +12,7 @@
 #include "model/strict_json.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
+#include "tools/tune/record_text.hpp"
 #include "tools/tune/verbs.hpp"
 #include "tuningdb/check.hpp"
 #include "tuningdb/epochs.hpp"
@@ -27,25 +28,6 @@ struct RecordsOptions {
   std::vector<std::string> paths;
   std::string into;
 };
-
-/// "wgmma 160x256, 4 stages, cluster 2": what people compare; the whole config is in the JSON line.
-std::string brief(const GemmConfig& c) {
-  std::string text =
-      fmt::format("{} {}x{}, {} stages", to_string(c.schedule), c.block_m, c.block_n, c.stages);
-  if (c.cluster > 1) text += fmt::format(", cluster {}", c.cluster);
-  if (c.gather == GatherMode::copy) text += ", copied x";
-  return text;
-}
-
-std::string layer_text(const TuningKey& key) {
-  std::string widths;
-  for (const WidthClass& c : key.inter_dim) {
-    if (!widths.empty()) widths += ", ";
-    widths += key.inter_dim.size() == 1 ? std::to_string(c.width) : fmt::format("{} x {}", c.count, c.width);
-  }
-  return fmt::format("{} experts of {}, top-{}, hidden {}, {}, {}", key.expert, widths, key.topk,
-                     key.model_dim, to_string(key.act_type), to_string(key.dtype));
-}
 
 int show_verb(const RecordsOptions& options, const Output& out) {
   const auto sources = record_sources(options.session, options.paths);

@@ -1,0 +1,181 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdlib>
+
+#include "cuda/stream.hpp"
+#include "engine/device_choice.hpp"
+#include "engine/kernel_builder.hpp"
+#include "engine/kernel_table.hpp"
+#include "engine/toolchain.hpp"
+#include "gpu/device_layer.hpp"
+#include "gpu/evidence.hpp"
+#include "model/config_space.hpp"
+#include "model/cost_model.hpp"
+#include "tools/gpu/candidate_kernels.hpp"
+#include "tools/gpu/gpu_measurer.hpp"
+#include "tools/gpu/reference_kernels.hpp"
+#include "tools/gpu/trial_layer.hpp"
+#include "tuner/candidates.hpp"
+#include "tuner/measurer.hpp"
+#include "tuner/search.hpp"
+
+/// The tuner's measurer on a real GPU. Whether the kernels are right is judged by the oracle elsewhere; here
+/// right kernels must be found right, and wrong ones wrong.
+using namespace varmoe;
+using namespace varmoe::tools;
+
+namespace {
+
+struct Bench {
+  model::DeviceProfile profile;
+  engine::Toolchain toolchain;
+  std::unique_ptr<engine::KernelBuilder> builder;
+  std::unique_ptr<engine::KernelTable> table;
+  std::optional<ReferenceKernels> references;
+  std::optional<cuda::Stream> stream;
+
+  Bench()
+      : profile(gpu::must(engine::device_profile(gpu::device()->attributes(), {}), "profile")),
+        toolchain(gpu::must(engine::Toolchain::open(options(), {}), "toolchain")) {
+    builder = std::make_unique<engine::KernelBuilder>(toolchain.builder_settings(profile.arch));
+    table = std::make_unique<engine::KernelTable>(gpu::device(), *builder, Log());
+    const auto compiler = gpu::must(toolchain.compiler->load(), "compiler");
+    references =
+        gpu::must(ReferenceKernels::create(gpu::device(), *compiler, profile.arch), "reference kernels");
+    stream = gpu::must(cuda::Stream::create(gpu::device()), "stream");
+  }
+  static EngineOptions options() {
+    EngineOptions o;
+    o.cache_dir = gpu::cache_dir();
+    o.log = [](LogLevel, std::string_view) {};
+    return o;
+  }
+
+  std::unique_ptr<TrialLayer> layer(const LayerSpec& spec, std::int64_t bucket) {
+    auto made =
+        gpu::must(TrialLayer::create(gpu::device(), *references, stream->handle(), spec, profile.l2_bytes),
+                  "TrialLayer");
+    gpu::must(made->set_bucket(bucket), "set_bucket");
+    return made;
+  }
+  plan::KernelSet kernels(const LayerSpec& spec, std::int64_t bucket) {
+    const std::vector<LayerConfig> configs = {model::predict_layer_config(spec, bucket, profile)};
+    CandidateKernels candidates(*builder, *table, spec, bucket, configs);
+    gpu::must(candidates.wait(0), "compile");
+    return gpu::must(candidates.load(0), "load");
+  }
+};
+
+constexpr RoutingKind kKinds[] = {RoutingKind::uniform, RoutingKind::zipf, RoutingKind::hot};
+
+LayerSpec small_layer(Activation activation, WeightLayout fc1, WeightLayout fc2, GateOrder order,
+                      DType dtype) {
+  LayerSpec spec = uniform_spec(256, 8, 128, 2, activation, dtype);
+  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e)
+    spec.expert_widths[e] = 64 + 64 * static_cast<std::int64_t>(e % 3);
+  spec.fc1_layout = fc1;
+  spec.fc2_layout = fc2;
+  spec.gate_order = order;
+  return spec;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "tuner: the reference agrees with the kernels for every activation, layout, gate order and "
+    "dtype") {
+  Bench bench;
+  for (const Activation activation :
+       {Activation::silu_mul, Activation::gelu_tanh_mul, Activation::gelu_erf_mul, Activation::swiglu_oai,
+        Activation::silu, Activation::gelu_tanh, Activation::gelu_erf, Activation::relu, Activation::relu2,
+        Activation::identity}) {
+    for (const DType dtype : {DType::bf16, DType::fp16}) {
+      for (const WeightLayout fc1 : {WeightLayout::nk, WeightLayout::kn}) {
+        for (const GateOrder order : {GateOrder::gate_first, GateOrder::up_first, GateOrder::interleaved}) {
+          const WeightLayout fc2 = order == GateOrder::up_first ? WeightLayout::nk : fc1;
+          const LayerSpec spec = small_layer(activation, fc1, fc2, order, dtype);
+          CAPTURE(tuning_signature(spec));
+          const auto layer = bench.layer(spec, 64);
+          const auto kernels = bench.kernels(spec, 64);
+          for (const RoutingKind kind : kKinds) {
+            const auto verdict = gpu::must(layer->check(kernels, kind), "check");
+            CHECK_MESSAGE(verdict.fault.empty(), verdict.fault);
+            CHECK(verdict.err1 == 0);
+            CHECK(verdict.err2 == 0);
+          }
+          if (!activation_info(activation).gated) break;  // the orders are one
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("tuner: kernels of another activation or gate order are found wrong") {
+  Bench bench;
+  const LayerSpec spec = small_layer(Activation::silu_mul, WeightLayout::nk, WeightLayout::nk,
+                                     GateOrder::gate_first, DType::bf16);
+  LayerSpec other = spec;
+  const auto expect_wrong = [&](const LayerSpec& computed) {
+    const auto layer = bench.layer(spec, 64);
+    const auto kernels = bench.kernels(computed, 64);
+    for (const RoutingKind kind : kKinds) {
+      const auto verdict = gpu::must(layer->check(kernels, kind), "check");
+      CHECK_FALSE(verdict.fault.empty());
+      CHECK(verdict.err2 > 0.01);
+      CHECK(verdict.err1 > 0.01);
+    }
+  };
+  other.activation = Activation::gelu_tanh_mul;
+  expect_wrong(other);
+  other = spec;
+  other.gate_order = GateOrder::up_first;
+  expect_wrong(other);
+}
+
+TEST_CASE("tuner: a measurer answers every config with figures that agree with one another") {
+  SessionOptions session;
+  session.cache_dir = gpu::cache_dir();
+  auto measurer = gpu::must(open_gpu_measurer(session, 0), "measurer");
+  const LayerSpec spec = uniform_spec(1024, 16, 512, 4);
+  const auto profile = gpu::must(engine::device_profile(gpu::device()->attributes(), {}), "profile");
+  for (const std::int64_t bucket : {1, 64, 1024}) {
+    for (const tuner::Effort effort : {tuner::Effort::quick, tuner::Effort::final_}) {
+      tuner::MeasureRequest request{
+          spec, bucket, effort, {model::predict_layer_config(spec, bucket, profile)}};
+      const tuner::CandidateLimits few{4, 1, 2.0};
+      for (const GemmConfig& config :
+           tuner::ranked_candidates(spec, model::GemmStage::fc1, bucket, profile, few)) {
+        LayerConfig changed = request.configs[0];
+        changed.fc1 = config;
+        if (model::check_layer_config(spec, changed, profile)) request.configs.push_back(changed);
+      }
+      const auto answers = gpu::must(tuner::measure_all(*measurer, request), "measure");
+      REQUIRE(answers.size() == request.configs.size());
+      for (std::size_t i = 0; i < answers.size(); ++i) {
+        CAPTURE(to_string(request.configs[i].fc1));
+        const tuner::Measurement& m = answers[i];
+        CHECK_MESSAGE(tuner::fault_of(m).empty(), tuner::fault_of(m));
+        CHECK(m.fc1_us + m.fc2_us <= 1.5 * m.us);  // steps of a chain: no more than the whole, but for noise
+      }
+    }
+  }
+}
+
+TEST_CASE("tuner: a search on the GPU finds a config at least as good as the cost model's, and it is right") {
+  SessionOptions session;
+  session.cache_dir = gpu::cache_dir();
+  auto measurer = gpu::must(open_gpu_measurer(session, 0), "measurer");
+  const auto profile = gpu::must(engine::device_profile(gpu::device()->attributes(), {}), "profile");
+  const LayerSpec spec = uniform_spec(1024, 16, 512, 4);
+  TuningKey key = make_tuning_key(spec, {profile.arch, profile.sm_count, profile.name}, 64);
+  tuner::SearchOptions options;
+  options.candidates = {8, 2, 2.0};
+  const auto outcome = gpu::must(tuner::search_item(*measurer, {spec, key}, profile, options), "search");
+  REQUIRE_MESSAGE(outcome.found, outcome.failure);
+  CHECK(outcome.failed == 0);
+  CHECK(outcome.record.verified);
+  CHECK(outcome.record.err2 == 0);
+  CHECK(outcome.record.baseline_us > 0);
+  gpu::record_number("tuned 16x512 at 64 tokens, us", outcome.record.us);
+}

@@ -1,0 +1,358 @@
+#include "tools/gpu/trial_layer.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "cuda/stream.hpp"
+#include "model/config_space.hpp"
+#include "tools/gpu/weight_copies.hpp"
+#include "varmoe/weights.hpp"
+
+namespace varmoe::tools {
+namespace {
+
+/// Tokens that are compared, and pairs of them and their slots at most.
+constexpr std::int64_t kMostSamples = 32, kMostPairs = 512;
+constexpr std::uint64_t kWeightSeed = 0x51ed270b00000001, kInputSeed = 0x51ed270b00000002;
+/// NaN in both dtypes; small integers, which pass for indices and counts.
+constexpr std::uint8_t kPoisonNan = 0xFF, kPoisonSmall = 0x01;
+/// From here on one copy of the weights is enough: its second half drives the first half out of L2.
+constexpr double kOneCopyL2s = 16;
+
+/// How far results may lie from the reference, for bf16; fp16 has a quarter of each.
+struct Bars {
+  double total = 5e-3;                    ///< ‖out − reference‖ / ‖reference‖ over all sampled rows
+  double row = 1e-2;                      ///< of one row
+  double relative = 1e-2, of_rms = 3e-2;  ///< of an element (CompareParams)
+};
+Bars bars_of(DType dtype) {
+  Bars b;
+  if (dtype == DType::fp16) b = {b.total / 4, b.row / 4, b.relative / 4, b.of_rms / 4};
+  return b;
+}
+
+/// Standard deviation of h where gate and up are of unit variance, roughly: keeps out at that scale.
+double activation_scale(Activation activation) {
+  return activation == Activation::relu2 ? 1.2 : activation == Activation::identity ? 1.0 : 0.6;
+}
+
+Status allocate(const std::shared_ptr<cuda::Device>& device, cuda::DeviceBuffer& buffer, std::size_t bytes) {
+  buffer = cuda::DeviceBuffer();
+  auto made = cuda::DeviceBuffer::allocate(device, bytes);
+  if (!made) return made.error();
+  buffer = *std::move(made);
+  return {};
+}
+
+template <class T>
+Status upload(const std::shared_ptr<cuda::Device>& device, cuda::DeviceBuffer& buffer,
+              const std::vector<T>& values) {
+  if (auto status = allocate(device, buffer, values.size() * sizeof(T)); !status) return status;
+  return cuda::copy_to_device(*device, buffer.address(), values.data(), values.size() * sizeof(T));
+}
+
+}  // namespace
+
+TrialLayer::TrialLayer(std::shared_ptr<cuda::Device> device, const ReferenceKernels& kernels, void* stream,
+                       const LayerSpec& spec, std::int64_t l2_bytes)
+    : device_(std::move(device)), kernels_(kernels), stream_(stream), spec_(spec), l2_bytes_(l2_bytes) {}
+
+Result<std::unique_ptr<TrialLayer>> TrialLayer::create(std::shared_ptr<cuda::Device> device,
+                                                       const ReferenceKernels& kernels, void* stream,
+                                                       const LayerSpec& spec, std::int64_t l2_bytes) {
+  std::unique_ptr<TrialLayer> layer(new TrialLayer(std::move(device), kernels, stream, spec, l2_bytes));
+  if (auto status = layer->add_copy(); !status) return status.error();
+  return layer;
+}
+
+Status TrialLayer::add_copy() {
+  const auto weights = static_cast<std::size_t>(spec_.total_width() * spec_.hidden_size);
+  Copy copy;
+  if (auto status = allocate(device_, copy.fc1, weights * (spec_.gated() ? 4 : 2)); !status) return status;
+  if (auto status = allocate(device_, copy.fc2, weights * 2); !status) return status;
+  auto lie = Weights::blocks(spec_, copy.fc1.data(), copy.fc2.data());
+  if (!lie) return lie.error();
+  const bool tensor_maps = device_->attributes().compute_major == 9;
+  auto table = [&] {
+    const cuda::ContextScope current(*device_);  // encoding a tensor map asks for one
+    return plan::make_expert_table(spec_, *lie, tensor_maps ? &device_->driver() : nullptr);
+  }();
+  if (!table) return table.error();
+  if (auto status = upload(device_, copy.table, *table); !status) return status;
+  copy.context = plan::run_context(*device_, spec_, 0);
+  copy.context.expert_table = copy.table.address();
+  if (auto status = fill_weights(copy); !status) return status;
+  if (copies_.empty()) {
+    std::vector<ReferenceExpert> experts;
+    for (std::size_t e = 0; e < lie->experts.size(); ++e) {
+      const ExpertWeights& w = lie->experts[e];
+      const auto address = [](const void* p) { return reinterpret_cast<std::uint64_t>(p); };
+      experts.push_back({address(w.gate), address(w.up), address(w.down), spec_.expert_widths[e],
+                         w.fc1_stride, w.fc2_stride});
+    }
+    if (auto status = upload(device_, experts_, experts); !status) return status;
+  }
+  copies_.push_back(std::move(copy));
+  // A copy from pageable memory may still be under way when its call has returned, and this stream does not
+  // wait for it.
+  return device_->synchronize();
+}
+
+Status TrialLayer::fill_weights(const Copy& copy) {
+  const double uniform = std::sqrt(3.0);  // of standard deviation 1 when uniform in ± this
+  const std::int32_t fp16 = spec_.dtype == DType::fp16 ? 1 : 0;
+  const double hidden = static_cast<double>(spec_.hidden_size);
+  FillParams fc1{copy.fc1.address(), copy.fc1.size() / 2, kWeightSeed,
+                 static_cast<float>(uniform / std::sqrt(hidden)), fp16};
+  if (auto status = kernels_.fill(fc1, stream_); !status) return status;
+  std::uint64_t begin = 0;
+  for (const std::int64_t width : spec_.expert_widths) {
+    const auto count = static_cast<std::uint64_t>(width * spec_.hidden_size);
+    const double scale =
+        uniform / (activation_scale(spec_.activation) * std::sqrt(static_cast<double>(width)));
+    const FillParams fc2{copy.fc2.address() + begin * 2, count, ~kWeightSeed + begin,
+                         static_cast<float>(scale), fp16};
+    if (auto status = kernels_.fill(fc2, stream_); !status) return status;
+    begin += count;
+  }
+  return {};
+}
+
+Status TrialLayer::set_bucket(std::int64_t bucket) {
+  if (bucket == bucket_) return {};
+  const Status status = try_bucket(bucket);
+  if (status || status.error().code() != ErrorCode::out_of_memory || copies_.size() < 2) return status;
+  // Copies that other buckets asked for make room.
+  copies_.erase(copies_.begin() + 1, copies_.end());
+  return try_bucket(bucket);
+}
+
+Status TrialLayer::try_bucket(std::int64_t bucket) {
+  bucket_ = 0;  // until all of it is there
+  const auto tokens = static_cast<std::size_t>(bucket), hidden = static_cast<std::size_t>(spec_.hidden_size);
+  sample_ = sampled_tokens(bucket, std::clamp<std::int64_t>(kMostPairs / spec_.top_k, 1, kMostSamples));
+  // What went before makes room first.
+  for (cuda::DeviceBuffer* buffer : {&x_, &out_, &workspace_, &results_}) *buffer = cuda::DeviceBuffer();
+  for (Routed& routed : routed_) routed = Routed();
+  if (auto status = allocate(device_, x_, tokens * hidden * 2); !status) return status;
+  if (auto status = allocate(device_, out_, tokens * hidden * 2); !status) return status;
+  const std::size_t workspace = plan::workspace_layout(spec_, nullptr, bucket).total_bytes;
+  if (auto status = allocate(device_, workspace_, workspace); !status) return status;
+  const auto results = static_cast<std::size_t>(3 * (samples() + pairs()) + 2) * sizeof(double);
+  if (auto status = allocate(device_, results_, results); !status) return status;
+
+  const FillParams x{x_.address(), tokens * hidden, kInputSeed, static_cast<float>(std::sqrt(3.0)),
+                     spec_.dtype == DType::fp16 ? 1 : 0};
+  if (auto status = kernels_.fill(x, stream_); !status) return status;
+  std::vector<std::int32_t> slots;
+  for (const std::int32_t token : sample_) {
+    for (std::int64_t j = 0; j < spec_.top_k; ++j)
+      slots.push_back(static_cast<std::int32_t>(token * spec_.top_k + j));
+  }
+  if (auto status = upload(device_, samples_, sample_); !status) return status;
+  if (auto status = upload(device_, pair_slots_, slots); !status) return status;
+  const std::vector<std::int32_t> columns(sample_.size(), static_cast<std::int32_t>(hidden));
+  if (auto status = upload(device_, out_columns_, columns); !status) return status;
+
+  double hit = 0;
+  for (const RoutingKind kind : {RoutingKind::uniform, RoutingKind::zipf, RoutingKind::hot}) {
+    const Routing routing = random_routing(spec_, bucket, kind, 1 + static_cast<std::uint64_t>(kind));
+    if (kind == RoutingKind::uniform) hit = weight_bytes_hit(spec_, routing.ids);
+    Routed& routed = of(kind);
+    if (auto status = upload(device_, routed.ids, routing.ids); !status) return status;
+    if (auto status = upload(device_, routed.weights, routing.weights); !status) return status;
+    std::vector<std::int32_t> widths;
+    for (const std::int32_t slot : slots) {
+      const std::int32_t id = routing.ids[static_cast<std::size_t>(slot)];
+      const std::int64_t width = id < 0 ? 0 : spec_.expert_widths[static_cast<std::size_t>(id)];
+      widths.push_back(static_cast<std::int32_t>(width));
+      routed.h_elements += width;
+    }
+    if (auto status = upload(device_, routed.h_columns, widths); !status) return status;
+  }
+  if (auto status = device_->synchronize(); !status) return status;  // as in add_copy
+  for (const RoutingKind kind : {RoutingKind::uniform, RoutingKind::zipf, RoutingKind::hot}) {
+    if (auto status = make_reference(kind); !status) return status;
+  }
+
+  const bool one = hit >= kOneCopyL2s * static_cast<double>(l2_bytes_);
+  const std::size_t wanted = one ? 1 : weight_copies(hit, l2_bytes_, 2);
+  const std::size_t bytes = copies_.front().fc1.size() + copies_.front().fc2.size();
+  while (copies_.size() < wanted) {
+    auto memory = cuda::memory_info(*device_);
+    if (!memory) return memory.error();
+    if (memory->free_bytes < bytes + memory->total_bytes / 20) break;
+    if (auto status = add_copy(); !status) return status;
+  }
+  used_copies_ = std::min(copies_.size(), wanted);
+  if (auto status = cuda::synchronize_stream(*device_, stream_); !status) return status;
+  bucket_ = bucket;
+  return {};
+}
+
+Status TrialLayer::make_reference(RoutingKind kind) {
+  Routed& routed = of(kind);
+  const auto h = static_cast<std::size_t>(pairs() * spec_.max_width()) * sizeof(double);
+  if (auto status = allocate(device_, routed.h, h); !status) return status;
+  if (auto status = allocate(device_, routed.out,
+                             static_cast<std::size_t>(samples() * spec_.hidden_size) * sizeof(double));
+      !status) {
+    return status;
+  }
+  // What the reference does not write is compared with nothing, but if it wrote nothing at all, nothing must
+  // pass.
+  if (auto status = cuda::fill_async(*device_, routed.out.address(), kPoisonNan, routed.out.size(), stream_);
+      !status) {
+    return status;
+  }
+  const bool kn = spec_.fc1_layout == WeightLayout::kn;
+  ReferenceParams p;
+  p.x = x_.address();
+  p.experts = experts_.address();
+  p.samples = samples_.address();
+  p.ids = routed.ids.address();
+  p.topk_weights = routed.weights.address();
+  p.h = routed.h.address();
+  p.out = routed.out.address();
+  p.hidden = spec_.hidden_size;
+  p.h_stride = spec_.max_width();
+  p.top_k = static_cast<std::int32_t>(spec_.top_k);
+  p.num_experts = static_cast<std::int32_t>(spec_.num_experts());
+  p.activation = static_cast<std::int32_t>(spec_.activation);
+  p.gated = spec_.gated() ? 1 : 0;
+  p.fp16 = spec_.dtype == DType::fp16 ? 1 : 0;
+  p.fc1_kn = kn ? 1 : 0;
+  p.fc2_kn = spec_.fc2_layout == WeightLayout::kn ? 1 : 0;
+  p.interleaved = kn && spec_.gated() && spec_.gate_order == GateOrder::interleaved ? 1 : 0;
+  p.alpha = spec_.activation_params.alpha;
+  p.limit = spec_.activation_params.limit;
+  return kernels_.reference(p, samples(), spec_.max_width(), stream_);
+}
+
+Status TrialLayer::forward(const plan::KernelSet& kernels, RoutingKind routing, std::size_t copy) {
+  const Routed& routed = of(routing);
+  ForwardArgs args;
+  args.tokens = bucket_;
+  args.x = x_.data();
+  args.topk_ids = routed.ids.data();
+  args.topk_weights = static_cast<const float*>(routed.weights.data());
+  args.out = out_.data();
+  args.workspace = workspace_.data();
+  args.workspace_bytes = workspace_.size();
+  args.stream = stream_;
+  const cuda::ContextScope current(*device_);
+  if (!current.ok()) return current.status();
+  return plan::run(copies_[copy].context, kernels, args, bucket_);
+}
+
+Status TrialLayer::run_poisoned(const plan::KernelSet& kernels, RoutingKind routing, std::uint8_t poison) {
+  const auto fill = [&](const cuda::DeviceBuffer& buffer, std::uint8_t value) {
+    return cuda::fill_async(*device_, buffer.address(), value, buffer.size(), stream_);
+  };
+  if (auto status = fill(out_, kPoisonNan); !status) return status;
+  if (auto status = fill(workspace_, poison); !status) return status;
+  return forward(kernels, routing, 0);
+}
+
+Result<Verdict> TrialLayer::check(const plan::KernelSet& kernels, RoutingKind routing, bool twice) {
+  const Bars bars = bars_of(spec_.dtype);
+  const Routed& routed = of(routing);
+  const std::int32_t fp16 = spec_.dtype == DType::fp16 ? 1 : 0;
+  const auto rows = static_cast<std::size_t>(samples() + pairs());
+  const std::uint64_t sums_at = results_.address() + 3 * rows * sizeof(double);
+  const auto layout = plan::workspace_layout(spec_, &kernels.config, bucket_);
+
+  // Poison in the results, so that a comparison that did not run is no success; the sums are added to.
+  if (auto status = cuda::fill_async(*device_, results_.address(), kPoisonNan, results_.size(), stream_);
+      !status) {
+    return status.error();
+  }
+  CompareParams out;
+  out.actual = out_.address();
+  out.reference = routed.out.address();
+  out.rows = samples_.address();
+  out.columns = out_columns_.address();
+  out.results = results_.address();
+  out.actual_stride = out.reference_stride = spec_.hidden_size;
+  out.relative = bars.relative;
+  out.of_rms = bars.of_rms;
+  out.fp16 = fp16;
+  CompareParams h = out;
+  h.actual = workspace_.address() + layout.h;
+  h.reference = routed.h.address();
+  h.rows = pair_slots_.address();
+  h.row_of = workspace_.address() + layout.slot_row;
+  h.columns = routed.h_columns.address();
+  h.results = results_.address() + 3 * static_cast<std::uint64_t>(samples()) * sizeof(double);
+  h.actual_stride = model::h_columns(spec_.max_width());
+  h.reference_stride = spec_.max_width();
+
+  std::uint64_t checksums[2] = {0, 0};
+  std::vector<double> results(3 * rows);
+  Verdict verdict;
+  for (int run = 0; run < (twice ? 2 : 1); ++run) {
+    if (auto status = run_poisoned(kernels, routing, run == 0 ? kPoisonNan : kPoisonSmall); !status)
+      return status.error();
+    if (auto status = cuda::fill_async(*device_, sums_at, 0, 2 * sizeof(std::uint64_t), stream_); !status)
+      return status.error();
+    const ScanParams scan{out_.address(), out_.size() / 2, sums_at, fp16, 0};
+    if (auto status = kernels_.scan(scan, stream_); !status) return status.error();
+    if (run == 0) {
+      if (auto status = kernels_.compare(out, samples(), stream_); !status) return status.error();
+      if (auto status = kernels_.compare(h, pairs(), stream_); !status) return status.error();
+    }
+    if (auto status = cuda::synchronize_stream(*device_, stream_); !status) return status.error();
+    std::uint64_t sums[2];
+    if (auto status = cuda::copy_to_host(*device_, sums, sums_at, sizeof sums); !status)
+      return status.error();
+    checksums[run] = sums[1];
+    if (sums[0] != 0 && verdict.fault.empty()) {
+      verdict.fault = fmt::format("{} of {} elements of out are not finite or were not written", sums[0],
+                                  out_.size() / 2);
+    }
+  }
+  if (auto status =
+          cuda::copy_to_host(*device_, results.data(), results_.address(), results.size() * sizeof(double));
+      !status) {
+    return status.error();
+  }
+
+  double beyond = 0, beyond_h = 0, error = 0, reference = 0, worst = 0;
+  for (std::size_t r = 0; r < rows; ++r) {
+    const double* row = results.data() + 3 * r;
+    if (r >= sample_.size()) {
+      beyond_h += row[0];
+      continue;
+    }
+    beyond += row[0];
+    error += row[1];
+    reference += row[2];
+    // A row without experts is exactly zero; what is not a number is as wrong as can be.
+    const double share = row[2] > 0 ? std::sqrt(row[1] / row[2]) : row[1] == 0 ? 0 : INFINITY;
+    worst = share <= worst ? worst : share;
+  }
+  const double elements = static_cast<double>(samples() * spec_.hidden_size);
+  const auto share_of = [](double count, double all) {
+    return count >= 0 && count <= all ? count / std::max(all, 1.0) : 1.0;
+  };
+  verdict.err1 = share_of(beyond_h, static_cast<double>(routed.h_elements));
+  verdict.err2 = share_of(beyond, elements);
+  if (!verdict.fault.empty()) return verdict;
+  const double total = reference > 0 ? std::sqrt(error / reference) : error == 0 ? 0 : INFINITY;
+  if (verdict.err2 > 0) {
+    verdict.fault =
+        fmt::format("{:.3g} of h and {:.3g} of out are beyond the tolerance", verdict.err1, verdict.err2);
+  } else if (!(worst <= bars.row) || !(total <= bars.total)) {
+    verdict.fault = fmt::format(
+        "the error is {:.3g} of the reference ({:.3g} in the worst row); {:.3g} ({:.3g}) are allowed", total,
+        worst, bars.total, bars.row);
+  } else if (twice && checksums[0] != checksums[1]) {
+    verdict.fault = "a second run gave other bits";
+  }
+  return verdict;
+}
+
+}  // namespace varmoe::tools

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/device.hpp"
+#include "cuda/memory.hpp"
+#include "plan/plan.hpp"
+#include "tools/gpu/reference_kernels.hpp"
+#include "tools/gpu/routing.hpp"
+#include "varmoe/error.hpp"
+#include "varmoe/layer_spec.hpp"
+
+namespace varmoe::tools {
+
+/// What a run of a layer was found to be.
+struct Verdict {
+  double err1 = 0;    ///< share of the sampled elements of h beyond the bar
+  double err2 = 0;    ///< share of the sampled elements of out beyond the bar
+  std::string fault;  ///< why the result is wrong; empty: right
+};
+
+/// A layer with random weights on a device, to run kernels on: the weights in several copies, inputs and
+/// routings of one token bucket, and what right results are. Everything is made on the device. Used by one
+/// thread; everything runs on one stream.
+class TrialLayer {
+ public:
+  /// `kernels` and `stream` outlive it. out_of_memory where one copy of the weights does not fit.
+  static Result<std::unique_ptr<TrialLayer>> create(std::shared_ptr<cuda::Device> device,
+                                                    const ReferenceKernels& kernels, void* stream,
+                                                    const LayerSpec& spec, std::int64_t l2_bytes);
+
+  const LayerSpec& spec() const noexcept { return spec_; }
+  std::int64_t bucket() const noexcept { return bucket_; }
+  /// Copies of the weights that forwards of this bucket should use in turn.
+  std::size_t copies() const noexcept { return used_copies_; }
+
+  /// Inputs, routings and references of `bucket` tokens, and as many copies of the weights as they ask for
+  /// and memory holds.
+  Status set_bucket(std::int64_t bucket);
+
+  /// Enqueues a forward of all tokens on a copy of the weights.
+  Status forward(const plan::KernelSet& kernels, RoutingKind routing, std::size_t copy);
+
+  /// Runs once or twice, `out` and workspace poisoned differently before each, and compares with the
+  /// reference: every element is finite, sampled rows are within the bars, both runs have the same bits.
+  Result<Verdict> check(const plan::KernelSet& kernels, RoutingKind routing, bool twice = true);
+
+ private:
+  struct Copy {
+    cuda::DeviceBuffer fc1, fc2, table;
+    plan::RunContext context;
+  };
+  struct Routed {
+    cuda::DeviceBuffer ids, weights, h, out;
+    cuda::DeviceBuffer h_columns;  ///< i32 per pair of sample and slot: its expert's width; 0: no expert
+    std::int64_t h_elements = 0;
+  };
+
+  TrialLayer(std::shared_ptr<cuda::Device> device, const ReferenceKernels& kernels, void* stream,
+             const LayerSpec& spec, std::int64_t l2_bytes);
+  Status try_bucket(std::int64_t bucket);
+  Status add_copy();
+  Status fill_weights(const Copy& copy);
+  Status make_reference(RoutingKind kind);
+  Status run_poisoned(const plan::KernelSet& kernels, RoutingKind routing, std::uint8_t poison);
+  std::int64_t samples() const noexcept { return static_cast<std::int64_t>(sample_.size()); }
+  std::int64_t pairs() const noexcept { return samples() * spec_.top_k; }
+  Routed& of(RoutingKind kind) { return routed_[static_cast<std::size_t>(kind)]; }
+
+  std::shared_ptr<cuda::Device> device_;
+  const ReferenceKernels& kernels_;
+  void* stream_;
+  const LayerSpec spec_;
+  std::int64_t l2_bytes_;
+  std::int64_t bucket_ = 0;
+  std::vector<Copy> copies_;
+  std::size_t used_copies_ = 1;
+  std::vector<std::int32_t> sample_;
+  cuda::DeviceBuffer experts_, x_, out_, workspace_, samples_, pair_slots_, out_columns_, results_;
+  std::array<Routed, 3> routed_;
+};
+
+}  // namespace varmoe::tools
