@@ -64,7 +64,7 @@ VARMOE_API std::string to_string(const TuningKey& key);
 /// Performance epochs of the kernels that were measured: a kernel family's epoch is raised by hand when its
 /// speed may have changed. fc1 and fc2 count those of the family that their schedule belongs to.
 struct TuningEpochs {
-  std::int32_t sort = 1, gather = 1, combine = 1, fc1 = 1, fc2 = 1;
+  std::int32_t sort = 1, gather = 1, combine = 1, fc1 = 1, fc2 = 1, one_launch = 1;
   bool operator==(const TuningEpochs&) const = default;
 };
 

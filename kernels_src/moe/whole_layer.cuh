@@ -19,8 +19,9 @@
 // from fc1 into fc2, so that the stream goes on while h is completed. Column n of a product is token n; what names no expert is left out.
 //
 // The chunks of a unit's K go to the consumer warps in turn, each of which has one stage of the ring for itself: whoever waits for a stage's
-// next phase has seen the one before. A warp adds up its own chunks of a unit (a class: chunks kStages apart) and leaves the sum; the last to come adds
-// the classes in ascending order: the order of additions does not depend on who came when.
+// next phase has seen the one before. A warp adds up its own chunks of a unit (a class: chunks kStages apart) and leaves the sum; the warp of the unit's
+// last chunk waits for the others and adds the classes in ascending order: the order of additions does not depend on who came when. It waits for
+// earlier stages only, so somebody can always go on.
 // out's columns belong to one block, so fc2 needs neither y nor a combine: a token's experts are added in ascending order, in fp32.
 //
 // Layer (emitted): kElement, kHidden, kExperts, kTopK, Activation. Config (emitted): kTokens (8 … 64), kStages.
@@ -36,7 +37,7 @@ struct WholeLayerShared {
   /// one that was in its place are done with, and with them the units whose last kStages chunks they held.
   static constexpr int kSums = 2 * Config::kStages;
   static constexpr int kSumBytes = Config::kTokens / 8 * 512;
-  /// Units whose counters may be in use at once.
+  /// Units whose barriers may be in use at once.
   static constexpr int kUnits = 16;
   static_assert(kSums <= kUnits);
   using Routing = LayerRouting<Layer, Config::kTokens, kThreads, Layer::Activation::kGated ? 8 : 16>;
@@ -44,10 +45,10 @@ struct WholeLayerShared {
   struct Tables {
     u64 full[Config::kStages];
     u64 empty[Config::kStages];
+    u64 unit[kUnits];  // every class of a unit has left its sum
     u64 claimed;   // whether this block's share of fc1 is its own has been decided
     u64 fc1_left;  // each consumer warp has finished its part of this block's fc1
     u64 h_ready;   // all of h is stored
-    i32 classes_done[kUnits];
     i32 own_share;
     i32 units_stored;
     typename Routing::Shared routing;
@@ -124,13 +125,13 @@ class WholeLayer {
       ptx::prefetch_l2(p.experts + e);
       s.hit[e] = 0;
     }
-    if (thread < Shared::kUnits) t.classes_done[thread] = 0;
     if (thread == 0) {
       t.units_stored = 0;
       for (int i = 0; i < kStages; ++i) {
         ptx::mbarrier_init(full(i), 1);
         ptx::mbarrier_init(empty(i), 1);
       }
+      for (int i = 0; i < Shared::kUnits; ++i) ptx::mbarrier_init(address(&t.unit[i]), 32 * kConsumers);
       ptx::mbarrier_init(address(&t.claimed), 1);
       ptx::mbarrier_init(address(&t.fc1_left), kConsumers);
       ptx::mbarrier_init(address(&t.h_ready), 1);
@@ -237,7 +238,7 @@ class WholeLayer {
 
   VARMOE_DEVICE void consume_fc2(i32 at, i32 first) {
     Accumulator sum = {};
-    const i32 per_piece = s.chunks[s.active], stages = first + pieces_ * per_piece;
+    const i32 per_piece = s.chunks[s.active], stages = first + pieces_ * per_piece, units_before = kFc1Chunks > 1 ? units_ : 0;
     i32 a = 0;
     for (; at < stages; at += kConsumers) {
       const i32 number = (at - first) / per_piece, chunk = at - first - number * per_piece;
@@ -247,7 +248,7 @@ class WholeLayer {
       Accumulator product = {};
       multiply_stage(product, at, fc2_pitch(s.entry[a]), rows_of_h(a), piece.rows, (chunk - s.chunks[a]) * kChunk, s.entry[a].width);
       add_weighted(sum, product, a);
-      if (!complete(sum, at, units_ + number, chunk, per_piece)) continue;
+      if (!complete(sum, at, units_before + number, chunk, per_piece)) continue;
       store_out(sum, piece);
       clear(sum);
     }
@@ -315,28 +316,22 @@ class WholeLayer {
     for (int c = 0; c < kChains; ++c) add(sum, chain[c]);
   }
 
-  /// After stage `at`, chunk `chunk` of `chunks` of its unit: gives the stage back. After this warp's last of the unit its sum is left for the unit's last warp;
-  /// that one then has the whole sum and gets true.
+  /// After stage `at`, chunk `chunk` of `chunks` of its unit, the `unit`-th of several chunks: gives the stage back. After this warp's last of the unit it leaves
+  /// its sum; the warp of the unit's last chunk then has the whole sum and gets true.
   VARMOE_DEVICE bool complete(Accumulator& sum, i32 at, i32 unit, i32 chunk, i32 chunks) {
     const i32 classes = min_of(chunks, kConsumers);
-    bool whole = classes == 1;
-    if (!whole && chunk + kConsumers >= chunks) {
-      const u32 mine = sum_of(at) + static_cast<u32>(lane_ * 16);
+    const bool last = chunk + 1 == chunks;
+    if (classes > 1 && chunk + kConsumers >= chunks) {
+      const u32 mine = sum_of(at) + static_cast<u32>(lane_ * 16), barrier = address(&t.unit[unit % Shared::kUnits]);
 #pragma unroll
       for (int j = 0; j < kColumnTiles; ++j) {
         ptx::store_shared16(mine + j * 512u, {{__float_as_uint(sum[j][0]), __float_as_uint(sum[j][1]), __float_as_uint(sum[j][2]), __float_as_uint(sum[j][3])}});
       }
       clear(sum);
-      __syncwarp();
-      i32* done = &t.classes_done[unit % Shared::kUnits];
-      i32 before = 0;
-      if (lane_ == 0) {
-        __threadfence_block();
-        before = atomicAdd(done, 1);
-        __threadfence_block();
-      }
-      whole = __shfl_sync(0xffffffffu, before, 0) == classes - 1;
-      if (whole) {
+      // The last one arrives for the classes that there are not.
+      ptx::mbarrier_arrive(barrier, last ? static_cast<u32>(1 + kConsumers - classes) : 1u);
+      if (last) {
+        ptx::mbarrier_wait(barrier, static_cast<u32>(unit / Shared::kUnits) & 1u);
         for (i32 c = 0; c < classes; ++c) {
           const u32 part = sum_of(stage_of_class(at, chunk, chunks, c)) + static_cast<u32>(lane_ * 16);
 #pragma unroll
@@ -346,13 +341,12 @@ class WholeLayer {
             for (int i = 0; i < 4; ++i) sum[j][i] += __uint_as_float(v.v[i]);
           }
         }
-        if (lane_ == 0) *done = 0;
       }
     }
     // Last: whoever finds the stage refilled may rely on all of this.
     __syncwarp();
     if (lane_ == 0) ptx::mbarrier_arrive(empty(at % kStages));
-    return whole;
+    return last;
   }
 
   /// Where the sum of the class whose last stage is `at` waits.

@@ -89,9 +89,11 @@ std::string config_traits(Stage stage, const GemmConfig& c) {
 std::string whole_layer_traits(const LayerSpec& spec, const OneLaunchConfig& c) {
   return fmt::format(
       "struct Config {{\n  static constexpr int kTokens = {}, kStages = {};\n}};\n"
-      "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kBytes == {}, \"shared memory differs from "
+      "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kBytes == {}, \"shared memory differs "
+      "from "
       "the host's\");\n"
-      "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kThreads == {}, \"threads differ from the "
+      "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kThreads == {}, \"block size differs from "
+      "the "
       "host's\");\n",
       c.max_tokens, c.stages, model::one_launch_smem_bytes(spec, c), model::one_launch_threads(c));
 }
@@ -183,7 +185,8 @@ Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& re
   constexpr std::int32_t kProducerThreads = 128;
   kernel.block_threads = gemm ? 32 * request.gemm.warps_m * request.gemm.warps_n : request.block_threads;
   if (wgmma) kernel.block_threads += kProducerThreads;
-  if (request.stage == Stage::whole_layer) kernel.block_threads = model::one_launch_threads(request.one_launch);
+  if (request.stage == Stage::whole_layer)
+    kernel.block_threads = model::one_launch_threads(request.one_launch);
   kernel.ctas_per_sm = gemm ? request.gemm.ctas_per_sm : 1;
   if (wgmma) {
     kernel.dynamic_smem_bytes =

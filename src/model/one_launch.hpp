@@ -11,6 +11,7 @@
 namespace varmoe::model {
 
 inline constexpr std::int32_t kMaxOneLaunchTokens = 64;
+inline constexpr std::int32_t kFewestOneLaunchStages = 4, kMostOneLaunchStages = 8;
 
 /// Dynamic shared memory of the whole-layer kernel; the emitted source asserts that this agrees.
 std::int64_t one_launch_smem_bytes(const LayerSpec& spec, const OneLaunchConfig& config);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "model/cost_model.hpp"
+#include "model/one_launch.hpp"
 
 namespace varmoe::tuner {
 namespace {
@@ -61,6 +62,12 @@ BlockVariants block_variants(const LayerSpec& spec, std::int64_t bucket, const L
   for (const std::int32_t threads : kRowThreads) {
     if (threads == config.combine.block_threads) continue;
     variants.combine.emplace_back(config).combine.block_threads = threads;
+  }
+  for (std::int32_t tokens = 8; tokens <= model::kMaxOneLaunchTokens; tokens *= 2) {
+    if (tokens < bucket) continue;
+    for (std::int32_t stages = model::kFewestOneLaunchStages; stages <= model::kMostOneLaunchStages; ++stages)
+      variants.one_launch.emplace_back(config).one_launch = {tokens, stages};
+    break;
   }
   return variants;
 }

@@ -27,11 +27,11 @@ struct CandidateLimits {
 std::vector<GemmConfig> ranked_candidates(const LayerSpec& spec, model::GemmStage stage, std::int64_t bucket,
                                           const model::DeviceProfile& device, const CandidateLimits& limits);
 
-/// The config with one field of sort, gather or combine changed: what of these kernels is worth a try for a
+/// The config with one field of sort, gather or combine changed, or the whole layer in one launch: what of these kernels is worth a try for a
 /// layer with these GEMMs and this bucket. Grouped by kernel; each passes check_layer_config where `config`
 /// does.
 struct BlockVariants {
-  std::vector<LayerConfig> sort, gather, combine;
+  std::vector<LayerConfig> sort, gather, combine, one_launch;
 };
 BlockVariants block_variants(const LayerSpec& spec, std::int64_t bucket, const LayerConfig& config);
 

@@ -90,9 +90,11 @@ class Search {
 
   void collect_candidates() {
     baseline_ = model::predict_layer_config(spec(), bucket(), device_);
-    whole_ = {baseline_};
+    // GEMMs are judged in the kernels one by one; the whole layer in one launch meets the best of those
+    // later.
+    whole_ = {one_by_one(baseline_)};
     for (const LayerConfig& hint : options_.hints) {
-      if (sound(hint)) add_once(whole_, hint);
+      if (sound(hint)) add_once(whole_, one_by_one(hint));
     }
     for (Gemm* gemm : {&fc1_, &fc2_}) {
       for (const LayerConfig& config : whole_) add_once(gemm->all, config.*gemm->config);
@@ -104,10 +106,15 @@ class Search {
     }
   }
 
+  static LayerConfig one_by_one(LayerConfig config) {
+    config.one_launch = {};
+    return config;
+  }
+
   LayerConfig with(LayerConfig base, const GemmConfig& fc1, const GemmConfig& fc2) const {
     base.fc1 = fc1;
     base.fc2 = fc2;
-    return base;
+    return one_by_one(base);
   }
 
   /// Configs in which each GEMM that is left comes up at least once, as few as may be: `first`, then fc1's
@@ -274,7 +281,7 @@ class Search {
     const LayerConfig& leader = leaders.front().config;
     const BlockVariants variants = block_variants(spec(), bucket(), leader);
     std::vector<LayerConfig> configs = {leader};
-    for (const auto* list : {&variants.sort, &variants.gather, &variants.combine})
+    for (const auto* list : {&variants.sort, &variants.gather, &variants.combine, &variants.one_launch})
       configs.insert(configs.end(), list->begin(), list->end());
     std::erase_if(configs, [this](const LayerConfig& c) { return !sound(c); });
     auto trials = measure(configs, Effort::normal);
@@ -298,6 +305,7 @@ class Search {
     improve(variants.sort, &LayerConfig::sort);
     improve(variants.gather, &LayerConfig::gather);
     improve(variants.combine, &LayerConfig::combine);
+    improve(variants.one_launch, &LayerConfig::one_launch);
     add_once(finals, improved);
     return finals;
   }

@@ -27,8 +27,9 @@ constexpr Family kFamilies[kKernelFamilies] = {
     {KernelFamily::combine, "combine", 1},
     {KernelFamily::fc1_mma_sync, "fc1_mma_sync", 1},
     {KernelFamily::fc2_mma_sync, "fc2_mma_sync", 1},
-    {KernelFamily::fc1_wgmma, "fc1_wgmma", 1},
-    {KernelFamily::fc2_wgmma, "fc2_wgmma", 1},
+    {KernelFamily::fc1_wgmma, "fc1_wgmma", 2},
+    {KernelFamily::fc2_wgmma, "fc2_wgmma", 2},
+    {KernelFamily::one_launch, "one_launch", 1},
 };
 
 constexpr bool in_enum_order() {
@@ -63,6 +64,7 @@ TuningEpochs current_epochs(const LayerConfig& config) noexcept {
   epochs.combine = performance_epoch(KernelFamily::combine);
   epochs.fc1 = performance_epoch(fc1_family(config));
   epochs.fc2 = performance_epoch(fc2_family(config));
+  epochs.one_launch = performance_epoch(KernelFamily::one_launch);
   return epochs;
 }
 
@@ -84,6 +86,7 @@ std::string staleness(const TuningRecord& record) {
       {"sort", record.epochs.sort, KernelFamily::sort, true},
       {"gather", record.epochs.gather, KernelFamily::gather, config.fc1.gather == GatherMode::copy},
       {"combine", record.epochs.combine, KernelFamily::combine, true},
+      {"one_launch", record.epochs.one_launch, KernelFamily::one_launch, config.one_launch.max_tokens > 0},
   };
   for (const Measured& m : all) {
     if (!m.runs || m.epoch == performance_epoch(m.family)) continue;

@@ -16,8 +16,9 @@ enum class KernelFamily : std::uint8_t {
   fc2_mma_sync,
   fc1_wgmma,  ///< both schedules of Hopper
   fc2_wgmma,
+  one_launch,
 };
-inline constexpr int kKernelFamilies = 7;
+inline constexpr int kKernelFamilies = 8;
 
 const char* to_string(KernelFamily) noexcept;
 
@@ -28,7 +29,7 @@ std::int32_t performance_epoch(KernelFamily) noexcept;
 TuningEpochs current_epochs(const LayerConfig& config) noexcept;
 
 /// Why the record's figures may no longer hold, e.g. "fc1 was measured at epoch 1 of fc1_wgmma, which is now
-/// at 2"; empty where they do. The gather kernel counts only where the config runs it.
+/// at 2"; empty where they do. The gather and the whole-layer kernel count only where the config runs them.
 std::string staleness(const TuningRecord& record);
 
 }  // namespace varmoe::tuningdb

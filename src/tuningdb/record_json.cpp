@@ -49,6 +49,7 @@ const std::vector<std::string_view> kFields = {"arch",
                                                "sort",
                                                "gather",
                                                "combine",
+                                               "one_launch",
                                                "us1",
                                                "err1",
                                                "us2",
@@ -246,7 +247,7 @@ void read_figures(const JsonFields& fields, TuningRecord& record) {
 
 TuningEpochs read_epochs(const JsonFields& record) {
   const JsonFields fields = nested(record, "epochs");
-  fields.refuse_unknown({"fc1", "fc2", "sort", "gather", "combine"});
+  fields.refuse_unknown({"fc1", "fc2", "sort", "gather", "combine", "one_launch"});
   const auto epoch = [&fields](std::string_view name) { return narrow(fields.integer(name, 1, kMaxEpoch)); };
   TuningEpochs epochs;
   epochs.fc1 = epoch("fc1");
@@ -254,6 +255,7 @@ TuningEpochs read_epochs(const JsonFields& record) {
   epochs.sort = epoch("sort");
   epochs.gather = epoch("gather");
   epochs.combine = epoch("combine");
+  if (fields.find("one_launch") != nullptr) epochs.one_launch = epoch("one_launch");
   return epochs;
 }
 
@@ -355,6 +357,7 @@ std::string provenance_fields(const TuningRecord& record) {
                          .integer("sort", epochs.sort)
                          .integer("gather", epochs.gather)
                          .integer("combine", epochs.combine)
+                         .integer("one_launch", epochs.one_launch)
                          .object())
       .integer("config_space", record.config_space)
       .text("library", record.library)

@@ -105,6 +105,10 @@ TEST_CASE("a kernel carries the headers that it reaches and no others, as they a
       kernels.push_back(must_emit(pruned_spec(), request));
     }
   }
+  KernelRequest whole_layer;
+  whole_layer.stage = Stage::whole_layer;
+  whole_layer.one_launch.max_tokens = 8;
+  kernels.push_back(must_emit(pruned_spec(), whole_layer));
   RouterSpec router;
   router.num_experts = 8;
   router.top_k = 2;

@@ -312,9 +312,9 @@ TEST_CASE_FIXTURE(EngineFixture, "bad weights are refused, and the old binding s
 TEST_CASE_FIXTURE(EngineFixture, "a failing launch is device_error, and the next forward works") {
   Engine engine = make_engine();
   Layer layer = make_bound_layer(engine, test::small_spec());
-  prepare(layer, {8});
+  prepare(layer, {64});  // several launches
   test::Arena arena;
-  const ForwardArgs args = test::make_args(arena, layer, 8);
+  const ForwardArgs args = test::make_args(arena, layer, 64);
   fake_cuda::fail_any(719 /* CUDA_ERROR_LAUNCH_FAILED */, 2);
   const Status status = layer.forward(args);
   REQUIRE_FALSE(status.ok());

@@ -11,6 +11,7 @@
 #include "compile/compiler.hpp"
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
+#include "model/one_launch.hpp"
 
 namespace kernels_test {
 
@@ -94,6 +95,35 @@ std::vector<Kernel> kernels_of(const Family& family, const model::DeviceProfile&
       kernels.push_back({what, *std::move(emitted), wgmma, gemm ? request.gemm.cluster : 1});
     }
   }
+  return kernels;
+}
+
+std::vector<Kernel> whole_layer_kernels(const model::DeviceProfile& device) {
+  std::vector<Kernel> kernels;
+  const auto add = [&](const char* what, const LayerSpec& spec, std::int32_t tokens) {
+    emit::KernelRequest request;
+    request.stage = emit::Stage::whole_layer;
+    request.one_launch = {tokens, model::kMostOneLaunchStages};
+    while (!model::check_one_launch(spec, request.one_launch, device)) {
+      REQUIRE(request.one_launch.stages > model::kFewestOneLaunchStages);
+      --request.one_launch.stages;
+    }
+    auto emitted = emit::emit_kernel(spec, request);
+    REQUIRE_MESSAGE(emitted.ok(), (emitted.ok() ? std::string() : emitted.error().message()));
+    kernels.push_back({what + (", whole layer of " + std::to_string(tokens)), *std::move(emitted)});
+  };
+  LayerSpec spec = uniform_spec(2056, 128, 768, 8);
+  spec.expert_widths[5] = 1032;
+  for (const std::int32_t tokens : {8, 16, 32, 64}) add("gated, bf16", spec, tokens);
+  add("gated, 1024 experts", uniform_spec(2048, 1024, 256, 8), 8);
+  spec.dtype = DType::fp16;
+  spec.activation = Activation::swiglu_oai;
+  add("swiglu_oai, fp16", spec, 8);
+  spec.activation = Activation::gelu_erf_mul;
+  add("gelu_erf_mul, fp16", spec, 16);
+  spec.activation = Activation::relu2;
+  add("plain, fp16", spec, 8);
+  add("plain, fp16", spec, 64);
   return kernels;
 }
 

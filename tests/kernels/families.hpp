@@ -38,6 +38,9 @@ std::vector<Kernel> kernels_of(const Family& family, const varmoe::model::Device
 /// GEMMs of Hopper's main loop, with configs of their own, for a device of sm_90a.
 std::vector<Kernel> hopper_kernels(const varmoe::model::DeviceProfile& device);
 
+/// Whole layers in one launch, of every size, with the deepest ring that fits the device.
+std::vector<Kernel> whole_layer_kernels(const varmoe::model::DeviceProfile& device);
+
 /// Compiles with NVRTC, each kernel once a process. Thread-safe.
 std::shared_ptr<const varmoe::Result<varmoe::KernelBinary>> compile_one(const Kernel& kernel,
                                                                         const std::string& arch);

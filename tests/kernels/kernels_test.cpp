@@ -30,6 +30,7 @@ TEST_CASE("every kernel family compiles for every arch within its limits, withou
     }
     if (device.arch == "sm_90a") {
       for (Kernel& kernel : hopper_kernels(device)) add(kernel);
+      for (Kernel& kernel : whole_layer_kernels(device)) add(kernel);
     }
   }
   parallel_for(jobs.size(), 0, [&](std::size_t i) {

@@ -116,6 +116,30 @@ TEST_CASE("a main loop is read from both disassemblers' forms, without what stan
   CHECK_FALSE(is_device_fence("MEMBAR.ALL.CTA"));
 }
 
+TEST_CASE(
+    "the whole-layer kernel multiplies on tensor cores, copies in bulk without a loop over lanes, and has no "
+    "local memory" *
+    doctest::skip(tools::find_disassembler().empty())) {
+  for (const auto& device : devices()) {
+    if (device.arch != "sm_90a") continue;
+    const auto kernels = whole_layer_kernels(device);
+    const Kernel& kernel = kernels.front();
+    const auto compiled = compile_one(kernel, device.arch);
+    REQUIRE(compiled->ok());
+    const KernelBinary& binary = **compiled;
+    const auto sass =
+        tools::disassemble({reinterpret_cast<const char*>(binary.image.data()), binary.image.size()});
+    REQUIRE(sass.ok());
+    const auto found = opcodes(*sass);
+    CHECK(found.count("HMMA") == 1);
+    CHECK(found.count("UBLKCP") == 1);
+    CHECK(found.count("LDL") + found.count("STL") == 0);
+    // Not guarded by elect.sync, each copy would stand in a loop over the lanes that ask for one.
+    static const std::regex loop(R"(UBLKCP[^;]*;\s*/\*[0-9a-f]+\*/\s+@P\d BRA\.U\.ANY)");
+    CHECK_FALSE(std::regex_search(*sass, loop));
+  }
+}
+
 TEST_CASE("the GEMM kernels use what their main loop is made of, no local memory, and multicast in clusters" *
           doctest::skip(tools::find_disassembler().empty())) {
   struct Job {

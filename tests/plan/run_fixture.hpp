@@ -27,6 +27,8 @@ inline std::uint32_t parameter_bytes(Stage stage) {
       return sizeof(abi::GatherParams);
     case Stage::combine:
       return sizeof(abi::CombineParams);
+    case Stage::whole_layer:
+      return sizeof(abi::LayerParams);
     default:
       return sizeof(abi::SortParams);
   }

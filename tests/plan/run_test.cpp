@@ -34,6 +34,47 @@ TEST_CASE("few rows: one sort, fc1, fc2, combine, each with its kernel's threads
   for (const std::string& call : fake_cuda::call_log()) CHECK(call == "cuLaunchKernelEx");
 }
 
+TEST_CASE("so few tokens as the whole-layer kernel takes are one launch, over all SMs; more are not") {
+  Fixture f;
+  f.add(Stage::whole_layer);
+  f.kernels.config.one_launch.max_tokens = 8;
+  f.context.nonce = 0x1234567890abcdeeu;
+  f.args.id_type = IdType::int64;
+  f.args.x_stride = 320;
+  f.args.accumulate = true;
+  for (const std::int64_t tokens : {1, 8}) {
+    const auto launches = f.run(tokens);
+    REQUIRE(names_of(launches) == Names{"whole_layer"});
+    CHECK(launches[0].grid[0] == static_cast<unsigned>(f.kSms));
+    const auto p = params_of<abi::LayerParams>(launches[0]);
+    const auto layout = f.layout(tokens);
+    CHECK(p.x == f.args.x);
+    CHECK(p.out == f.args.out);
+    CHECK(p.topk_ids == f.args.topk_ids);
+    CHECK(p.topk_weights == f.args.topk_weights);
+    CHECK(address(p.h) == f.in_workspace(layout.h));
+    CHECK(address(p.control) == f.in_workspace(layout.layer_control));
+    CHECK(p.nonce == f.context.nonce);
+    CHECK(p.x_stride == 320);
+    CHECK(p.out_stride == 256);
+    CHECK(p.h_stride == 192);
+    CHECK(p.tokens == tokens);
+    CHECK(p.ids_are_64bit == 1);
+    CHECK(p.accumulate == 1);
+  }
+  CHECK(names_of(f.run(9)) == kSmall);
+  // Chunks each are few enough; the last is a token that begins at the eighth.
+  const auto chunked = f.run(9, 8);
+  REQUIRE(names_of(chunked) == Names{"whole_layer", "whole_layer"});
+  const auto last = params_of<abi::LayerParams>(chunked[1]);
+  CHECK(last.token_begin == 8);
+  CHECK(last.tokens == 1);
+  CHECK(address(last.x) == address(f.args.x) + 8 * 320 * 2);
+  CHECK(address(last.topk_ids) == address(f.args.topk_ids) + 8 * 2 * 8);
+  f.context.sm_count = 300;
+  CHECK(f.run(1)[0].grid[0] == static_cast<unsigned>(abi::kMaxLayerBlocks));
+}
+
 TEST_CASE("many rows: the sort is two launches, over the same blocks of slots") {
   Fixture f;
   CHECK(names_of(f.run(1536)) == kSmall);  // 3072 rows: the last that one block sorts

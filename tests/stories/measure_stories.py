@@ -221,7 +221,7 @@ class Verify(GpuStory):
     def test_fault_31_wrong_and_crashing_records_are_named(self):
         self.run_tune("--tokens", "1,64")
         for what, word in (("WRONG", "wrong result"), ("CRASH", "signal")):
-            result = self.tune("verify", "--json", status=1, env={"FAKE_GPU_" + what: "fc1_m16n32k128"})  # of the bucket 1
+            result = self.tune("verify", "--json", status=1, env={"FAKE_GPU_" + what: "whole_layer_t8"})  # of the bucket 1
             summary = self.summary(result)
             self.assertEqual((summary["right"], summary["wrong"]), (1, 1))
             (bad,) = [r for r in self.lines(result, "record") if not r["right"]]

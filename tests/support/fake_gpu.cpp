@@ -51,6 +51,7 @@ void compare(const varmoe::fake_cuda::Launch& launch) {
       std::vector<fake_cuda::FakeDevice>(count == nullptr ? 1 : std::strtoul(count, nullptr, 10), device));
   fake_cuda::on_launch("varmoe_fc1", run_gemm);
   fake_cuda::on_launch("varmoe_fc2", run_gemm);
+  fake_cuda::on_launch("varmoe_whole_layer", run_gemm);
   fake_cuda::on_launch("varmoe_tool_compare", compare);
 }
 

@@ -139,6 +139,7 @@ TEST_CASE("progress counts what this run has to do and estimates the time left")
 
 TEST_CASE("hints of the caller are tried for their item") {
   LayerConfig hint = model::predict_layer_config(kUniform, 1, h200());
+  hint.one_launch = {};  // a hint is about GEMMs
   hint.fc1 = ranked_candidates(kUniform, model::GemmStage::fc1, 1, h200(), {0, 0, 1e9}).back();
   TuningCallbacks callbacks;
   callbacks.hints = [&](const TuningItem& item) {

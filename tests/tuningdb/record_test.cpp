@@ -162,7 +162,8 @@ TEST_CASE("fault 22: 4294967296, -1, 1.9, true, \"64\", 0 and INT64_MAX in every
                                                "sm_clock_mhz",
                                                "memory_clock_mhz",
                                                "candidates",
-                                               "sort.single_block_rows"};
+                                               "sort.single_block_rows",
+                                               "one_launch.max_tokens"};
   const std::set<std::string> large_is_right = {
       "us1", "us2", "us", "baseline_us", "act_params.alpha", "act_params.limit"};
   const std::vector<std::string> paths = numbers_in(record);

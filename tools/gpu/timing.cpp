@@ -46,7 +46,7 @@ Result<std::vector<double>> replay_times_us(const std::shared_ptr<cuda::Device>&
 
 const std::vector<std::string>& forward_steps() {
   static const std::vector<std::string> steps = {"sort_single", "sort_count", "sort_scatter", "gather",
-                                                 "fc1",         "fc2",        "combine"};
+                                                 "fc1",         "fc2",        "combine",      "whole_layer"};
   return steps;
 }
 

@@ -12,6 +12,11 @@ std::string brief(const GemmConfig& c) {
   return text;
 }
 
+std::string one_launch_text(const LayerConfig& config) {
+  return config.one_launch.max_tokens > 0 ? fmt::format("up to {} tokens", config.one_launch.max_tokens)
+                                          : "-";
+}
+
 std::string layer_text(const TuningKey& key) {
   std::string widths;
   for (const WidthClass& c : key.inter_dim) {

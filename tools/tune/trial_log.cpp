@@ -39,7 +39,8 @@ void TrialLog::add(const TuningKey& key, const tuner::Trial& trial) {
       .integer("token", key.token)
       .text("effort", to_string(trial.effort))
       .text("fc1", to_string(trial.config.fc1))
-      .text("fc2", to_string(trial.config.fc2));
+      .text("fc2", to_string(trial.config.fc2))
+      .integer("one_launch", trial.config.one_launch.max_tokens);
   if (trial.failure.empty()) {
     const tuner::Measurement& m = trial.measurement;
     line.real("us", m.us)
@@ -66,6 +67,7 @@ Result<std::map<std::string, std::vector<LoggedTrial>>> read_trials(const std::s
     if (!json) continue;
     try {
       const model::JsonFields fields(*json, "trial", model::NullField::is_wrong);
+      if (fields.real_or("one_launch", 0, kLargest, 0) > 0) continue;  // says nothing of either GEMM
       LoggedTrial trial;
       trial.effort = fields.string("effort");
       trial.fc1 = fields.string("fc1");

@@ -11,6 +11,7 @@
 #include "plan/plan.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
+#include "tools/tune/record_text.hpp"
 #include "tools/tune/verbs.hpp"
 
 namespace varmoe::tools {
@@ -47,7 +48,7 @@ int plan_verb(const PlanOptions& options, const Output& out) {
                         layer.label, spec.num_experts(), widths_text(spec.expert_widths), spec.top_k,
                         spec.hidden_size, to_string(spec.activation), to_string(spec.dtype),
                         plan->requests.size(), runtime_width ? " (runtime-width)" : "", device->name));
-    Table table({"tokens", "from", "fc1", "fc2", "predicted us", "floor us", "workspace"});
+    Table table({"tokens", "from", "fc1", "fc2", "one launch", "predicted us", "floor us", "workspace"});
     for (const engine::BucketPlan& bucket : plan->buckets) {
       const LayerConfig& config = bucket.choice.config;
       const double seconds =
@@ -56,7 +57,7 @@ int plan_verb(const PlanOptions& options, const Output& out) {
       const model::Floor floor = model::layer_floor(spec, bucket.bucket, *device);
       const std::size_t workspace = plan::workspace_layout(spec, &config, bucket.bucket).total_bytes;
       table.add({std::to_string(bucket.bucket), to_string(bucket.choice), to_string(config.fc1),
-                 to_string(config.fc2), fmt::format("{:.0f}", seconds * 1e6),
+                 to_string(config.fc2), one_launch_text(config), fmt::format("{:.0f}", seconds * 1e6),
                  fmt::format("{:.0f}", floor.seconds * 1e6), format_byte_size(workspace)});
       out.event("bucket", Json()
                               .add("layer", layer.label)
@@ -70,6 +71,7 @@ int plan_verb(const PlanOptions& options, const Output& out) {
                               .add("kernels", bucket.kernels.size())
                               .add("fc1", to_string(config.fc1))
                               .add("fc2", to_string(config.fc2))
+                              .add("one_launch_tokens", config.one_launch.max_tokens)
                               .add("predicted_gemm_us", seconds * 1e6)
                               .add("floor_us", floor.seconds * 1e6)
                               .add("workspace_bytes", workspace));

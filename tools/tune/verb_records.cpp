@@ -40,7 +40,7 @@ int show_verb(const RecordsOptions& options, const Output& out) {
     device = &*found;
   }
   const tuningdb::Layers layers = tuningdb::read_layers(posix_file_system(), *sources);
-  Table table({"device", "layer", "tokens", "us", "cost model's us", "fc1", "fc2", "state"});
+  Table table({"device", "layer", "tokens", "us", "cost model's us", "fc1", "fc2", "one launch", "state"});
   for (const tuningdb::LayerFile& file : layers.files) {
     for (const auto& stored : file.contents.records) {
       const TuningRecord& r = stored.record;
@@ -53,7 +53,7 @@ int show_verb(const RecordsOptions& options, const Output& out) {
                                                  : "not verified";
       table.add({r.key.device.name, layer_text(r.key), std::to_string(r.key.token),
                  fmt::format("{:.1f}", r.us), r.baseline_us > 0 ? fmt::format("{:.1f}", r.baseline_us) : "-",
-                 brief(r.config.fc1), brief(r.config.fc2), state});
+                 brief(r.config.fc1), brief(r.config.fc2), one_launch_text(r.config), state});
       out.event("record", Json()
                               .add("from", layers.layers[file.layer].text())
                               .add("file", file.path)
@@ -65,6 +65,7 @@ int show_verb(const RecordsOptions& options, const Output& out) {
                               .add("baseline_us", r.baseline_us)
                               .add("fc1", to_string(r.config.fc1))
                               .add("fc2", to_string(r.config.fc2))
+                              .add("one_launch_tokens", r.config.one_launch.max_tokens)
                               .add("verified", r.verified)
                               .add("date", r.date)
                               .add("state", state));

@@ -258,12 +258,14 @@ class Tuning {
                            .add("gb_per_s", r.bw)
                            .add("verified", r.verified)
                            .add("fc1", to_string(r.config.fc1))
-                           .add("fc2", to_string(r.config.fc2)));
+                           .add("fc2", to_string(r.config.fc2))
+                           .add("one_launch_tokens", r.config.one_launch.max_tokens));
     out_.say(fmt::format(
-        "{:>6} tokens  {:>9.1f} us  ({}; spread {:.1f} %, {} configs, {} failed)  fc1 {}; fc2 {}  [{}]",
+        "{:>6} tokens  {:>9.1f} us  ({}; spread {:.1f} %, {} configs, {} failed)  fc1 {}; fc2 {}{}  [{}]",
         item.key.token, r.us,
         r.baseline_us > 0 ? fmt::format("cost model's choice {:.1f}", r.baseline_us) : "no baseline",
         r.spread * 100, outcome.tried, outcome.failed, brief(r.config.fc1), brief(r.config.fc2),
+        r.config.one_launch.max_tokens > 0 ? "; one launch " + one_launch_text(r.config) : "",
         layer_text(item.key)));
   }
 
