@@ -191,6 +191,12 @@ Status check_wgmma_device(const LayerSpec& spec, GemmStage stage, const GemmConf
 Status check_device(const LayerSpec& spec, GemmStage stage, const GemmConfig& c,
                     const DeviceProfile& device) {
   if (uses_wgmma(c)) return check_wgmma_device(spec, stage, c, device);
+  if (spec.batch_invariant && device.compute_major == 9) {
+    return bad_config(
+        "schedule=mma_sync is not for batch_invariant layers on a Hopper GPU, whose other token counts run "
+        "on "
+        "wgmma: the two add up a step of K in different orders; must be wgmma or wgmma_pingpong");
+  }
   const std::int64_t smem = gemm_smem_bytes(c) + gemm_extra_smem_bytes(c);
   if (smem > device.smem_per_block) {
     return bad_config(fmt::format(

@@ -76,6 +76,7 @@ std::int32_t tile_columns(const LayerSpec& spec, GemmStage stage, const GemmConf
 ///  would spill);
 ///  - kn weights: 3 stages from 96 accumulators on; where a warp's columns are no power of two, at most 48
 ///  and block_k ≤ 64;
+///  - not for batch_invariant layers on Hopper: one main loop for every token count;
 ///  - pipeline and extra shared memory within smem_per_block, and ctas_per_sm blocks within the SM's shared
 ///  memory (each
 ///    with its reserved KiB), registers ((accumulators + kGemmExtraRegisters) a thread) and threads.

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "model/config_space.hpp"
+#include "model/cost_model.hpp"
 #include "support/wgmma_configs.hpp"
 
 using namespace varmoe;
@@ -349,4 +350,32 @@ TEST_CASE(
   LayerSpec odd_plain = odd;
   odd_plain.activation = Activation::relu2;
   CHECK(message(odd_plain, narrow, each) == "");
+}
+
+TEST_CASE(
+    "batch_invariant layers on Hopper have one main loop for every token count, and no whole-layer kernel") {
+  const DeviceProfile h200 = device("h200"), a100 = device("a100-80gb");
+  LayerSpec uneven = gated(), any = gated();
+  uneven.expert_widths = {8, 72, 200, 768, 8, 72, 200, 768};
+  any.expert_widths.clear();
+  for (std::int64_t e = 1; e <= 40; ++e) any.expert_widths.push_back(8 * e);
+  for (LayerSpec spec :
+       {gated(), plain(), uneven, any, kn(gated()), kn(gated(), GateOrder::interleaved), kn(plain())}) {
+    spec.batch_invariant = true;
+    CAPTURE(kernel_signature(spec));
+    for (const GemmStage stage : {GemmStage::fc1, GemmStage::fc2}) {
+      const auto candidates = gemm_candidates(spec, stage, h200);
+      CHECK(candidates.size() > 4);
+      for (const GemmConfig& config : candidates) CHECK(uses_wgmma(config));
+      CHECK(contains(refusal(spec, stage, GemmConfig(), h200), "not for batch_invariant layers"));
+      CHECK(check_gemm_config(spec, stage, GemmConfig(), a100).ok());
+    }
+    for (const std::int64_t tokens : {1, 2, 8, 64, 1024, 16384}) {
+      const LayerConfig config = predict_layer_config(spec, tokens, h200);
+      CHECK(check_layer_config(spec, config, h200).ok());
+      CHECK(uses_wgmma(config.fc1));
+      CHECK(uses_wgmma(config.fc2));
+      CHECK(config.one_launch.max_tokens == 0);
+    }
+  }
 }
