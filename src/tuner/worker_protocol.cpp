@@ -6,11 +6,10 @@
 #include <vector>
 
 #include "base/text.hpp"
+#include "model/config_json.hpp"
 #include "model/config_space.hpp"
-#include "model/gemm_fields.hpp"
 #include "model/json_fields.hpp"
 #include "model/json_writer.hpp"
-#include "model/one_launch.hpp"
 
 namespace varmoe::tuner {
 namespace {
@@ -25,17 +24,6 @@ constexpr std::int64_t kMaxId = std::numeric_limits<std::int64_t>::max();
 constexpr std::size_t kMaxMessage = 2000;
 
 // ---- Writing
-
-std::string gemm_json(const GemmConfig& config) {
-  Fields fields;
-  fields.text("schedule", to_string(config.schedule));
-  for (const model::GemmField& field : model::gemm_fields()) fields.integer(field.key, config.*field.member);
-  return fields.text("gather", to_string(config.gather)).object();
-}
-
-std::string threads_json(std::int32_t block_threads) {
-  return Fields().integer("block_threads", block_threads).object();
-}
 
 std::string list(const auto& values, const auto& text_of) {
   std::string text = "[";
@@ -116,51 +104,9 @@ LayerSpec read_spec(const JsonFields& fields) {
   return spec;
 }
 
-GemmConfig read_gemm(const JsonFields& fields) {
-  std::vector<std::string_view> known = {"schedule", "gather"};
-  GemmConfig config;
-  for (const model::GemmField& field : model::gemm_fields()) {
-    known.push_back(field.key);
-    const std::int64_t value = fields.integer(field.key, 0, std::numeric_limits<std::int32_t>::max());
-    if (!field.takes(value))
-      fields.fail(field.key, required(fields, field.key), "must be " + field.allowed());
-    config.*field.member = static_cast<std::int32_t>(value);
-  }
-  fields.refuse_unknown(known);
-  config.schedule =
-      choice(fields, "schedule", {Schedule::mma_sync, Schedule::wgmma, Schedule::wgmma_pingpong});
-  config.gather = choice(fields, "gather", {GatherMode::fused, GatherMode::copy});
-  return config;
-}
-
-std::int32_t read_threads(const JsonFields& fields) {
-  constexpr std::string_view name = "block_threads";
-  const std::int64_t threads = fields.integer(name, 32, 1024);
-  if (threads % 32 != 0) fields.fail(name, required(fields, name), "must be a multiple of 32");
-  return static_cast<std::int32_t>(threads);
-}
-
 LayerConfig read_config(const JsonFields& fields) {
   fields.refuse_unknown({"fc1", "fc2", "sort", "gather", "combine", "one_launch"});
-  LayerConfig config;
-  config.fc1 = read_gemm(object(fields, "fc1"));
-  config.fc2 = read_gemm(object(fields, "fc2"));
-  const JsonFields sort = object(fields, "sort");
-  sort.refuse_unknown({"block_threads", "single_block_rows"});
-  config.sort.block_threads = read_threads(sort);
-  config.sort.single_block_rows =
-      static_cast<std::int32_t>(sort.integer("single_block_rows", 0, model::kMaxSingleBlockRows));
-  const JsonFields gather = object(fields, "gather"), combine = object(fields, "combine");
-  gather.refuse_unknown({"block_threads"});
-  combine.refuse_unknown({"block_threads"});
-  config.gather.block_threads = read_threads(gather);
-  config.combine.block_threads = read_threads(combine);
-  const JsonFields one_launch = object(fields, "one_launch");
-  one_launch.refuse_unknown({"max_tokens", "stages"});
-  config.one_launch.max_tokens =
-      static_cast<std::int32_t>(one_launch.integer("max_tokens", 0, model::kMaxOneLaunchTokens));
-  config.one_launch.stages = static_cast<std::int32_t>(one_launch.integer("stages", 1, 64));
-  return config;
+  return model::read_layer_config(fields, model::ConfigKeys::all);
 }
 
 std::vector<LayerConfig> read_configs(const JsonFields& fields, const LayerSpec& spec) {
@@ -233,23 +179,6 @@ std::string spec_json(const LayerSpec& spec) {
       .object();
 }
 
-std::string config_json(const LayerConfig& config) {
-  return Fields()
-      .raw("fc1", gemm_json(config.fc1))
-      .raw("fc2", gemm_json(config.fc2))
-      .raw("sort", Fields()
-                       .integer("block_threads", config.sort.block_threads)
-                       .integer("single_block_rows", config.sort.single_block_rows)
-                       .object())
-      .raw("gather", threads_json(config.gather.block_threads))
-      .raw("combine", threads_json(config.combine.block_threads))
-      .raw("one_launch", Fields()
-                             .integer("max_tokens", config.one_launch.max_tokens)
-                             .integer("stages", config.one_launch.stages)
-                             .object())
-      .object();
-}
-
 std::string hello_line() {
   return Fields()
       .integer("protocol", kProtocolVersion)
@@ -262,7 +191,7 @@ std::string request_line(std::int64_t id, const MeasureRequest& request) {
       .text("effort", to_string(request.effort))
       .integer("bucket", request.bucket)
       .raw("spec", spec_json(request.spec))
-      .raw("configs", list(request.configs, config_json))
+      .raw("configs", list(request.configs, model::layer_config_json))
       .object();
 }
 
@@ -272,7 +201,7 @@ std::string turn_line(std::int64_t id, std::size_t index) {
 
 std::string answer_line(std::int64_t id, std::size_t index, const LayerConfig& config, const Measurement& m) {
   Fields fields = reply(id);
-  fields.integer("answer", static_cast<std::int64_t>(index)).raw("config", config_json(config));
+  fields.integer("answer", static_cast<std::int64_t>(index)).raw("config", model::layer_config_json(config));
   Measurement figures = m;
   figures.verified = true;  // what is only not verified can be written
   figures.err1 = figures.err2 = 0;

@@ -63,8 +63,7 @@ Status read_hello(std::string_view line);
 Result<WorkerRequest> read_request(std::string_view line);
 Result<WorkerReply> read_reply(std::string_view line);
 
-/// The objects alone.
+/// The spec alone.
 std::string spec_json(const LayerSpec& spec);
-std::string config_json(const LayerConfig& config);
 
 }  // namespace varmoe::tuner

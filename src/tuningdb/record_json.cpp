@@ -5,17 +5,15 @@
 #include <algorithm>
 #include <limits>
 
+#include "model/config_json.hpp"
 #include "model/config_space.hpp"
-#include "model/gemm_fields.hpp"
 #include "model/json_writer.hpp"
-#include "model/one_launch.hpp"
 #include "tuningdb/limits.hpp"
 
 namespace varmoe::tuningdb {
 namespace {
 
 using model::FieldError;
-using model::GemmField;
 using model::Json;
 using model::JsonFields;
 using model::NullField;
@@ -175,61 +173,10 @@ JsonFields nested(const JsonFields& fields, std::string_view name) {
                     NullField::is_wrong);
 }
 
-GemmConfig read_gemm(const JsonFields& record, std::string_view name, bool older_space) {
-  const JsonFields fields = nested(record, name);
-  std::vector<std::string_view> known = {"schedule", "gather"};
-  for (const GemmField& field : model::gemm_fields()) known.push_back(field.key);
-  fields.refuse_unknown(known);
-  GemmConfig config;
-  const auto absent = [&](std::string_view key) { return older_space && !fields.has(key); };
-  if (!absent("schedule")) {
-    config.schedule =
-        read_choice(fields, "schedule", {Schedule::mma_sync, Schedule::wgmma, Schedule::wgmma_pingpong});
-  }
-  for (const GemmField& field : model::gemm_fields()) {
-    if (absent(field.key)) continue;
-    const Json& value = required(fields, field.key, fmt::format("must be {}", field.allowed()));
-    const auto* number = value.as<std::int64_t>();
-    if (number == nullptr || !field.takes(*number)) {
-      fields.fail(field.key, value, fmt::format("must be {}", field.allowed()));
-    }
-    config.*field.member = narrow(*number);
-  }
-  if (!absent("gather")) {
-    config.gather = read_choice(fields, "gather", {GatherMode::fused, GatherMode::copy});
-  }
-  return config;
-}
-
-std::int32_t read_block_threads(const JsonFields& fields) {
-  const std::int64_t threads = fields.integer("block_threads", 32, 1024);
-  if (threads % 32 != 0)
-    fields.fail("block_threads", *fields.find("block_threads"), "must be a multiple of 32");
-  return narrow(threads);
-}
-
 LayerConfig read_config(const JsonFields& fields, std::int32_t config_space) {
-  const bool older = config_space < model::kConfigSpaceVersion;
-  LayerConfig config;
-  config.fc1 = read_gemm(fields, "fc1", older);
-  config.fc2 = read_gemm(fields, "fc2", older);
-  const JsonFields sort = nested(fields, "sort"), gather = nested(fields, "gather"),
-                   combine = nested(fields, "combine");
-  sort.refuse_unknown({"block_threads", "single_block_rows"});
-  gather.refuse_unknown({"block_threads"});
-  combine.refuse_unknown({"block_threads"});
-  config.sort.block_threads = read_block_threads(sort);
-  config.sort.single_block_rows = narrow(sort.integer("single_block_rows", 0, model::kMaxSingleBlockRows));
-  config.gather.block_threads = read_block_threads(gather);
-  config.combine.block_threads = read_block_threads(combine);
-  // Records of before version 4 have none: their layers ran kernel by kernel.
-  if (!older || fields.find("one_launch") != nullptr) {
-    const JsonFields one_launch = nested(fields, "one_launch");
-    one_launch.refuse_unknown({"max_tokens", "stages"});
-    config.one_launch.max_tokens = narrow(one_launch.integer("max_tokens", 0, model::kMaxOneLaunchTokens));
-    config.one_launch.stages = narrow(one_launch.integer("stages", 1, 64));
-  }
-  return config;
+  return model::read_layer_config(fields, config_space < model::kConfigSpaceVersion
+                                              ? model::ConfigKeys::of_older_space
+                                              : model::ConfigKeys::all);
 }
 
 void read_figures(const JsonFields& fields, TuningRecord& record) {
@@ -279,14 +226,6 @@ std::string inter_dim_text(const std::vector<WidthClass>& classes) {
   return text + "]";
 }
 
-std::string gemm_text(const GemmConfig& config) {
-  model::JsonFieldList fields;
-  fields.text("schedule", to_string(config.schedule));
-  for (const GemmField& field : model::gemm_fields()) fields.integer(field.key, config.*field.member);
-  fields.text("gather", to_string(config.gather));
-  return fields.object();
-}
-
 std::string key_fields(const TuningKey& key) {
   model::JsonFieldList fields;
   fields.text("arch", key.device.arch)
@@ -316,21 +255,6 @@ std::string key_fields(const TuningKey& key) {
       .boolean("bias", key.bias)
       .boolean("batch_invariant", key.batch_invariant);
   return fields.fields();
-}
-
-std::string rest_of_config(const LayerConfig& config) {
-  return model::JsonFieldList()
-      .raw("sort", model::JsonFieldList()
-                       .integer("block_threads", config.sort.block_threads)
-                       .integer("single_block_rows", config.sort.single_block_rows)
-                       .object())
-      .raw("gather", model::JsonFieldList().integer("block_threads", config.gather.block_threads).object())
-      .raw("combine", model::JsonFieldList().integer("block_threads", config.combine.block_threads).object())
-      .raw("one_launch", model::JsonFieldList()
-                             .integer("max_tokens", config.one_launch.max_tokens)
-                             .integer("stages", config.one_launch.stages)
-                             .object())
-      .fields();
 }
 
 std::string figure_fields(const TuningRecord& record) {
@@ -392,9 +316,9 @@ StoredRecord read_record(const Json& value, const std::string& where) {
 std::string record_text(const TuningRecord& record, const Json::Object& unknown) {
   std::string text = "{" + key_fields(record.key);
   const auto line = [&text](const std::string& fields) { text += ",\n " + fields; };
-  line(model::JsonFieldList().raw("fc1", gemm_text(record.config.fc1)).fields());
-  line(model::JsonFieldList().raw("fc2", gemm_text(record.config.fc2)).fields());
-  line(rest_of_config(record.config));
+  line(model::JsonFieldList().raw("fc1", model::gemm_config_json(record.config.fc1)).fields());
+  line(model::JsonFieldList().raw("fc2", model::gemm_config_json(record.config.fc2)).fields());
+  line(model::block_config_fields(record.config));
   line(figure_fields(record));
   line(provenance_fields(record));
   if (!unknown.empty()) {

@@ -10,6 +10,7 @@
 #include <string>
 #include <thread>
 
+#include "model/config_json.hpp"
 #include "tuner/misbehaviour.hpp"
 #include "tuner/serve_worker.hpp"
 #include "tuner/worker_protocol.hpp"
@@ -51,7 +52,7 @@ tuner::Measurement good(const LayerConfig& config) {
 
 Misbehaviour chosen(const LayerConfig& config) {
   if (chaos.empty()) return misbehaviour_of(config);
-  const std::string text = tuner::config_json(config) + chaos;
+  const std::string text = model::layer_config_json(config) + chaos;
   std::seed_seq seed(text.begin(), text.end());
   std::mt19937 random(seed);
   constexpr Misbehaviour kinds[] = {Misbehaviour::crash,        Misbehaviour::exit_quietly,

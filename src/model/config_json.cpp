@@ -1,0 +1,133 @@
+#include "model/config_json.hpp"
+
+#include <fmt/format.h>
+
+#include <initializer_list>
+#include <string_view>
+#include <vector>
+
+#include "model/config_space.hpp"
+#include "model/gemm_fields.hpp"
+#include "model/json_writer.hpp"
+#include "model/one_launch.hpp"
+
+namespace varmoe::model {
+namespace {
+
+std::string threads_json(std::int32_t block_threads) {
+  return JsonFieldList().integer("block_threads", block_threads).object();
+}
+
+const Json& required(const JsonFields& fields, std::string_view name, std::string_view expected) {
+  if (const Json* value = fields.find(name)) return *value;
+  fields.fail(fmt::format("{} is missing; {}", name, expected));
+}
+
+/// An object below this one.
+JsonFields nested(const JsonFields& fields, std::string_view name) {
+  return JsonFields(required(fields, name, "must be an object"), fmt::format("{}: {}", fields.where(), name),
+                    NullField::is_wrong);
+}
+
+/// One of a few enumerators, by to_string.
+template <class Enum>
+Enum read_choice(const JsonFields& fields, std::string_view name, std::initializer_list<Enum> choices) {
+  const std::string& text = fields.string(name);
+  std::string allowed;
+  for (const Enum choice : choices) {
+    if (text == to_string(choice)) return choice;
+    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", to_string(choice));
+  }
+  fields.fail(name, required(fields, name, ""), fmt::format("must be one of {}", allowed));
+}
+
+GemmConfig read_gemm(const JsonFields& fields, ConfigKeys keys) {
+  std::vector<std::string_view> known = {"schedule", "gather"};
+  for (const GemmField& field : gemm_fields()) known.push_back(field.key);
+  fields.refuse_unknown(known);
+  GemmConfig config;
+  const auto absent = [&](std::string_view key) {
+    return keys == ConfigKeys::of_older_space && !fields.has(key);
+  };
+  if (!absent("schedule")) {
+    config.schedule =
+        read_choice(fields, "schedule", {Schedule::mma_sync, Schedule::wgmma, Schedule::wgmma_pingpong});
+  }
+  for (const GemmField& field : gemm_fields()) {
+    if (absent(field.key)) continue;
+    const Json& value = required(fields, field.key, fmt::format("must be {}", field.allowed()));
+    const auto* number = value.as<std::int64_t>();
+    if (number == nullptr || !field.takes(*number))
+      fields.fail(field.key, value, fmt::format("must be {}", field.allowed()));
+    config.*field.member = static_cast<std::int32_t>(*number);
+  }
+  if (!absent("gather")) config.gather = read_choice(fields, "gather", {GatherMode::fused, GatherMode::copy});
+  return config;
+}
+
+std::int32_t read_integer(const JsonFields& fields, std::string_view name, std::int64_t min,
+                          std::int64_t max) {
+  return static_cast<std::int32_t>(fields.integer(name, min, max));
+}
+
+std::int32_t read_block_threads(const JsonFields& fields) {
+  const std::int32_t threads = read_integer(fields, "block_threads", 32, 1024);
+  if (threads % 32 != 0)
+    fields.fail("block_threads", *fields.find("block_threads"), "must be a multiple of 32");
+  return threads;
+}
+
+}  // namespace
+
+std::string gemm_config_json(const GemmConfig& config) {
+  JsonFieldList fields;
+  fields.text("schedule", to_string(config.schedule));
+  for (const GemmField& field : gemm_fields()) fields.integer(field.key, config.*field.member);
+  return fields.text("gather", to_string(config.gather)).object();
+}
+
+std::string block_config_fields(const LayerConfig& config) {
+  return JsonFieldList()
+      .raw("sort", JsonFieldList()
+                       .integer("block_threads", config.sort.block_threads)
+                       .integer("single_block_rows", config.sort.single_block_rows)
+                       .object())
+      .raw("gather", threads_json(config.gather.block_threads))
+      .raw("combine", threads_json(config.combine.block_threads))
+      .raw("one_launch", JsonFieldList()
+                             .integer("max_tokens", config.one_launch.max_tokens)
+                             .integer("stages", config.one_launch.stages)
+                             .object())
+      .fields();
+}
+
+std::string layer_config_json(const LayerConfig& config) {
+  return fmt::format(R"({{"fc1": {}, "fc2": {}, {}}})", gemm_config_json(config.fc1),
+                     gemm_config_json(config.fc2), block_config_fields(config));
+}
+
+LayerConfig read_layer_config(const JsonFields& fields, ConfigKeys keys) {
+  LayerConfig config;
+  config.fc1 = read_gemm(nested(fields, "fc1"), keys);
+  config.fc2 = read_gemm(nested(fields, "fc2"), keys);
+  const JsonFields sort = nested(fields, "sort"), gather = nested(fields, "gather"),
+                   combine = nested(fields, "combine");
+  sort.refuse_unknown({"block_threads", "single_block_rows"});
+  gather.refuse_unknown({"block_threads"});
+  combine.refuse_unknown({"block_threads"});
+  config.sort.block_threads = read_block_threads(sort);
+  config.sort.single_block_rows = read_integer(sort, "single_block_rows", 0, kMaxSingleBlockRows);
+  config.gather.block_threads = read_block_threads(gather);
+  config.combine.block_threads = read_block_threads(combine);
+  // Before version 4 of the config space there was none: layers ran kernel by kernel.
+  if (keys == ConfigKeys::all || fields.has("one_launch")) {
+    const JsonFields one_launch = nested(fields, "one_launch");
+    one_launch.refuse_unknown({"max_tokens", "stages"});
+    config.one_launch.max_tokens = read_integer(one_launch, "max_tokens", 0, kMaxOneLaunchTokens);
+    config.one_launch.stages =
+        read_integer(one_launch, "stages", kFewestOneLaunchStages, kMostOneLaunchStages);
+  }
+  return config;
+}
+
+}  // namespace varmoe::model
