@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <initializer_list>
 #include <string_view>
 #include <vector>
 
@@ -29,18 +28,6 @@ JsonFields nested(const JsonFields& fields, std::string_view name) {
                     NullField::is_wrong);
 }
 
-/// One of a few enumerators, by to_string.
-template <class Enum>
-Enum read_choice(const JsonFields& fields, std::string_view name, std::initializer_list<Enum> choices) {
-  const std::string& text = fields.string(name);
-  std::string allowed;
-  for (const Enum choice : choices) {
-    if (text == to_string(choice)) return choice;
-    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", to_string(choice));
-  }
-  fields.fail(name, required(fields, name, ""), fmt::format("must be one of {}", allowed));
-}
-
 GemmConfig read_gemm(const JsonFields& fields, ConfigKeys keys) {
   std::vector<std::string_view> known = {"schedule", "gather"};
   for (const GemmField& field : gemm_fields()) known.push_back(field.key);
@@ -51,7 +38,7 @@ GemmConfig read_gemm(const JsonFields& fields, ConfigKeys keys) {
   };
   if (!absent("schedule")) {
     config.schedule =
-        read_choice(fields, "schedule", {Schedule::mma_sync, Schedule::wgmma, Schedule::wgmma_pingpong});
+        fields.choice("schedule", {Schedule::mma_sync, Schedule::wgmma, Schedule::wgmma_pingpong});
   }
   for (const GemmField& field : gemm_fields()) {
     if (absent(field.key)) continue;
@@ -61,7 +48,7 @@ GemmConfig read_gemm(const JsonFields& fields, ConfigKeys keys) {
       fields.fail(field.key, value, fmt::format("must be {}", field.allowed()));
     config.*field.member = static_cast<std::int32_t>(*number);
   }
-  if (!absent("gather")) config.gather = read_choice(fields, "gather", {GatherMode::fused, GatherMode::copy});
+  if (!absent("gather")) config.gather = fields.choice("gather", {GatherMode::fused, GatherMode::copy});
   return config;
 }
 

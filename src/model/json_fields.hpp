@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -42,6 +43,17 @@ class JsonFields {
   const std::string& string(std::string_view name) const;
   /// Empty when absent.
   std::string string_or_empty(std::string_view name) const;
+  /// The one of `choices` that a string names, by the to_string found beside its type.
+  template <class Enum>
+  Enum choice(std::string_view name, std::initializer_list<Enum> choices) const {
+    const std::string& text = string(name);
+    std::string allowed;
+    for (const Enum one : choices) {
+      if (text == to_string(one)) return one;
+      allowed += (allowed.empty() ? "" : ", ") + std::string(to_string(one));
+    }
+    fail(name, *find(name), "must be one of " + allowed);
+  }
   /// A list of integers; empty when absent.
   std::vector<std::int64_t> integers_or_empty(std::string_view name, std::int64_t min,
                                               std::int64_t max) const;

@@ -63,18 +63,6 @@ auto named(const JsonFields& fields, std::string_view name, const auto& parse) {
   return *parsed;
 }
 
-/// The enumerator of that name.
-template <class T>
-T choice(const JsonFields& fields, std::string_view name, std::initializer_list<T> all) {
-  const std::string& text = fields.string(name);
-  std::vector<std::string_view> names;
-  for (const T value : all) {
-    if (text == to_string(value)) return value;
-    names.emplace_back(to_string(value));
-  }
-  fields.fail(name, required(fields, name), fmt::format("must be one of {}", join(names)));
-}
-
 float parameter(const JsonFields& fields, std::string_view name) {
   constexpr double kLargest = std::numeric_limits<float>::max();
   return static_cast<float>(fields.real(name, -kLargest, kLargest));
@@ -238,7 +226,7 @@ Result<WorkerRequest> read_request(std::string_view line) {
     fields.refuse_unknown({"request", "effort", "bucket", "spec", "configs"});
     WorkerRequest result;
     result.id = fields.integer("request", 0, kMaxId);
-    result.request.effort = choice(fields, "effort", {Effort::quick, Effort::normal, Effort::final_});
+    result.request.effort = fields.choice("effort", {Effort::quick, Effort::normal, Effort::final_});
     result.request.bucket = fields.integer("bucket", 1, kMaxBucket);
     result.request.spec = read_spec(object(fields, "spec"));
     result.request.configs = read_configs(fields, result.request.spec);

@@ -91,18 +91,6 @@ auto read_name(const JsonFields& fields, std::string_view name, Parse parse) {
   return *parsed;
 }
 
-/// One of a few enumerators, by to_string.
-template <class Enum>
-Enum read_choice(const JsonFields& fields, std::string_view name, std::initializer_list<Enum> choices) {
-  const std::string& text = fields.string(name);
-  std::string allowed;
-  for (const Enum choice : choices) {
-    if (text == to_string(choice)) return choice;
-    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", to_string(choice));
-  }
-  fields.fail(name, required(fields, name, ""), fmt::format("must be one of {}", allowed));
-}
-
 std::string read_text(const JsonFields& fields, std::string_view name, bool (*fits)(std::string_view),
                       std::string_view rule) {
   const std::string text = fields.string_or_empty(name);
@@ -155,7 +143,7 @@ TuningKey read_key(const JsonFields& fields) {
   key.dtype = read_name(fields, "dtype", parse_dtype);
   key.q_dtype_a = read_name(fields, "q_dtype_a", parse_dtype);
   key.q_dtype_w = read_name(fields, "q_dtype_w", parse_dtype);
-  key.q_type = read_choice(fields, "q_type", {QuantType::none});
+  key.q_type = fields.choice("q_type", {QuantType::none});
   key.use_g1u1 = read_boolean(fields, "use_g1u1");
   key.doweight_stage1 = read_boolean(fields, "doweight_stage1");
   key.fc1_layout = read_name(fields, "fc1_layout", parse_weight_layout);

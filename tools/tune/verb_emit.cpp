@@ -156,9 +156,10 @@ void add_emit(CLI::App& app, Action& run) {
   verb->add_option("--tokens", options->tokens, "token count")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  verb->add_option("--stage", options->stage,
-                   "sort_single, sort_count, sort_scatter, gather, fc1, fc2 or combine; route of a model "
-                   "that describes one")
+  verb->add_option(
+          "--stage", options->stage,
+          "sort_single, sort_count, sort_scatter, gather, fc1, fc2, combine or whole_layer; route of a "
+          "model that describes one")
       ->capture_default_str();
   verb->add_option("--form", options->form, "what to print")
       ->capture_default_str()
