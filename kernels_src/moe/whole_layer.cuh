@@ -1,5 +1,6 @@
 #pragma once
 
+#include "mma/token_columns.cuh"
 #include "moe/layer_control.cuh"
 #include "moe/layer_routing.cuh"
 #include "prelude.cuh"
@@ -9,7 +10,6 @@
 #include "ptx/grid_dependency.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
-#include "ptx/mma_sync.cuh"
 #include "schedule/layer_share.cuh"
 
 // The whole layer in one launch, for so few tokens that its time is that of reading the weights of the experts hit. One block an SM.
@@ -72,11 +72,9 @@ class WholeLayer {
   static constexpr int kUnitColumns = kGated ? 8 : 16;
   static constexpr int kFc1Chunks = ceil_div(kHidden, kChunk);
   static constexpr int kColumnTiles = Config::kTokens / 8;
-  /// Steps of 32 elements of K whose rows are loaded ahead.
-  static constexpr int kBatch = max_of(1, 8 / kColumnTiles);
-  /// And steps whose weights are loaded together: products wait for their operands, in order.
-  static constexpr int kWeightBatch = min_of(kBatch, 4);
-  static constexpr int kChains = kColumnTiles == 1 ? 4 : 2;
+  using Products = mma::TokenColumns<kElement, kColumnTiles>;
+  using Accumulator = typename Products::Accumulator;
+  using TokenRows = typename Products::TokenRows;
   static constexpr i32 kLooksBeforeSearch = 8;
 
   VARMOE_DEVICE WholeLayer(const abi::LayerParams& params, char* shared)
@@ -103,16 +101,6 @@ class WholeLayer {
   }
 
  private:
-  using Accumulator = float[kColumnTiles][4];
-
-  /// Rows of a product's right-hand side, one a token: x or h.
-  struct TokenRows {
-    const char* first;
-    i64 stride;             // bytes
-    i32 row[kColumnTiles];  // of this lane's token in each column tile; −1: it does not name the expert
-    u32 tiles;              // bit i: some token of column tile i does
-  };
-
   VARMOE_DEVICE static u32 address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
   VARMOE_DEVICE u32 full(i32 slot) const { return address(&t.full[slot]); }
   VARMOE_DEVICE u32 empty(i32 slot) const { return address(&t.empty[slot]); }
@@ -232,7 +220,7 @@ class WholeLayer {
       if (!complete(sum, at, number, chunk, kFc1Chunks)) continue;
       store_h(sum, a, in_expert);
       count_unit();
-      clear(sum);
+      Products::clear(sum);
     }
   }
 
@@ -250,7 +238,7 @@ class WholeLayer {
       add_weighted(sum, product, a);
       if (!complete(sum, at, units_before + number, chunk, per_piece)) continue;
       store_out(sum, piece);
-      clear(sum);
+      Products::clear(sum);
     }
   }
 
@@ -261,59 +249,12 @@ class WholeLayer {
     const auto arrived = [&] { ptx::mbarrier_wait(full(slot), static_cast<u32>(at / kStages) & 1u); };
     const auto weights = [&](int half, i32 in_chunk) { return ptx::load_shared16(first + static_cast<u32>(half * 8) * pitch + static_cast<u32>(in_chunk * 2)); };
     // Most chunks are whole batches, and then nothing asks for bounds.
-    if (min_of(kChunk, k_end - k) % (32 * kBatch) == 0) {
-      multiply<true>(sum, b, rows, k, k_end, arrived, weights);
+    const i32 length = min_of(kChunk, k_end - k);
+    if (length % (32 * Products::kBatch) == 0) {
+      Products::template multiply<true>(sum, lane_, b, rows, k, length, arrived, weights);
     } else {
-      multiply<false>(sum, b, rows, k, k_end, arrived, weights);
+      Products::template multiply<false>(sum, lane_, b, rows, k, length, arrived, weights);
     }
-  }
-
-  /// One chunk's products. `weights(half, i)`: eight elements of this lane's weight row (of 8 when half = 1), i elements into the chunk; `arrived`
-  /// returns once they are there. Within 32 elements of K a lane's eight lie side by side in both operands, which permutes K alike in both.
-  /// kWhole: a multiple of 32·kBatch elements.
-  template <bool kWhole, class Arrived, class WeightRow>
-  VARMOE_DEVICE void multiply(Accumulator& sum, const TokenRows& b, i32 rows, i32 k, i32 k_end, const Arrived& arrived, const WeightRow& weights) const {
-    const i32 length = min_of(kChunk, k_end - k), mine = (lane_ % 4) * 8;
-    const Vec16 zero = {{0, 0, 0, 0}};
-    // Several chains of products, since each waits for the one before.
-    Accumulator chain[kChains] = {};
-#pragma unroll 1
-    for (i32 begin = 0; begin < length; begin += 32 * kBatch) {
-      Vec16 x[kBatch][kColumnTiles];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const i32 at = begin + i * 32 + mine;
-#pragma unroll
-        for (int j = 0; j < kColumnTiles; ++j) {
-          x[i][j] = zero;
-          if (b.row[j] >= 0 && (kWhole || at < length)) x[i][j] = ptx::load16(b.first + b.row[j] * b.stride + static_cast<i64>(k + at) * 2);
-        }
-      }
-      if (begin == 0) arrived();
-#pragma unroll
-      for (int i0 = 0; i0 < kBatch; i0 += kWeightBatch) {
-        Vec16 w[kWeightBatch][2];
-#pragma unroll
-        for (int i = 0; i < kWeightBatch; ++i) {
-          const i32 at = begin + (i0 + i) * 32 + mine;
-          // Beyond K and beyond the rows the stage holds anything.
-          w[i][0] = kWhole || at < length ? weights(0, at) : zero;
-          w[i][1] = rows > 8 && (kWhole || at < length) ? weights(1, at) : zero;
-        }
-#pragma unroll
-        for (int i = 0; i < kWeightBatch; ++i) {
-          const u32 even[4] = {w[i][0].v[0], w[i][1].v[0], w[i][0].v[1], w[i][1].v[1]}, odd[4] = {w[i][0].v[2], w[i][1].v[2], w[i][0].v[3], w[i][1].v[3]};
-#pragma unroll
-          for (int j = 0; j < kColumnTiles; ++j) {
-            if (kColumnTiles > 1 && (b.tiles >> j & 1u) == 0) continue;
-            ptx::mma_m16n8k16<kElement>(chain[2 * i % kChains][j], even, x[i0 + i][j].v[0], x[i0 + i][j].v[1]);
-            ptx::mma_m16n8k16<kElement>(chain[(2 * i + 1) % kChains][j], odd, x[i0 + i][j].v[2], x[i0 + i][j].v[3]);
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int c = 0; c < kChains; ++c) add(sum, chain[c]);
   }
 
   /// After stage `at`, chunk `chunk` of `chunks` of its unit, the `unit`-th of several chunks: gives the stage back. After this warp's last of the unit it leaves
@@ -327,7 +268,7 @@ class WholeLayer {
       for (int j = 0; j < kColumnTiles; ++j) {
         ptx::store_shared16(mine + j * 512u, {{__float_as_uint(sum[j][0]), __float_as_uint(sum[j][1]), __float_as_uint(sum[j][2]), __float_as_uint(sum[j][3])}});
       }
-      clear(sum);
+      Products::clear(sum);
       // The last one arrives for the classes that there are not.
       ptx::mbarrier_arrive(barrier, last ? static_cast<u32>(1 + kConsumers - classes) : 1u);
       if (last) {
@@ -356,22 +297,6 @@ class WholeLayer {
   VARMOE_DEVICE static i32 stage_of_class(i32 at, i32 chunk, i32 chunks, i32 c) {
     const i32 last = c + (chunks - 1 - c) / kConsumers * kConsumers;
     return at - chunk + last;
-  }
-
-  VARMOE_DEVICE static void add(Accumulator& sum, const Accumulator& more) {
-#pragma unroll
-    for (int j = 0; j < kColumnTiles; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[j][i] += more[j][i];
-    }
-  }
-
-  VARMOE_DEVICE static void clear(Accumulator& sum) {
-#pragma unroll
-    for (int j = 0; j < kColumnTiles; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[j][i] = 0;
-    }
   }
 
   VARMOE_DEVICE bool names(i32 a, i32 token) const { return (s.tokens[a] >> token & 1u) != 0; }
@@ -522,10 +447,11 @@ class WholeLayer {
         Accumulator part = {};
 #pragma unroll 1
         for (i32 chunk = c; chunk < kFc1Chunks; chunk += kConsumers) {
-          multiply<false>(part, rows_of_x(a), rows, chunk * kChunk, kHidden, [] {},
-                   [&](int half, i32 in_chunk) { return ptx::load16_streaming((half ? second : first) + static_cast<i64>(chunk * kChunk + in_chunk) * 2); });
+          Products::template multiply<false>(
+              part, lane_, rows_of_x(a), rows, chunk * kChunk, min_of(kChunk, kHidden - chunk * kChunk), [] {},
+              [&](int half, i32 in_chunk) { return ptx::load16_streaming((half ? second : first) + static_cast<i64>(chunk * kChunk + in_chunk) * 2); });
         }
-        add(sum, part);
+        Products::add(sum, part);
       }
       store_h(sum, a, in_expert);
       __syncwarp();

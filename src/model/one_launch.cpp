@@ -11,7 +11,6 @@ namespace {
 
 /// Of kernels_src/: moe/whole_layer.cuh, abi.cuh. Emitted source asserts what follows from them.
 constexpr std::int64_t kStageBytes = 16 * (1024 * 2 + 64), kExpertEntryBytes = 64;
-constexpr std::int32_t kMostBlocks = 256;
 constexpr std::int32_t kMostPredictedStages = 6;
 /// Up to so many tokens, and so many bytes of weights, one launch was measured to beat the kernels one by one
 /// (docs/performance.md, entry 23): those stream long weights faster, and take longer to start and to end.
@@ -61,9 +60,9 @@ Status check_one_launch(const LayerSpec& spec, const OneLaunchConfig& config, co
   if (device.compute_major < 9)
     return Error(ErrorCode::unsupported,
                  fmt::format("one_launch: needs sm_90 or newer; {} is {}", device.name, device.arch));
-  if (device.sm_count > kMostBlocks)
-    return Error(ErrorCode::unsupported, fmt::format("one_launch: takes up to {} SMs; {} has {}", kMostBlocks,
-                                                     device.name, device.sm_count));
+  if (device.sm_count > kMaxOneLaunchBlocks)
+    return Error(ErrorCode::unsupported, fmt::format("one_launch: takes up to {} SMs; {} has {}",
+                                                     kMaxOneLaunchBlocks, device.name, device.sm_count));
   const std::int64_t bytes = one_launch_smem_bytes(spec, config);
   if (bytes > device.smem_per_block)
     return bad_config(

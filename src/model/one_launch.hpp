@@ -10,6 +10,8 @@
 /// Which layers one launch can do (kernels_src/moe/whole_layer.cuh), and with what.
 namespace varmoe::model {
 
+/// abi::kMaxLayerBlocks, which plan asserts.
+inline constexpr std::int32_t kMaxOneLaunchBlocks = 256;
 inline constexpr std::int32_t kMaxOneLaunchTokens = 64;
 inline constexpr std::int32_t kFewestOneLaunchStages = 4, kMostOneLaunchStages = 8;
 

@@ -9,6 +9,7 @@
 #include "cuda/launch.hpp"
 #include "cuda/tensor_map.hpp"
 #include "model/config_space.hpp"
+#include "model/one_launch.hpp"
 #include "plan/expert_table.hpp"
 #include "plan/plan.hpp"
 #include "plan/sort_grid.hpp"
@@ -18,6 +19,8 @@ namespace varmoe::plan {
 namespace {
 
 using emit::Stage;
+
+static_assert(model::kMaxOneLaunchBlocks == abi::kMaxLayerBlocks);
 
 template <class T>
 T* at(std::uint64_t base, std::size_t offset) {
