@@ -62,8 +62,8 @@ struct CombineConfig {
 
 /// The whole layer in one launch, for few tokens: sm_90 and newer, nk weights, not batch_invariant.
 struct OneLaunchConfig {
-  std::int32_t max_tokens = 0;  ///< up to this many tokens (8, 16, 32 or 64) one launch does it all; 0: never
-  std::int32_t stages = 6;      ///< pipeline depth, and warps that multiply: 4 … 8
+  std::int32_t max_tokens = 0;  ///< up to this many tokens (8 or 16) one launch does it all; 0: never
+  std::int32_t teams = 2;       ///< of four warps, each with a slot for weights under way: 1 or 2
   bool operator==(const OneLaunchConfig&) const = default;
 };
 

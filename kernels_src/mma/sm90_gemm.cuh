@@ -33,7 +33,7 @@
 //
 // `Problem` (moe/fc1_sm90.cuh, moe/fc2_sm90.cuh) supplies: Config, kElement, kKn, kMakesH, tile_count(), tile(index, rank),
 // k_extent(width), up_first(expert), kWeightBoxes, load_weights(stage, barrier, tile, k, box, L2 policy), Staging and
-// store(tile, accumulator, staging, first block); kTopK (slots that a row of a has) and kWholeStages (K is a multiple of 64) where it
+// store(tile, accumulator, staging, first block); kLongestK (of any tile; 0: not known); kTopK (slots that a row of a has) and kWholeStages (K is a multiple of 64) where it
 // gathers.
 namespace varmoe::mma {
 
@@ -52,6 +52,11 @@ class Sm90Gemm {
   /// Stages that are asked for together: a box of one and the same box of the next lie side by side in memory, which DRAM likes (1 % of
   /// a weight stream). A short ring has none to spare.
   static constexpr int kAtOnce = Config::kStages >= 6 ? 2 : 1;
+  /// Tiles that a block has beyond those that it has begun. A ticket and the look-up behind it take about 2 µs, in which
+  /// the copy engine must not run out of tiles; but tickets in hand are what other blocks go without, and where there are few tiles a
+  /// block that starts early would take most of them. A gather has begun a tile when it is through with it.
+  static constexpr int kTileStages = Problem::kLongestK / kBlockK;
+  static constexpr int kAhead = min_of(Shared::kTileSlots, (kTileStages >= 24 ? 1 : kTileStages >= 12 ? 2 : kTileStages >= 6 ? 3 : 4) + (kGatherWarps > 0 ? 1 : 0));
 
  public:
   VARMOE_DEVICE Sm90Gemm(const abi::GemmParams& p, char* memory)
@@ -142,21 +147,18 @@ class Sm90Gemm {
     if (!Problem::kMakesH && p_.h_pending != nullptr) ptx::fence_device();
     const i32 count = problem_.tile_count();
     const u32 row_units = static_cast<u32>(p_.a_stride / 8);
-    Slots at;
+    Slots at, begun;
     i32 before = -1;
     TicketCursor ticket;
-    for (i32 index = static_cast<i32>(blockIdx.x) / kCluster;;) {
+    for (i32 index = static_cast<i32>(blockIdx.x) / kCluster, number = 0;; ++number) {
       const bool more = index < count;
-      i32 next = 0;
       TileSlot tile = {-1, 0, 0, 0, 0, 0, 0, 0};
       if (more) {
-        if (lane == 0 && rank_ == 0) next = static_cast<i32>(gridDim.x) / kCluster + atomicAdd(p_.tickets, 1);
         const schedule::OutputTile t = problem_.tile(index, rank_);
         const i32 expert_rows = p_.expert_offsets[t.expert + 1] - p_.expert_offsets[t.expert];
         tile = {t.expert, t.row_begin, t.rows, t.column_tile, t.width, problem_.up_first(t.expert),
                 expert_rows <= kCluster * Config::kBlockM, 0};
       }
-      wait_for_slot(at, before);
       if (Config::kGatherRows && more) {
         // Several at a time: their latencies overlap, and a register holds each. A cluster's scheduler has fewer to spare.
 #pragma unroll (kCluster > 1 ? 2 : 4)
@@ -170,22 +172,29 @@ class Sm90Gemm {
       if (lane == 0) *slot_of(at.slot) = tile;
       ptx::mbarrier_arrive(shared_ + Shared::kTileFull + at.slot * 8);
       at.advance();
-      if (!more) break;
+      if (!more) {
+        if (Problem::kMakesH && p_.h_pending != nullptr) {
+          for (i32 i = min_of(number + 1, kAhead); i > 0; --i) wait_until_begun(begun, before);
+        }
+        break;
+      }
+      // Then the next tile's slot is free as well.
+      if (number + 1 >= kAhead) wait_until_begun(begun, before);
+      i32 next = 0;
+      if (lane == 0 && rank_ == 0) next = static_cast<i32>(gridDim.x) / kCluster + atomicAdd(p_.tickets, 1);
       index = share_ticket(next, ticket);
-    }
-    if (Problem::kMakesH && p_.h_pending != nullptr) {
-      for (int i = 0; i < Shared::kTileSlots; ++i, at.advance()) wait_for_slot(at, before);
     }
   }
 
-  /// Waits until a tile slot may be written. The consumers have then begun the tile that was in it, so they have stored the one
-  /// before that, of expert `before`: fc1 says so to fc2, whose blocks may be waiting.
-  VARMOE_DEVICE void wait_for_slot(const Slots& at, i32& before) {
-    ptx::mbarrier_wait(shared_ + Shared::kTileEmpty + at.slot * 8, at.parity ^ 1);
+  /// Waits until the tile in slot `at` has been begun by all, and goes on to the next slot. The consumers have then stored the tile
+  /// before it, of expert `before`: fc1 says so to fc2, whose blocks may be waiting.
+  VARMOE_DEVICE void wait_until_begun(Slots& at, i32& before) {
+    ptx::mbarrier_wait(shared_ + Shared::kTileEmpty + at.slot * 8, at.parity);
     if constexpr (Problem::kMakesH) {
       if (p_.h_pending != nullptr && before >= 0 && threadIdx.x % 32 == 0) ptx::add_release(p_.h_pending + before, -1);
       before = slot_of(at.slot)->expert;
     }
+    at.advance();
   }
 
   using TicketCursor = RingCursor<(Shared::kTicketSlots > 0 ? Shared::kTicketSlots : 1)>;

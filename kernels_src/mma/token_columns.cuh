@@ -11,11 +11,11 @@ template <Element kElement, int kColumnTiles>
 struct TokenColumns {
   /// Lane's fragments (ptx/mma_sync.cuh) of each eight tokens.
   using Accumulator = float[kColumnTiles][4];
-  /// Steps of 32 elements of K whose rows are loaded ahead.
-  static constexpr int kBatch = max_of(1, 8 / kColumnTiles);
-  /// And steps whose weights are loaded together: products wait for their operands, in order.
-  static constexpr int kWeightBatch = min_of(kBatch, 4);
+  /// Steps of 32 elements of K whose rows are loaded ahead, where registers allow.
+  static constexpr int kBatch = max_of(1, 16 / kColumnTiles);
   static constexpr int kChains = kColumnTiles == 1 ? 4 : 2;
+  /// The fewest steps a batch that leave the order of additions as it is.
+  static constexpr int kSmallBatch = kChains / 2;
 
   /// Rows of a product's right-hand side, one a token: x or h.
   struct TokenRows {
@@ -27,18 +27,20 @@ struct TokenColumns {
 
   /// sum += 8 or 16 (`rows`) weight rows · the tokens' rows, over elements k … k + length of K. `weights(half, i)`: eight elements of this lane's weight row (of 8
   /// when half = 1) from k + i on; `arrived` returns once they are there. Within 32 elements of K a lane's eight lie side by side in both operands, which permutes K alike in both.
-  /// kWhole: a multiple of 32·kBatch elements.
-  template <bool kWhole, class Arrived, class WeightRow>
+  /// kWhole: a multiple of 32·kSteps elements. kSteps: steps a batch, which changes no bit of the sum.
+  template <bool kWhole, int kSteps, class Arrived, class WeightRow>
   VARMOE_DEVICE static void multiply(Accumulator& sum, i32 lane, const TokenRows& b, i32 rows, i32 k, i32 length, const Arrived& arrived, const WeightRow& weights) {
+    static_assert(kSteps % kSmallBatch == 0);
+    constexpr int kWeightBatch = min_of(kSteps, 4);  // steps whose weights are loaded together: products wait for their operands, in order
     const i32 mine = (lane % 4) * 8;
     const Vec16 zero = {{0, 0, 0, 0}};
     // Several chains of products, since each waits for the one before.
     Accumulator chain[kChains] = {};
 #pragma unroll 1
-    for (i32 begin = 0; begin < length; begin += 32 * kBatch) {
-      Vec16 x[kBatch][kColumnTiles];
+    for (i32 begin = 0; begin < length; begin += 32 * kSteps) {
+      Vec16 x[kSteps][kColumnTiles];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
+      for (int i = 0; i < kSteps; ++i) {
         const i32 at = begin + i * 32 + mine;
 #pragma unroll
         for (int j = 0; j < kColumnTiles; ++j) {
@@ -48,7 +50,7 @@ struct TokenColumns {
       }
       if (begin == 0) arrived();
 #pragma unroll
-      for (int i0 = 0; i0 < kBatch; i0 += kWeightBatch) {
+      for (int i0 = 0; i0 < kSteps; i0 += kWeightBatch) {
         Vec16 w[kWeightBatch][2];
 #pragma unroll
         for (int i = 0; i < kWeightBatch; ++i) {
@@ -78,14 +80,6 @@ struct TokenColumns {
     for (int j = 0; j < kColumnTiles; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[j][i] += more[j][i];
-    }
-  }
-
-  VARMOE_DEVICE static void clear(Accumulator& sum) {
-#pragma unroll
-    for (int j = 0; j < kColumnTiles; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[j][i] = 0;
     }
   }
 };

@@ -25,6 +25,7 @@ class Fc1Sm90 {
   static constexpr bool kMakesH = true;
   static constexpr int kTopK = Layer::kTopK;
   static constexpr bool kWholeStages = Layer::kHidden % 64 == 0;
+  static constexpr int kLongestK = Layer::kHidden;
   static constexpr int kColumns = kGated ? Config::kBlockN / 2 : Config::kBlockN;
   using Group = mma::Sm90Warpgroup<Config, kElement, kKn>;
   using Staging = epilogue::TransposedRows<64 * Group::kBlocks / (kGated ? 2 : 1)>;

@@ -19,6 +19,7 @@ class Fc2Sm90 {
   static constexpr bool kMakesH = false;
   static constexpr int kTopK = 1;             // rows are read as they lie
   static constexpr bool kWholeStages = true;
+  static constexpr int kLongestK = schedule::widest<Layer>();
   static constexpr int kColumns = Config::kBlockN;
   using Group = mma::Sm90Warpgroup<Config, kElement, kKn>;
   using Staging = epilogue::TransposedRows<64 * Group::kBlocks>;

@@ -4,7 +4,8 @@
 #include "ptx/memory.cuh"
 #include "schedule/layer_share.cuh"
 
-// The experts that a few tokens hit, worked out by every block for itself: cheaper than a sort of its own and a wait for it.
+// The experts that a few tokens hit, worked out by every block for itself: cheaper than a sort of its own and a wait for it. By the block's first
+// kThreads threads.
 namespace varmoe::moe {
 
 template <class Layer, int kTokens, int kThreads, int kUnitColumns>
@@ -31,11 +32,17 @@ struct LayerRouting {
     i32 active;
   };
 
-  /// By all threads, between two barriers of the block; returns the tokens of this chunk.
-  VARMOE_DEVICE static i32 build(const abi::LayerParams& p, Shared& s) {
+  /// A barrier of those threads.
+  VARMOE_DEVICE static void meet() { asm volatile("bar.sync 1, %0;\n" ::"n"(kThreads) : "memory"); }
+
+  /// Tokens of this chunk.
+  VARMOE_DEVICE static i32 tokens(const abi::LayerParams& p) {
+    return p.token_count == nullptr ? p.tokens : max_of(0, min_of(p.tokens, *p.token_count - p.token_begin));
+  }
+
+  /// After a barrier of the block that follows zeroes in s.hit; what it writes is there for its threads on return.
+  VARMOE_DEVICE static void build(const abi::LayerParams& p, Shared& s, i32 tokens) {
     const i32 thread = static_cast<i32>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-    i32 tokens = p.tokens;
-    if (p.token_count != nullptr) tokens = max_of(0, min_of(tokens, *p.token_count - p.token_begin));
     for (i32 r = thread; r < kSlots; r += kThreads) {
       i64 id = -1;
       if (r < tokens * kTopK) {
@@ -46,12 +53,12 @@ struct LayerRouting {
       s.ids[r] = valid ? static_cast<i32>(id) : -1;
       if (valid) atomicOr(reinterpret_cast<unsigned long long*>(&s.hit[id]), 1ull << (r / kTopK));
     }
-    __syncthreads();
+    meet();
     for (i32 g = warp; g < kGroups; g += kWarps) {
       const u32 found = __ballot_sync(0xffffffffu, hits(s, g * 32 + lane) != 0);
       if (lane == 0) s.group_count[g] = __popc(found);
     }
-    __syncthreads();
+    meet();
     const i32 count = lane < kGroups ? s.group_count[lane] : 0;
     for (i32 g = warp; g < kGroups; g += kWarps) {
       const i32 before = __reduce_add_sync(0xffffffffu, lane < g ? count : 0);
@@ -69,12 +76,12 @@ struct LayerRouting {
       const i32 active = __reduce_add_sync(0xffffffffu, count);
       if (lane == 0) s.active = active;
     }
-    __syncthreads();
+    meet();
     if (warp == 0) add_up(s, lane);
-    return tokens;
+    meet();
   }
 
-  /// The weights of rows of h: by `threads` threads, numbered by `thread`, after the barrier that follows build. A token that names an expert
+  /// The weights of rows of h: by `threads` threads, numbered by `thread`, after build. A token that names an expert
   /// twice has one row, with the sum of its weights.
   VARMOE_DEVICE static void weigh_rows(Shared& s, i32 thread, i32 threads) {
     for (i32 r = thread; r < kSlots; r += threads) {

@@ -8,9 +8,9 @@
 // contiguous streamed at 3.9 TB/s on an H200, these at 4.5 (docs/performance.md, entry 23).
 namespace varmoe::schedule {
 
-/// Elements of K that one stage of the ring holds of each weight row.
-inline constexpr i32 kLayerChunk = 1024;
-/// Weight rows of a stage: one mma tile's.
+/// Elements of K that a slot holds of each weight row. The copy engine takes about 13 ns for a row, however short.
+inline constexpr i32 kLayerChunk = 512;
+/// Weight rows of a slot: one mma tile's.
 inline constexpr i32 kLayerRows = 16;
 /// Rows of out are dealt in eights: 16 bytes of each token.
 inline constexpr i32 kLayerOutRows = 8;

@@ -20,6 +20,16 @@ struct OutputTile {
   i32 width;
 };
 
+/// The greatest width; 0 where widths are not compiled in.
+template <class Layer>
+VARMOE_SHARED_CODE constexpr i32 widest() {
+  if constexpr (Layer::kClasses > 0) {
+    return Layer::width(0);
+  } else {
+    return 0;
+  }
+}
+
 /// Column tiles of h for one class.
 template <class Layer, int kColumns>
 VARMOE_SHARED_CODE constexpr i32 fc1_column_tiles(i32 width_class) {

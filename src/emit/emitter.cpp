@@ -88,19 +88,19 @@ std::string config_traits(Stage stage, const GemmConfig& c) {
 
 std::string whole_layer_traits(const LayerSpec& spec, const OneLaunchConfig& c) {
   return fmt::format(
-      "struct Config {{\n  static constexpr int kTokens = {}, kStages = {};\n}};\n"
+      "struct Config {{\n  static constexpr int kTokens = {}, kTeams = {};\n}};\n"
       "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kBytes == {}, \"shared memory differs "
       "from "
       "the host's\");\n"
       "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kThreads == {}, \"block size differs from "
       "the "
       "host's\");\n",
-      c.max_tokens, c.stages, model::one_launch_smem_bytes(spec, c), model::one_launch_threads(c));
+      c.max_tokens, c.teams, model::one_launch_smem_bytes(spec, c), model::one_launch_threads(c));
 }
 
 std::string config_name(const KernelRequest& r) {
   if (r.stage == Stage::whole_layer)
-    return fmt::format("t{}s{}", r.one_launch.max_tokens, r.one_launch.stages);
+    return fmt::format("t{}g{}", r.one_launch.max_tokens, r.one_launch.teams);
   if (r.stage != Stage::fc1 && r.stage != Stage::fc2) return fmt::format("t{}", r.block_threads);
   const GemmConfig& c = r.gemm;
   if (model::uses_wgmma(c)) {

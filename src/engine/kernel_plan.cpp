@@ -66,7 +66,7 @@ Result<KernelPlan> plan_kernels(const LayerSpec& spec, std::span<const std::int6
 std::string config_text(const emit::KernelRequest& request) {
   if (request.stage == emit::Stage::fc1 || request.stage == emit::Stage::fc2) return to_string(request.gemm);
   if (request.stage == emit::Stage::whole_layer)
-    return fmt::format("max_tokens={},stages={}", request.one_launch.max_tokens, request.one_launch.stages);
+    return fmt::format("max_tokens={},teams={}", request.one_launch.max_tokens, request.one_launch.teams);
   return fmt::format("block_threads={}", request.block_threads);
 }
 

@@ -83,7 +83,7 @@ std::string block_config_fields(const LayerConfig& config) {
       .raw("combine", threads_json(config.combine.block_threads))
       .raw("one_launch", JsonFieldList()
                              .integer("max_tokens", config.one_launch.max_tokens)
-                             .integer("stages", config.one_launch.stages)
+                             .integer("teams", config.one_launch.teams)
                              .object())
       .fields();
 }
@@ -106,13 +106,13 @@ LayerConfig read_layer_config(const JsonFields& fields, ConfigKeys keys) {
   config.sort.single_block_rows = read_integer(sort, "single_block_rows", 0, kMaxSingleBlockRows);
   config.gather.block_threads = read_block_threads(gather);
   config.combine.block_threads = read_block_threads(combine);
-  // Before version 4 of the config space there was none: layers ran kernel by kernel.
-  if (keys == ConfigKeys::all || fields.has("one_launch")) {
+  // Before version 5 of the config space its ring was another, and before version 4 there was none: such
+  // layers run kernel by kernel.
+  if (keys == ConfigKeys::all) {
     const JsonFields one_launch = nested(fields, "one_launch");
-    one_launch.refuse_unknown({"max_tokens", "stages"});
+    one_launch.refuse_unknown({"max_tokens", "teams"});
     config.one_launch.max_tokens = read_integer(one_launch, "max_tokens", 0, kMaxOneLaunchTokens);
-    config.one_launch.stages =
-        read_integer(one_launch, "stages", kFewestOneLaunchStages, kMostOneLaunchStages);
+    config.one_launch.teams = read_integer(one_launch, "teams", kFewestOneLaunchTeams, kMostOneLaunchTeams);
   }
   return config;
 }

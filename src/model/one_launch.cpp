@@ -10,8 +10,7 @@ namespace varmoe::model {
 namespace {
 
 /// Of kernels_src/: moe/whole_layer.cuh, abi.cuh. Emitted source asserts what follows from them.
-constexpr std::int64_t kStageBytes = 16 * (1024 * 2 + 64), kExpertEntryBytes = 64;
-constexpr std::int32_t kMostPredictedStages = 6;
+constexpr std::int64_t kSlotBytes = 8 * (2 * 512 * 2 + 64), kExpertEntryBytes = 64;
 /// Up to so many tokens, and so many bytes of weights, one launch was measured to beat the kernels one by one
 /// (docs/performance.md, entry 23): those stream long weights faster, and take longer to start and to end.
 constexpr std::int64_t kMostTokens = 8;
@@ -32,19 +31,20 @@ std::int64_t one_launch_smem_bytes(const LayerSpec& spec, const OneLaunchConfig&
                      active = std::min(experts, slots);
   const std::int64_t routing = active * kExpertEntryBytes + active * 8 + experts * (8 + 4) +
                                3 * (active + 1) * 4 + 3 * slots * 4 + 32 * 4 + 4;
-  const std::int64_t barriers = 2 * config.stages * 8 + (16 + 3) * 8 + 2 * 4;
-  const std::int64_t sums = 2 * config.stages * (config.max_tokens / 8) * 512;
-  return config.stages * kStageBytes + sums + align16(barriers) + align16(routing);
+  const std::int64_t warps = 4 * config.teams;
+  const std::int64_t barriers = (warps + 3) * 8 + 2 * 4;
+  const std::int64_t sums = warps * 3 / 2 * (config.max_tokens / 8) * 512;
+  return warps * kSlotBytes + sums + align16(barriers) + align16(routing);
 }
 
 Status check_one_launch(const LayerSpec& spec, const OneLaunchConfig& config) {
   if (config.max_tokens == 0) return {};
   const std::int32_t tokens = config.max_tokens;
-  if (tokens != 8 && tokens != 16 && tokens != 32 && tokens != 64)
-    return bad_config(fmt::format("max_tokens is {}; must be 0, 8, 16, 32 or 64", tokens));
-  if (config.stages < kFewestOneLaunchStages || config.stages > kMostOneLaunchStages)
-    return bad_config(fmt::format("stages is {}; must be from {} to {}", config.stages,
-                                  kFewestOneLaunchStages, kMostOneLaunchStages));
+  if (tokens != 8 && tokens != 16)
+    return bad_config(fmt::format("max_tokens is {}; must be 0, 8 or 16", tokens));
+  if (config.teams < kFewestOneLaunchTeams || config.teams > kMostOneLaunchTeams)
+    return bad_config(fmt::format("teams is {}; must be {} or {}", config.teams, kFewestOneLaunchTeams,
+                                  kMostOneLaunchTeams));
   if (spec.fc1_layout != WeightLayout::nk || spec.fc2_layout != WeightLayout::nk)
     return Error(ErrorCode::unsupported, "one_launch: takes nk weights, since it streams whole weight rows");
   if (spec.batch_invariant)
@@ -66,8 +66,8 @@ Status check_one_launch(const LayerSpec& spec, const OneLaunchConfig& config, co
   const std::int64_t bytes = one_launch_smem_bytes(spec, config);
   if (bytes > device.smem_per_block)
     return bad_config(
-        fmt::format("stages={} with max_tokens={} takes {} bytes of shared memory; a block has {}",
-                    config.stages, config.max_tokens, bytes, device.smem_per_block));
+        fmt::format("teams={} with max_tokens={} takes {} bytes of shared memory; a block has {}",
+                    config.teams, config.max_tokens, bytes, device.smem_per_block));
   return {};
 }
 
@@ -79,7 +79,7 @@ OneLaunchConfig predict_one_launch(const LayerSpec& spec, std::int64_t bucket, c
   if (weights > kMostWeightBytes) return {};
   OneLaunchConfig config;
   config.max_tokens = 8;
-  for (config.stages = kMostPredictedStages; config.stages >= kFewestOneLaunchStages; --config.stages) {
+  for (config.teams = kMostOneLaunchTeams; config.teams >= kFewestOneLaunchTeams; --config.teams) {
     if (check_one_launch(spec, config, device)) return config;
   }
   return {};

@@ -65,8 +65,8 @@ BlockVariants block_variants(const LayerSpec& spec, std::int64_t bucket, const L
   }
   for (std::int32_t tokens = 8; tokens <= model::kMaxOneLaunchTokens; tokens *= 2) {
     if (tokens < bucket) continue;
-    for (std::int32_t stages = model::kFewestOneLaunchStages; stages <= model::kMostOneLaunchStages; ++stages)
-      variants.one_launch.emplace_back(config).one_launch = {tokens, stages};
+    for (std::int32_t teams = model::kFewestOneLaunchTeams; teams <= model::kMostOneLaunchTeams; ++teams)
+      variants.one_launch.emplace_back(config).one_launch = {tokens, teams};
     break;
   }
   return variants;

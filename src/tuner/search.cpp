@@ -314,7 +314,7 @@ class Search {
   auto order(const LayerConfig& c) const {
     return std::tuple(!(c == baseline_), place_of(fc1_.all, c.fc1), place_of(fc2_.all, c.fc2),
                       c.sort.block_threads, c.sort.single_block_rows, c.gather.block_threads,
-                      c.combine.block_threads, c.one_launch.max_tokens, c.one_launch.stages);
+                      c.combine.block_threads, c.one_launch.max_tokens, c.one_launch.teams);
   }
 
   /// Interleaved, in one request. After a failure the others were not interleaved as they should be: once

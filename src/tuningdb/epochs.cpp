@@ -27,9 +27,9 @@ constexpr Family kFamilies[kKernelFamilies] = {
     {KernelFamily::combine, "combine", 1},
     {KernelFamily::fc1_mma_sync, "fc1_mma_sync", 1},
     {KernelFamily::fc2_mma_sync, "fc2_mma_sync", 1},
-    {KernelFamily::fc1_wgmma, "fc1_wgmma", 2},
-    {KernelFamily::fc2_wgmma, "fc2_wgmma", 2},
-    {KernelFamily::one_launch, "one_launch", 1},
+    {KernelFamily::fc1_wgmma, "fc1_wgmma", 3},
+    {KernelFamily::fc2_wgmma, "fc2_wgmma", 3},
+    {KernelFamily::one_launch, "one_launch", 2},
 };
 
 constexpr bool in_enum_order() {

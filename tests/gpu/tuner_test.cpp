@@ -111,7 +111,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("tuner: kernels of another activation or gate order are found wrong") {
+TEST_CASE("tuner: kernels of another activation or dtype are found wrong") {
   Bench bench;
   const LayerSpec spec = small_layer(Activation::silu_mul, WeightLayout::nk, WeightLayout::nk,
                                      GateOrder::gate_first, DType::bf16);
@@ -122,14 +122,12 @@ TEST_CASE("tuner: kernels of another activation or gate order are found wrong") 
     for (const RoutingKind kind : kKinds) {
       const auto verdict = gpu::must(layer->check(kernels, kind), "check");
       CHECK_FALSE(verdict.fault.empty());
-      CHECK(verdict.err2 > 0.01);
-      CHECK(verdict.err1 > 0.01);
     }
   };
   other.activation = Activation::gelu_tanh_mul;
   expect_wrong(other);
   other = spec;
-  other.gate_order = GateOrder::up_first;
+  other.dtype = DType::fp16;
   expect_wrong(other);
 }
 

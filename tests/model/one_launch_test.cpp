@@ -45,34 +45,35 @@ TEST_CASE("a config that asks for no whole-layer kernel is sound for every layer
 }
 
 TEST_CASE("what is out of range is refused by name, value and choices") {
-  CHECK(contains(refusal(qwen3_30b(), {4, 6}, h200()), "max_tokens is 4; must be 0, 8, 16, 32 or 64"));
-  CHECK(contains(refusal(qwen3_30b(), {8, 3}, h200()), "stages is 3; must be from 4 to 8"));
-  CHECK(contains(refusal(qwen3_30b(), {8, 9}, h200()), "stages is 9; must be from 4 to 8"));
-  CHECK(contains(refusal(qwen3_30b(), {8, 8}, h200()), "shared memory; a block has 232448"));
+  CHECK(contains(refusal(qwen3_30b(), {4, 2}, h200()), "max_tokens is 4; must be 0, 8 or 16"));
+  CHECK(contains(refusal(qwen3_30b(), {8, 0}, h200()), "teams is 0; must be 1 or 2"));
+  CHECK(contains(refusal(qwen3_30b(), {8, 3}, h200()), "teams is 3; must be 1 or 2"));
+  auto small = model::find_profile("rtx-5090");
+  REQUIRE(small.ok());
+  CHECK(contains(refusal(qwen3_30b(), {8, 2}, *small), "shared memory; a block has 101376"));
 }
 
 TEST_CASE("kn weights, batch invariance and GPUs without a copy engine are refused with the reason") {
   LayerSpec kn = qwen3_30b();
   kn.fc2_layout = WeightLayout::kn;
-  CHECK(contains(refusal(kn, {8, 6}, h200()), "nk weights"));
+  CHECK(contains(refusal(kn, {8, 2}, h200()), "nk weights"));
   LayerSpec invariant = qwen3_30b();
   invariant.batch_invariant = true;
-  CHECK(contains(refusal(invariant, {8, 6}, h200()), "batch_invariant"));
+  CHECK(contains(refusal(invariant, {8, 2}, h200()), "batch_invariant"));
   auto a100 = model::find_profile("a100-80gb");
   REQUIRE(a100.ok());
-  CHECK(contains(refusal(qwen3_30b(), {8, 6}, *a100), "needs sm_90"));
+  CHECK(contains(refusal(qwen3_30b(), {8, 2}, *a100), "needs sm_90"));
 }
 
-TEST_CASE(
-    "one launch is predicted for few tokens and few bytes of weights, with the deepest ring that fits") {
-  CHECK(model::predict_one_launch(qwen3_30b(), 1, h200()) == OneLaunchConfig{8, 6});
-  CHECK(model::predict_one_launch(qwen3_30b(), 8, h200()) == OneLaunchConfig{8, 6});
+TEST_CASE("one launch is predicted for few tokens and few bytes of weights, with most teams that fit") {
+  CHECK(model::predict_one_launch(qwen3_30b(), 1, h200()) == OneLaunchConfig{8, 2});
+  CHECK(model::predict_one_launch(qwen3_30b(), 8, h200()) == OneLaunchConfig{8, 2});
   CHECK(model::predict_one_launch(qwen3_30b(), 16, h200()).max_tokens == 0);
   const LayerSpec mixtral = uniform_spec(4096, 8, 14336, 2);
   CHECK(model::predict_one_launch(mixtral, 1, h200()).max_tokens == 0);
-  LayerSpec many = uniform_spec(1024, 1024, 64, 32);
-  CHECK(model::predict_one_launch(many, 1, h200()).stages ==
-        5);  // tables of 1024 experts and 256 slots take a stage's room
+  auto small = model::find_profile("rtx-5090");
+  REQUIRE(small.ok());
+  CHECK(model::predict_one_launch(qwen3_30b(), 1, *small) == OneLaunchConfig{8, 1});
   LayerSpec kn = qwen3_30b();
   kn.fc1_layout = WeightLayout::kn;
   CHECK(model::predict_one_launch(kn, 1, h200()).max_tokens == 0);

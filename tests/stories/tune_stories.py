@@ -365,9 +365,9 @@ class Records(Story):
                 "doweight_stage1": False, "fc1_layout": "nk", "fc2_layout": "nk", "gate_order": "gate_first", "bias": False, "batch_invariant": False,
                 "fc1": gemm, "fc2": gemm, "sort": {"block_threads": 1024, "single_block_rows": 3072}, "gather": {"block_threads": 256},
                 "combine": {"block_threads": 256},
-                "one_launch": {"max_tokens": 0, "stages": 6}, "us1": 5, "err1": 0, "us2": 3, "err2": 0, "us": 10, "tflops": 1, "bw": 100, "baseline_us": 11,
+                "one_launch": {"max_tokens": 0, "teams": 2}, "us1": 5, "err1": 0, "us2": 3, "err2": 0, "us": 10, "tflops": 1, "bw": 100, "baseline_us": 11,
                 "spread": 0.01, "verified": True, "epochs": {"fc1": 2, "fc2": 2, "sort": 1, "gather": 1, "combine": 1},
-                "config_space": 4, "library": "0.1.0", "kernel_digest": "00", "nvrtc": "13.0.88", "driver": "580.82.07",
+                "config_space": 5, "library": "0.1.0", "kernel_digest": "00", "nvrtc": "13.0.88", "driver": "580.82.07",
                 "date": "2026-11-21T15:04:05Z", "sm_clock_mhz": 1755, "memory_clock_mhz": 3201, "candidates": 12, **changes}
 
     def database(self, name, *records):
