@@ -23,7 +23,7 @@ using u64 = unsigned long long;
 namespace varmoe::abi {
 
 /// Raised whenever a structure below changes meaning.
-inline constexpr int kAbiVersion = 3;
+inline constexpr int kAbiVersion = 4;
 /// Width classes that a specialised kernel may have.
 inline constexpr int kMaxClasses = 16;
 
@@ -63,7 +63,8 @@ struct TileCounts {
   i32 reserved;
 };
 
-/// Parameters of the three sort kernels.
+/// Parameters of the three sort kernels. A layer's shared experts count as its last ones, and as the last slots of every token: E, k and
+/// slots below have them in, topk_ids has not.
 struct SortParams {
   const void* topk_ids;          // [tokens, k] int32 or int64
   const i32* token_count;        // device-side token count of the whole batch, or null
@@ -91,6 +92,13 @@ struct SortParams {
   i32 fc2_cluster;
   i32 fc1_tile_columns;          // columns of h per output tile
   i32 classes;
+  // Of layers with a shared gate.
+  const void* x;
+  const u64* shared_gate;        // address of w_g [H], in the layer's table
+  float* shared_weight;          // [tokens] gets each token's weight of its shared experts
+  i64 x_stride;                  // elements
+  i32 sort_blocks;               // sort_single, sort_count: blocks that sort; those after them work out weights
+  i32 reserved;
 };
 
 /// Parameters of the gather kernel: out[r] = x[row_source[r] / k].
@@ -102,7 +110,8 @@ struct GatherParams {
   i64 x_stride;
 };
 
-/// Parameters of the combine kernel: out[t] (+)= Σ_slot weight[t·k + slot]·y[slot_row[t·k + slot]], ascending slot.
+/// Parameters of the combine kernel: out[t] (+)= Σ_slot weight[t·k + slot]·y[slot_row[t·k + slot]], ascending slot. Slots of shared
+/// experts come after those of topk_weights.
 struct CombineParams {
   const void* y;                 // [rows, H] contiguous
   void* out;
@@ -114,6 +123,7 @@ struct CombineParams {
   i32 token_begin;
   i32 accumulate;
   i32 reserved;
+  const float* shared_weight;    // [tokens], of layers with a shared gate
 };
 
 /// Parameters of the router kernel.

@@ -127,6 +127,28 @@ struct ForwardArgs {
   void* stream = nullptr;              ///< CUstream / cudaStream_t; null: the legacy default stream. CPU: ignored
 };
 
+/// Arguments of Layer::up, the up-projection alone: h = activation(x · W1ᵀ) of each row, rows by expert. Pointers as in
+/// ForwardArgs. S: LayerSpec::num_shared(), whose experts count as the last ones and as each token's last slots.
+struct UpArgs {
+  std::int64_t tokens = 0;             ///< T; 0 is allowed and does nothing
+  const void* x = nullptr;             ///< [T, H], spec dtype, 16-byte aligned
+  std::int64_t x_stride = 0;           ///< elements between rows; 0: H; multiple of 8
+  const void* topk_ids = nullptr;      ///< [T, k] contiguous; −1 or ≥ E makes no row
+  IdType id_type = IdType::int32;
+  /// [T·(k + S), h_stride], spec dtype, 16-byte aligned; must overlap neither x nor the workspace. Row r of expert e holds I_e
+  /// columns; those up to the next multiple of 64 may be overwritten, and neither the others nor rows beyond the last are.
+  void* h = nullptr;
+  /// Elements between rows; multiple of 8, at least the widest of all experts rounded up to 64. 0: that.
+  std::int64_t h_stride = 0;
+  std::int32_t* expert_offsets = nullptr;  ///< [E + S + 1]: expert e has rows offsets[e] … offsets[e + 1]; the last: all rows
+  std::int32_t* slot_row = nullptr;        ///< [T, k + S]: row of each slot, or −1; in ascending slot within an expert
+  /// Optional device-side token count n ≤ T, as ForwardArgs has it: slots at and beyond n are not written.
+  const std::int32_t* token_count = nullptr;
+  void* workspace = nullptr;           ///< as ForwardArgs
+  std::size_t workspace_bytes = 0;     ///< ≥ Layer::workspace_bytes(tokens)
+  void* stream = nullptr;
+};
+
 class Layer;
 class Router;
 class BlockAligner;
@@ -184,6 +206,10 @@ class VARMOE_API Layer {
   /// prepares it there and then (one log line), unless the stream is capturing: then any prepared bucket serves, else
   /// `not_prepared`. Once `prepare` has run, forward compiles nothing: the nearest prepared bucket serves any T.
   Status forward(const ForwardArgs& args) noexcept;
+
+  /// Enqueues sort and fc1 alone, with the kernels, rules and promises of `forward`: for those who do something of their own
+  /// between the projections. All tokens go in one piece: more than max_workspace_bytes allows at a time are `unsupported`.
+  Status up(const UpArgs& args) noexcept;
 
   struct Impl;
 

@@ -10,7 +10,8 @@
 /// What a Mixture-of-Experts layer is: everything that is fixed when the layer is created; no pointers.
 ///
 /// Words: T tokens, H hidden size, E experts, k = top_k, I_e width (intermediate size) of expert e,
-/// R = T*k routed rows. fc1 is the up (and gate) projection with its activation, fc2 the down projection.
+/// S shared experts, which every token visits; R = T*(k + S) rows. fc1 is the up (and gate) projection with its activation,
+/// fc2 the down projection.
 namespace varmoe {
 
 /// Element type of x, of the weights, of the intermediate h and of out. Accumulation is always fp32.
@@ -65,6 +66,7 @@ VARMOE_API const ActivationInfo& activation_info(Activation activation) noexcept
 /// Limits that `validate` enforces.
 inline constexpr std::int64_t kMaxExperts = 1024;
 inline constexpr std::int64_t kMaxTopK = 32;
+inline constexpr std::int64_t kMaxSharedExperts = 16;
 inline constexpr std::int64_t kMaxWidth = 1 << 20;
 inline constexpr std::int64_t kMaxHidden = 1 << 20;
 inline constexpr std::int64_t kMinHidden = 64;
@@ -84,12 +86,32 @@ struct LayerSpec {
   WeightLayout fc2_layout = WeightLayout::nk;
   GateOrder gate_order = GateOrder::gate_first;
   bool batch_invariant = false;            ///< a token's output bits do not depend on its neighbours
+  /// Widths of the S shared experts (0 … 16), multiples of 8, at least 8: experts that every token visits beside its k routed
+  /// ones, with weight 1. `topk_ids` never names them; activation, layouts and gate order are the layer's.
+  std::vector<std::int64_t> shared_widths;
+  /// Each token's shared output is multiplied by sigmoid(x·w_g), w_g [H] of the layer's dtype: one gate for all shared experts
+  /// (Qwen2-MoE).
+  bool shared_gate = false;
 
+  /// E: routed experts, those that `topk_ids` may name.
   std::int64_t num_experts() const noexcept { return static_cast<std::int64_t>(expert_widths.size()); }
+  /// S.
+  std::int64_t num_shared() const noexcept { return static_cast<std::int64_t>(shared_widths.size()); }
+  /// E + S. Where experts of both kinds are numbered together, the shared ones follow the routed ones.
+  std::int64_t all_experts() const noexcept { return num_experts() + num_shared(); }
+  /// k + S: rows that a token makes. Its first k slots are those of topk_ids.
+  std::int64_t slots_per_token() const noexcept { return top_k + num_shared(); }
   bool gated() const noexcept { return activation_info(activation).gated; }
-  /// The widest expert; 0 without experts.
+  /// The width of expert e of all E + S.
+  std::int64_t width_of(std::int64_t e) const noexcept {
+    return e < num_experts() ? expert_widths[static_cast<std::size_t>(e)]
+                             : shared_widths[static_cast<std::size_t>(e - num_experts())];
+  }
+  /// The widest routed expert; 0 without experts.
   VARMOE_API std::int64_t max_width() const noexcept;
-  /// Σ I_e.
+  /// The widest of all E + S experts.
+  VARMOE_API std::int64_t widest_of_all() const noexcept;
+  /// Σ I_e of the routed experts.
   VARMOE_API std::int64_t total_width() const noexcept;
 
   /// Every field in range; the error names field, value and what is allowed.
@@ -105,16 +127,19 @@ struct WidthClass {
   bool operator==(const WidthClass&) const = default;
 };
 
-/// The layer's distinct widths, ascending. Order of experts does not enter.
+/// The distinct widths of all E + S experts, ascending. Order of experts does not enter.
 VARMOE_API std::vector<WidthClass> width_classes(const LayerSpec& spec);
+/// The distinct ones of these widths, ascending.
+VARMOE_API std::vector<WidthClass> classes_of_widths(std::vector<std::int64_t> widths);
 
-/// Canonical text of what keys kernels: H, E, k, class set (widths, not counts; "runtime" beyond kMaxWidthClasses),
-/// activation and its parameters, dtype, layouts, gate order, batch_invariant; what a layer ignores (the gate order of an
-/// ungated one, unused parameters) does not enter. Two layers with equal signatures share kernels however their experts are
-/// arranged.
+/// Canonical text of what keys kernels: H, E, k, class set of all experts (widths, not counts; "runtime" beyond kMaxWidthClasses),
+/// activation and its parameters, dtype, layouts, gate order, batch_invariant; of a layer with shared experts their number and
+/// whether there is a shared gate. What a layer ignores (the gate order of an ungated one, unused parameters) does not enter.
+/// Two layers with equal signatures share kernels however their experts are arranged.
 VARMOE_API std::string kernel_signature(const LayerSpec& spec);
 
-/// Canonical text of what keys tuning records: as kernel_signature, with every width and its count.
+/// Canonical text of what keys tuning records: as kernel_signature, with every width and its count, the routed experts' and the
+/// shared ones' apart.
 VARMOE_API std::string tuning_signature(const LayerSpec& spec);
 
 /// A spec with `num_experts` experts of one width. Out-of-range arguments give a spec that `validate` refuses.

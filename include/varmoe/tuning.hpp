@@ -47,6 +47,9 @@ struct TuningKey {
   GateOrder gate_order = GateOrder::gate_first;
   bool bias = false;
   bool batch_invariant = false;
+  std::vector<WidthClass>
+      shared_inter_dim;  ///< of the shared experts; `inter_dim` and `expert` are the routed ones'
+  bool shared_gate = false;
 
   bool operator==(const TuningKey&) const = default;
 };

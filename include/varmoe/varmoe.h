@@ -155,6 +155,10 @@ typedef struct varmoe_layer_spec {
   int32_t batch_invariant; /* 0 or 1 */
   float alpha;             /* swiglu_oai; 1.702 */
   float limit;             /* swiglu_oai; 7.0 */
+  const int64_t* shared_widths; /* one per shared expert, which every token visits; multiples of 8; copied */
+  size_t num_shared;            /* 0 ... 16 */
+  int32_t shared_gate;          /* 0 or 1: sigmoid(x . w_g) weights the shared experts' output (Qwen2-MoE) */
+  int32_t reserved;             /* 0 */
 } varmoe_layer_spec;
 
 typedef struct varmoe_layer_options {
@@ -200,6 +204,14 @@ typedef struct varmoe_weights {
   int64_t fc2_stride;
   const varmoe_expert_weights* experts;
   size_t num_experts; /* POINTERS, EXPERTS: entries of the arrays; must be the layer's number of experts */
+  /* Of the layer's shared experts, whatever the storage; one of the three ways. */
+  const void* shared_fc1; /* contiguous, one after another, as BLOCKS */
+  const void* shared_fc2;
+  const void* const* shared_fc1_pointers; /* [num_shared], contiguous matrices, as POINTERS */
+  const void* const* shared_fc2_pointers;
+  const varmoe_expert_weights* shared_experts; /* [num_shared], as EXPERTS */
+  size_t num_shared;       /* entries of the arrays; must be the layer's number of shared experts */
+  const void* shared_gate; /* w_g [H]; null unless the layer has a shared gate */
 } varmoe_weights;
 
 /* Device pointers on a GPU engine, host pointers on the CPU engine. */
@@ -219,6 +231,25 @@ typedef struct varmoe_forward_args {
   size_t workspace_bytes;
   void* stream; /* CUstream or cudaStream_t; ignored on the CPU */
 } varmoe_forward_args;
+
+/* The up-projection alone; see UpArgs in engine.hpp. S: the layer's shared experts. */
+typedef struct varmoe_up_args {
+  size_t struct_size;
+  int64_t tokens;
+  const void* x;           /* [tokens, H], 16-byte aligned */
+  int64_t x_stride;        /* elements; 0: H */
+  const void* topk_ids;    /* [tokens, k]; -1 or >= E makes no row */
+  void* h;                 /* [tokens * (k + S), h_stride], 16-byte aligned */
+  int64_t h_stride;        /* elements; 0: the widest of all experts rounded up to 64, which is the least */
+  int32_t* expert_offsets; /* [E + S + 1] */
+  int32_t* slot_row;       /* [tokens, k + S]; -1: no row */
+  int32_t id_type;         /* VARMOE_ID_* */
+  int32_t reserved;        /* 0 */
+  const int32_t* token_count;
+  void* workspace;
+  size_t workspace_bytes;
+  void* stream;
+} varmoe_up_args;
 
 typedef struct varmoe_router_spec {
   size_t struct_size;
@@ -323,6 +354,7 @@ VARMOE_C_API int varmoe_layer_options_init(varmoe_layer_options* options, size_t
 VARMOE_C_API int varmoe_prepare_options_init(varmoe_prepare_options* options, size_t struct_size);
 VARMOE_C_API int varmoe_weights_init(varmoe_weights* weights, size_t struct_size);
 VARMOE_C_API int varmoe_forward_args_init(varmoe_forward_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_up_args_init(varmoe_up_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_counters_init(varmoe_counters* counters, size_t struct_size);
 VARMOE_C_API int varmoe_kernel_report_init(varmoe_kernel_report* report, size_t struct_size);
 VARMOE_C_API int varmoe_router_spec_init(varmoe_router_spec* spec, size_t struct_size);
@@ -363,6 +395,8 @@ VARMOE_C_API int varmoe_layer_bind(varmoe_layer* layer, const varmoe_weights* we
 VARMOE_C_API int varmoe_layer_workspace_bytes(const varmoe_layer* layer, int64_t tokens, size_t* bytes);
 /* Enqueues the layer on args->stream; may be captured in a CUDA graph once the layer is prepared. */
 VARMOE_C_API int varmoe_layer_forward(varmoe_layer* layer, const varmoe_forward_args* args);
+/* Enqueues sort and up-projection alone; rows of h by expert. */
+VARMOE_C_API int varmoe_layer_up(varmoe_layer* layer, const varmoe_up_args* args);
 
 /* Routers: logits to topk_ids and topk_weights; see router.hpp. */
 VARMOE_C_API int varmoe_router_create(varmoe_engine* engine, const varmoe_router_spec* spec,

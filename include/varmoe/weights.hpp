@@ -25,7 +25,12 @@ struct ExpertWeights {
 
 /// Weights of all experts, in expert order.
 struct Weights {
-  std::vector<ExpertWeights> experts;
+  std::vector<ExpertWeights> experts;  ///< the E routed ones
+  /// The shared ones, in the order of LayerSpec::shared_widths; checkpoints hold them apart. Filled by set_shared_blocks or
+  /// set_shared_pointers, or by hand.
+  std::vector<ExpertWeights> shared;
+  /// w_g of a layer with LayerSpec::shared_gate: H contiguous elements of the layer's dtype, 16-byte aligned; else null.
+  const void* shared_gate = nullptr;
 
   /// Storage "blocks": each expert's matrices contiguous, experts one after another: nk fc1 [Σ 2I_e, H], fc2 blocks [H, I_e];
   /// kn fc1 blocks [H, 2I_e], fc2 [Σ I_e, H]. With equal widths this is the usual [E, 2I, H] / [E, H, I].
@@ -47,7 +52,15 @@ struct Weights {
                                              const std::vector<const void*>& fc2, std::int64_t fc1_stride = 0,
                                              std::int64_t fc2_stride = 0);
 
-  /// Checks count, nulls, 16-byte alignment and strides against the spec; the error names the expert and the matrix.
+  /// Fills `shared` from contiguous storage: each shared expert's matrices one after another as in `blocks`, with the layer's
+  /// layouts and gate order; one shared expert is fc1 [2I, H], fc2 [H, I] (nk). `gate`: see shared_gate. Fails as validate does.
+  VARMOE_API Status set_shared_blocks(const LayerSpec& spec, const void* fc1, const void* fc2, const void* gate = nullptr);
+  /// The same from one fc1 and one fc2 pointer per shared expert, contiguous.
+  VARMOE_API Status set_shared_pointers(const LayerSpec& spec, const std::vector<const void*>& fc1,
+                                        const std::vector<const void*>& fc2, const void* gate = nullptr);
+
+  /// Checks count, nulls, 16-byte alignment and strides against the spec, of routed and shared experts; the error names the
+  /// expert and the matrix. The functions that make Weights check the routed ones alone: shared ones are added after.
   VARMOE_API Status validate(const LayerSpec& spec) const;
 };
 

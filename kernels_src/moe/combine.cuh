@@ -6,14 +6,18 @@
 #include "ptx/memory.cuh"
 
 // out[t] (+)= Σ_slot weight[t·k + slot]·y[slot_row[t·k + slot]] in fp32, ascending slot. Deterministic: one thread sums
-// one 16-byte chunk of one token. Slots without a row (an id of −1 or ≥ E) add nothing; a token with none gets zeroes.
+// one 16-byte chunk of one token. Slots without a row (an id of −1 or ≥ E) add nothing; a token with none gets zeroes. The last
+// kSharedExperts of the kTopK slots are those of shared experts: their weight is 1, or the token's of p.shared_weight.
 namespace varmoe::moe {
 
 template <class Layer, int kThreads>
 VARMOE_DEVICE void combine(const abi::CombineParams& p) {
   constexpr i32 kChunks = Layer::kHidden / 8;
   constexpr int kTopK = Layer::kTopK;
-  constexpr int kInFlight = kTopK < 8 ? kTopK : 8;
+  constexpr int kRouted = kTopK - Layer::kSharedExperts;
+  // Eight routed and a shared one or two go in one pass.
+  constexpr int kMostInFlight = Layer::kSharedExperts > 0 && kTopK <= 10 ? 10 : 8;
+  constexpr int kInFlight = kTopK < kMostInFlight ? kTopK : kMostInFlight;
   ptx::follow_earlier_kernels();
   i32 tokens = p.tokens;
   if (p.token_count != nullptr) tokens = max_of(0, min_of(tokens, *p.token_count - p.token_begin));
@@ -23,7 +27,9 @@ VARMOE_DEVICE void combine(const abi::CombineParams& p) {
     const i32 token = static_cast<i32>(i / kChunks);
     const i32 chunk = static_cast<i32>(i - static_cast<i64>(token) * kChunks);
     const i32* slots = p.slot_row + static_cast<i64>(token) * kTopK;
-    const float* weights = p.topk_weights + static_cast<i64>(token) * kTopK;
+    const float* weights = p.topk_weights + static_cast<i64>(token) * kRouted;
+    float shared_weight = 1.0f;
+    if constexpr (Layer::kSharedGate) shared_weight = p.shared_weight[token];
     const char* column = static_cast<const char*>(p.y) + static_cast<i64>(chunk) * 16;
     float sum[8] = {};
     // No full unrolling over large k: kInFlight rows are read ahead, then added in order.
@@ -36,7 +42,11 @@ VARMOE_DEVICE void combine(const abi::CombineParams& p) {
         const i32 row = kTopK % kInFlight == 0 || s0 + s < kTopK ? slots[s0 + s] : -1;
         v[s] = Vec16{{0, 0, 0, 0}};
         // Slots without a row may carry any weight, NaN too.
-        weight[s] = row >= 0 ? weights[s0 + s] : 0.0f;
+        if constexpr (Layer::kSharedExperts > 0) {
+          weight[s] = row < 0 ? 0.0f : s0 + s < kRouted ? weights[s0 + s] : shared_weight;
+        } else {
+          weight[s] = row >= 0 ? weights[s0 + s] : 0.0f;
+        }
         if (row >= 0) v[s] = ptx::load16_streaming(column + static_cast<i64>(row) * (Layer::kHidden * 2));
       }
 #pragma unroll

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "moe/shared_weight.cuh"
 #include "prelude.cuh"
 #include "ptx/grid_dependency.cuh"
 #include "ptx/memory.cuh"
@@ -10,12 +11,16 @@
 //
 // Small batches: one block does it all (sort_single). Larger ones: sort_count writes a histogram per block of slots, sort_scatter
 // sums the histograms before its own and places its slots; a block of its own writes the tile lists.
+//
+// Shared experts are the last kSharedExperts of kExperts, and the last of each token's kTopK slots: nobody names them, every token has
+// them. Where they have a gate, blocks beyond those that sort work out each token's weight of them (moe/shared_weight.cuh).
 namespace varmoe::moe {
 
 template <class Layer, int kThreads>
 struct Sort {
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kExperts = Layer::kExperts;
+  static constexpr int kRoutedExperts = kExperts - Layer::kSharedExperts;
   static constexpr int kPerLane = (kExperts + 31) / 32;
   /// Threads that share an expert where each expert has work of its own.
   static constexpr int kParts = max_of(1, kThreads / kExperts);
@@ -46,21 +51,43 @@ struct Sort {
   VARMOE_DEVICE static i32 warp() { return static_cast<i32>(threadIdx.x) / 32; }
   VARMOE_DEVICE static i32 lane() { return static_cast<i32>(threadIdx.x) % 32; }
 
-  /// Routed slots of this chunk that exist.
-  VARMOE_DEVICE static i32 slots(const abi::SortParams& p) {
+  /// Tokens of this chunk that exist.
+  VARMOE_DEVICE static i32 tokens(const abi::SortParams& p) {
     i32 tokens = p.tokens;
     if (p.token_count != nullptr) tokens = max_of(0, min_of(tokens, *p.token_count - p.token_begin));
-    return tokens * Layer::kTopK;
+    return tokens;
   }
+
+  /// Their slots.
+  VARMOE_DEVICE static i32 slots(const abi::SortParams& p) { return tokens(p) * Layer::kTopK; }
 
   /// The expert of a slot, or −1 when it has none.
   VARMOE_DEVICE static i32 expert_of(const abi::SortParams& p, i32 slot) {
+    if constexpr (Layer::kSharedExperts > 0) {
+      constexpr int kRoutedSlots = Layer::kTopK - Layer::kSharedExperts;
+      const i32 token = static_cast<i32>(static_cast<u32>(slot) / Layer::kTopK), j = slot - token * Layer::kTopK;
+      if (j >= kRoutedSlots) return kRoutedExperts + j - kRoutedSlots;
+      slot = token * kRoutedSlots + j;
+    }
     if (p.ids_are_64bit) {
       const i64 id = static_cast<const i64*>(p.topk_ids)[slot];
-      return id >= 0 && id < kExperts ? static_cast<i32>(id) : -1;
+      return id >= 0 && id < kRoutedExperts ? static_cast<i32>(id) : -1;
     }
     const i32 id = static_cast<const i32*>(p.topk_ids)[slot];
-    return id >= 0 && id < kExperts ? id : -1;
+    return id >= 0 && id < kRoutedExperts ? id : -1;
+  }
+
+  /// Whether this block has worked out weights of the shared experts instead of sorting.
+  VARMOE_DEVICE static bool weighs_shared(const abi::SortParams& p) {
+    if constexpr (Layer::kSharedGate) {
+      const i32 block = static_cast<i32>(blockIdx.x) - p.sort_blocks;
+      if (block < 0) return false;
+      ptx::follow_earlier_kernels();
+      shared_weights<Layer, kThreads>(p, tokens(p), block, static_cast<i32>(gridDim.x) - p.sort_blocks);
+      return true;
+    } else {
+      return false;
+    }
   }
 
   /// Slots [begin, end) that a warp walks, a multiple of 32 each but for the last.
@@ -249,6 +276,7 @@ VARMOE_DEVICE void sort_single(const abi::SortParams& p) {
   using S = Sort<Layer, kThreads>;
   extern __shared__ Vec16 shared[];
   auto& s = *reinterpret_cast<typename S::Shared*>(shared);
+  if (S::weighs_shared(p)) return;
   S::read_table(p, s);
   ptx::follow_earlier_kernels();
   const i32 n = S::slots(p);
@@ -267,6 +295,7 @@ VARMOE_DEVICE void sort_count(const abi::SortParams& p) {
   using S = Sort<Layer, kThreads>;
   extern __shared__ Vec16 shared[];
   auto& s = *reinterpret_cast<typename S::Shared*>(shared);
+  if (S::weighs_shared(p)) return;
   ptx::follow_earlier_kernels();
   const i32 n = S::slots(p);
   const i32 begin = min_of(n, static_cast<i32>(blockIdx.x) * p.slots_per_block);

@@ -106,10 +106,15 @@ Result<LayerSpec> to_cpp(const varmoe_layer_spec* given) {
                      {"fc1_layout", c.fc1_layout, VARMOE_LAYOUT_KN},
                      {"fc2_layout", c.fc2_layout, VARMOE_LAYOUT_KN},
                      {"gate_order", c.gate_order, VARMOE_GATE_INTERLEAVED},
-                     {"batch_invariant", c.batch_invariant, 1}};
+                     {"batch_invariant", c.batch_invariant, 1},
+                     {"shared_gate", c.shared_gate, 1}};
   for (const auto& e : enumerators)
     if (e.value < 0 || e.value > e.last)
       return bad_member(where, e.member, e.value, fmt::format("in 0 … {}", e.last).c_str());
+  if (c.num_shared > static_cast<std::size_t>(kMaxSharedExperts))
+    return bad_member(where, "num_shared", static_cast<long long>(c.num_shared),
+                      fmt::format("at most {}", kMaxSharedExperts).c_str());
+  if (c.num_shared > 0 && !c.shared_widths) return null_member(where, "shared_widths");
   if (c.num_experts > static_cast<std::size_t>(kMaxExperts))
     return bad_member(where, "num_experts", static_cast<long long>(c.num_experts),
                       fmt::format("at most {}", kMaxExperts).c_str());
@@ -125,6 +130,8 @@ Result<LayerSpec> to_cpp(const varmoe_layer_spec* given) {
   s.fc2_layout = static_cast<WeightLayout>(c.fc2_layout);
   s.gate_order = static_cast<GateOrder>(c.gate_order);
   s.batch_invariant = c.batch_invariant != 0;
+  s.shared_widths.assign(c.shared_widths, c.shared_widths + c.num_shared);
+  s.shared_gate = c.shared_gate != 0;
   return s;
 }
 
@@ -150,12 +157,42 @@ Result<PrepareOptions> to_cpp(const varmoe_prepare_options& c) {
   return o;
 }
 
-Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec) {
+namespace {
+
+/// Not by braces: two pointers in braces are a list of two.
+std::vector<const void*> list_of(const void* const* pointers, std::size_t count) {
+  return std::vector<const void*>(pointers, pointers + count);
+}
+
+ExpertWeights expert_of(const varmoe_expert_weights& e) {
+  return {e.gate, e.up, e.down, e.fc1_stride, e.fc2_stride};
+}
+
+/// What the caller says of shared experts, which the layer may not have: bind compares the two.
+Status add_shared(const varmoe_weights& c, const LayerSpec& spec, Weights& weights) {
   constexpr const char* where = "varmoe_weights";
-  if (!given) return Error(ErrorCode::invalid_argument, "varmoe_weights is null");
-  auto read = read_struct(given, where, default_weights());
-  if (!read) return std::move(read).error();
-  const varmoe_weights& c = *read;
+  const bool arrays = c.shared_experts || c.shared_fc1_pointers || c.shared_fc2_pointers;
+  if (!arrays && !c.shared_fc1 && !c.shared_fc2) {
+    weights.shared_gate = c.shared_gate;
+    return {};
+  }
+  if (!arrays) return weights.set_shared_blocks(spec, c.shared_fc1, c.shared_fc2, c.shared_gate);
+  if (c.num_shared != static_cast<std::size_t>(spec.num_shared()))
+    return bad_member(where, "num_shared", static_cast<long long>(c.num_shared),
+                      fmt::format("the layer's number of shared experts, {}", spec.num_shared()).c_str());
+  if (c.shared_experts) {
+    for (std::size_t i = 0; i < c.num_shared; ++i) weights.shared.push_back(expert_of(c.shared_experts[i]));
+    weights.shared_gate = c.shared_gate;
+    return {};
+  }
+  if (!c.shared_fc1_pointers) return null_member(where, "shared_fc1_pointers");
+  if (!c.shared_fc2_pointers) return null_member(where, "shared_fc2_pointers");
+  return weights.set_shared_pointers(spec, list_of(c.shared_fc1_pointers, c.num_shared),
+                                     list_of(c.shared_fc2_pointers, c.num_shared), c.shared_gate);
+}
+
+Result<Weights> routed_weights(const varmoe_weights& c, const LayerSpec& spec) {
+  constexpr const char* where = "varmoe_weights";
   const auto check_count = [&]() -> Status {
     if (c.num_experts == static_cast<std::size_t>(spec.num_experts())) return {};
     return bad_member(where, "num_experts", static_cast<long long>(c.num_experts),
@@ -174,16 +211,15 @@ Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec) {
       if (Status status = check_count(); !status) return std::move(status).error();
       if (!c.fc1_pointers) return null_member(where, "fc1_pointers");
       if (!c.fc2_pointers) return null_member(where, "fc2_pointers");
-      return Weights::pointers(spec, {c.fc1_pointers, c.fc1_pointers + c.num_experts},
-                               {c.fc2_pointers, c.fc2_pointers + c.num_experts}, c.fc1_stride, c.fc2_stride);
+      return Weights::pointers(spec, list_of(c.fc1_pointers, c.num_experts),
+                               list_of(c.fc2_pointers, c.num_experts), c.fc1_stride, c.fc2_stride);
     }
     case VARMOE_STORAGE_EXPERTS: {
       if (Status status = check_count(); !status) return std::move(status).error();
       if (!c.experts) return null_member(where, "experts");
       Weights w;
       for (std::size_t i = 0; i < c.num_experts; ++i) {
-        const varmoe_expert_weights& e = c.experts[i];
-        w.experts.push_back({e.gate, e.up, e.down, e.fc1_stride, e.fc2_stride});
+        w.experts.push_back(expert_of(c.experts[i]));
       }
       return w;
     }
@@ -191,6 +227,18 @@ Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec) {
       break;
   }
   return bad_member(where, "storage", c.storage, "one of VARMOE_STORAGE_*");
+}
+
+}  // namespace
+
+Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec) {
+  if (!given) return Error(ErrorCode::invalid_argument, "varmoe_weights is null");
+  auto read = read_struct(given, "varmoe_weights", default_weights());
+  if (!read) return std::move(read).error();
+  auto weights = routed_weights(*read, spec);
+  if (!weights) return weights;
+  if (Status status = add_shared(*read, spec, *weights); !status) return std::move(status).error();
+  return weights;
 }
 
 Result<ForwardArgs> to_cpp(const varmoe_forward_args* given) {
@@ -212,6 +260,30 @@ Result<ForwardArgs> to_cpp(const varmoe_forward_args* given) {
   a.out = c.out;
   a.out_stride = c.out_stride;
   a.accumulate = c.accumulate != 0;
+  a.token_count = c.token_count;
+  a.workspace = c.workspace;
+  a.workspace_bytes = c.workspace_bytes;
+  a.stream = c.stream;
+  return a;
+}
+
+Result<UpArgs> to_cpp(const varmoe_up_args* given) {
+  auto read = read_struct(given, "varmoe_up_args", default_up_args());
+  if (!read) return std::move(read).error();
+  const varmoe_up_args& c = *read;
+  if (c.id_type != VARMOE_ID_INT32 && c.id_type != VARMOE_ID_INT64)
+    return Error(ErrorCode::invalid_argument,
+                 "varmoe_up_args: id_type must be VARMOE_ID_INT32 or VARMOE_ID_INT64");
+  UpArgs a;
+  a.tokens = c.tokens;
+  a.x = c.x;
+  a.x_stride = c.x_stride;
+  a.topk_ids = c.topk_ids;
+  a.id_type = static_cast<IdType>(c.id_type);
+  a.h = c.h;
+  a.h_stride = c.h_stride;
+  a.expert_offsets = c.expert_offsets;
+  a.slot_row = c.slot_row;
   a.token_count = c.token_count;
   a.workspace = c.workspace;
   a.workspace_bytes = c.workspace_bytes;

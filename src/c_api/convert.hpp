@@ -18,6 +18,7 @@ Result<LayerOptions> to_cpp(const varmoe_layer_options* options);
 Result<PrepareOptions> to_cpp(const varmoe_prepare_options& options);
 Result<Weights> to_cpp(const varmoe_weights* weights, const LayerSpec& spec);
 Result<ForwardArgs> to_cpp(const varmoe_forward_args* args);
+Result<UpArgs> to_cpp(const varmoe_up_args* args);
 Result<RouterSpec> to_cpp(const varmoe_router_spec* spec);
 Result<RouteArgs> to_cpp(const varmoe_route_args* args);
 Result<AlignSpec> to_cpp(const varmoe_align_spec* spec);

@@ -114,6 +114,17 @@ int varmoe_layer_forward(varmoe_layer* layer, const varmoe_forward_args* args) {
   });
 }
 
+int varmoe_layer_up(varmoe_layer* layer, const varmoe_up_args* args) {
+  if (!layer) return fail_null("layer");
+  if (!args) return fail_null("args");
+  return guarded([&] {
+    auto converted = to_cpp(args);
+    if (!converted) return fail(converted.error());
+    Status status = layer->layer.up(*converted);
+    return status ? int{VARMOE_OK} : fail(status.error());
+  });
+}
+
 int64_t varmoe_packed_width(int64_t width) {
   return packed_width(width);
 }

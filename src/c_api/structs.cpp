@@ -67,6 +67,12 @@ varmoe_forward_args default_forward_args() {
   return a;
 }
 
+varmoe_up_args default_up_args() {
+  varmoe_up_args a{};
+  a.struct_size = sizeof a;
+  return a;
+}
+
 varmoe_router_spec default_router_spec() {
   const RouterSpec defaults;
   varmoe_router_spec s{};
@@ -131,6 +137,9 @@ int varmoe_weights_init(varmoe_weights* weights, size_t struct_size) {
 }
 int varmoe_forward_args_init(varmoe_forward_args* args, size_t struct_size) {
   return init(args, struct_size, "varmoe_forward_args", default_forward_args());
+}
+int varmoe_up_args_init(varmoe_up_args* args, size_t struct_size) {
+  return init(args, struct_size, "varmoe_up_args", default_up_args());
 }
 int varmoe_counters_init(varmoe_counters* counters, size_t struct_size) {
   return init(counters, struct_size, "varmoe_counters", varmoe_counters{});

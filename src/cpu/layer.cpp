@@ -67,7 +67,8 @@ struct CpuLayer::Impl {
   Impl(LayerSpec s, const Kernels& k, int threads) : spec(std::move(s)), kernels(k), team(threads) {}
   LayerSpec spec;
   const Kernels& kernels;
-  std::vector<ExpertWeights> experts;  // empty: not bound
+  std::vector<ExpertWeights> experts;  // routed, then shared; empty: not bound
+  const void* shared_gate = nullptr;
   Team team;
 };
 
@@ -105,6 +106,8 @@ int CpuLayer::threads() const noexcept {
 Status CpuLayer::bind(const Weights& weights) {
   if (auto s = weights.validate(impl_->spec); !s) return s;
   impl_->experts = weights.experts;
+  impl_->experts.insert(impl_->experts.end(), weights.shared.begin(), weights.shared.end());
+  impl_->shared_gate = weights.shared_gate;
   return {};
 }
 
@@ -145,16 +148,47 @@ Status CpuLayer::forward(const ForwardArgs& args) noexcept try {
       args.token_count != nullptr ? std::clamp<std::int64_t>(*args.token_count, 0, args.tokens) : args.tokens;
   if (tokens == 0) return {};
 
-  const double work = static_cast<double>(std::min(chunk, tokens)) * static_cast<double>(spec.top_k) * 3.0 *
-                      static_cast<double>(spec.hidden_size) * static_cast<double>(spec.max_width());
+  const double work = static_cast<double>(std::min(chunk, tokens)) *
+                      static_cast<double>(spec.slots_per_token()) * 3.0 *
+                      static_cast<double>(spec.hidden_size) * static_cast<double>(spec.widest_of_all());
   const int active = static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, static_cast<double>(team_size)));
-  Run run(spec, impl_->experts, impl_->kernels, args, tokens, chunk, workspace, team_size, active);
+  Run run(spec, impl_->experts, impl_->shared_gate, impl_->kernels, args, tokens, chunk, workspace, team_size,
+          active);
   impl_->team.run(active, Run::member, &run);
   return {};
 } catch (const std::bad_alloc&) {
   return Error(ErrorCode::out_of_memory, "forward: no host memory");
 } catch (...) {
   return Error(ErrorCode::internal, "forward: unexpected exception");
+}
+
+Status CpuLayer::up(const UpArgs& up) noexcept {
+  const LayerSpec& spec = impl_->spec;
+  if (impl_->experts.empty()) return Error(ErrorCode::not_bound, "up before bind");
+  if (up.tokens == 0) return {};
+  if (up.workspace_bytes < workspace_bytes(up.tokens)) {
+    return Error(ErrorCode::workspace_too_small,
+                 fmt::format("up: workspace_bytes is {}; {} tokens need {}", up.workspace_bytes, up.tokens,
+                             workspace_bytes(up.tokens)));
+  }
+  const std::int64_t tokens =
+      up.token_count != nullptr ? std::clamp<std::int64_t>(*up.token_count, 0, up.tokens) : up.tokens;
+  if (tokens == 0) {
+    std::fill_n(up.expert_offsets, spec.all_experts() + 1, 0);
+    return {};
+  }
+  ForwardArgs args;
+  args.tokens = up.tokens;
+  args.x = up.x;
+  args.x_stride = up.x_stride;
+  args.topk_ids = up.topk_ids;
+  args.id_type = up.id_type;
+  const int team_size = impl_->team.size();
+  Run run(spec, impl_->experts, nullptr, impl_->kernels, args, tokens, tokens, up.workspace, team_size,
+          team_size);
+  run.only_up(up);
+  impl_->team.run(team_size, Run::member, &run);
+  return {};
 }
 
 }  // namespace varmoe::cpu

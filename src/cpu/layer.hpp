@@ -45,6 +45,10 @@ class CpuLayer {
   /// Bytes that process `tokens` tokens at once; monotonic in `tokens`.
   std::size_t workspace_bytes(std::int64_t tokens) const noexcept;
 
+  /// The up-projection alone (Layer::up), before it returns. `args` are sound but for the size of the
+  /// workspace, which must hold all tokens at once.
+  Status up(const UpArgs& args) noexcept;
+
   /// Computes the layer before it returns; `stream` is ignored. With a workspace, nothing is allocated: one
   /// smaller than workspace_bytes(tokens) makes it work in chunks, one smaller than workspace_bytes(1) is
   /// `workspace_too_small`. Without (null), a bounded one is allocated for the call.

@@ -1,6 +1,7 @@
 #include "cpu/run.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/activation.hpp"
 #include "cpu/workspace.hpp"
@@ -10,6 +11,7 @@ namespace varmoe::cpu {
 namespace {
 
 constexpr std::int64_t kCombineTokens = 8;  // a combine task
+constexpr std::int64_t kGateTokens = kTileRows;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -26,17 +28,19 @@ const std::uint16_t* elements(const void* p) {
 
 }  // namespace
 
-Run::Run(const LayerSpec& spec, const std::vector<ExpertWeights>& experts, const Kernels& kernels,
-         const ForwardArgs& args, std::int64_t tokens, std::int64_t chunk, void* workspace, int team_size,
-         int active) noexcept
+Run::Run(const LayerSpec& spec, const std::vector<ExpertWeights>& experts, const void* shared_gate,
+         const Kernels& kernels, const ForwardArgs& args, std::int64_t tokens, std::int64_t chunk,
+         void* workspace, int team_size, int active) noexcept
     : spec_(spec),
       experts_(experts),
+      shared_gate_(shared_gate),
       kernels_(kernels),
       args_(args),
       tokens_(tokens),
       chunk_(chunk),
       hidden_(spec.hidden_size),
       top_k_(spec.top_k),
+      slots_(spec.slots_per_token()),
       x_stride_(args.x_stride != 0 ? args.x_stride : spec.hidden_size),
       out_stride_(args.out_stride != 0 ? args.out_stride : spec.hidden_size),
       gated_(spec.gated()),
@@ -52,6 +56,7 @@ Run::Run(const LayerSpec& spec, const std::vector<ExpertWeights>& experts, const
   slot_row_ = at<std::int64_t>(workspace, layout.slot_row);
   h_ = at<std::uint16_t>(workspace, layout.h);
   y_ = at<std::uint16_t>(workspace, layout.y);
+  gates_ = at<float>(workspace, layout.gates);
   scratch_ = at<std::byte>(workspace, layout.scratch);
 }
 
@@ -73,9 +78,17 @@ void Run::work(int member) noexcept {
       plan_tasks();
     }
     barrier_.wait();
-    const std::int64_t experts = spec_.num_experts();
+    const std::int64_t experts = spec_.all_experts();
+    if (shared_gate_ != nullptr) {
+      each(next_gate_, ceil_div(chunk_tokens_, kGateTokens), [&](std::int64_t i) { gate(i, scratch); });
+    }
     each(next_fc1_, fc1_tasks_[experts], [&](std::int64_t i) { fc1(i, scratch); });
     barrier_.wait();
+    if (up_ != nullptr) {
+      each(next_combine_, ceil_div(chunk_tokens_, kCombineTokens), [&](std::int64_t i) { hand_out_h(i); });
+      barrier_.wait();
+      continue;
+    }
     each(next_fc2_, fc2_tasks_[experts], [&](std::int64_t i) { fc2(i, scratch); });
     barrier_.wait();
     each(next_combine_, ceil_div(chunk_tokens_, kCombineTokens), [&](std::int64_t i) { combine(i); });
@@ -83,31 +96,42 @@ void Run::work(int member) noexcept {
   }
 }
 
-std::int64_t Run::id(std::int64_t slot) const noexcept {
-  return args_.id_type == IdType::int64 ? static_cast<const std::int64_t*>(args_.topk_ids)[slot]
-                                        : static_cast<const std::int32_t*>(args_.topk_ids)[slot];
+std::int64_t Run::expert_of(std::int64_t slot) const noexcept {
+  const std::int64_t token = slot / slots_, j = slot % slots_;
+  if (j >= top_k_) return spec_.num_experts() + j - top_k_;
+  const std::int64_t at = token * top_k_ + j;
+  const std::int64_t id = args_.id_type == IdType::int64
+                              ? static_cast<const std::int64_t*>(args_.topk_ids)[at]
+                              : static_cast<const std::int32_t*>(args_.topk_ids)[at];
+  return id >= 0 && id < spec_.num_experts() ? id : -1;
 }
 
-// Counting sort of the chunk's slots by expert, stable: an expert's rows are in ascending token·k + j.
+float Run::weight_of(std::int64_t slot) const noexcept {
+  const std::int64_t token = slot / slots_, j = slot % slots_;
+  if (j < top_k_) return args_.topk_weights[token * top_k_ + j];
+  return shared_gate_ != nullptr ? gates_[token - first_token_] : 1.0f;
+}
+
+// Counting sort of the chunk's slots by expert, stable: an expert's rows are in ascending token·(k + S) + j.
 void Run::sort() noexcept {
-  const std::int64_t experts = spec_.num_experts(), begin = first_token_ * top_k_,
-                     count = chunk_tokens_ * top_k_;
+  const std::int64_t experts = spec_.all_experts(), begin = first_token_ * slots_,
+                     count = chunk_tokens_ * slots_;
   std::fill_n(expert_rows_, experts + 1, 0);
   for (std::int64_t s = 0; s < count; ++s) {
-    const std::int64_t e = id(begin + s);
-    if (e >= 0 && e < experts) ++expert_rows_[e + 1];
+    const std::int64_t e = expert_of(begin + s);
+    if (e >= 0) ++expert_rows_[e + 1];
   }
   std::int64_t h = 0;
   for (std::int64_t e = 0; e < experts; ++e) {
     expert_h_[e] = h;
-    h += expert_rows_[e + 1] * spec_.expert_widths[static_cast<std::size_t>(e)];
+    h += expert_rows_[e + 1] * spec_.width_of(e);
     expert_rows_[e + 1] += expert_rows_[e];
   }
   // fc1_tasks_ is not planned yet: it serves as the cursors.
   std::copy_n(expert_rows_, experts, fc1_tasks_);
   for (std::int64_t s = 0; s < count; ++s) {
-    const std::int64_t e = id(begin + s);
-    if (e < 0 || e >= experts) {
+    const std::int64_t e = expert_of(begin + s);
+    if (e < 0) {
       slot_row_[s] = -1;
       continue;
     }
@@ -118,7 +142,7 @@ void Run::sort() noexcept {
 }
 
 void Run::plan_tasks() noexcept {
-  const std::int64_t experts = spec_.num_experts();
+  const std::int64_t experts = spec_.all_experts();
   // Narrower tasks until there are enough for every thread; an output's sum does not depend on its task.
   const auto plan = [&](std::int64_t* tasks, int widest, const auto& outputs_of) {
     for (int tile = widest;; tile /= 2) {
@@ -131,19 +155,20 @@ void Run::plan_tasks() noexcept {
     }
   };
   fc1_outputs_ = plan(fc1_tasks_, joint_ ? kTileOutputs / 2 : kTileOutputs,
-                      [&](std::int64_t e) { return spec_.expert_widths[static_cast<std::size_t>(e)]; });
+                      [&](std::int64_t e) { return spec_.width_of(e); });
   fc2_outputs_ = plan(fc2_tasks_, kTileOutputs, [&](std::int64_t) { return hidden_; });
   next_fc1_.store(0, std::memory_order_relaxed);
   next_fc2_.store(0, std::memory_order_relaxed);
   next_combine_.store(0, std::memory_order_relaxed);
+  next_gate_.store(0, std::memory_order_relaxed);
 }
 
 // Row tiles of one strip of weights follow each other, so that threads share it in cache.
 Run::Tile Run::tile_of(const std::int64_t* tasks, std::int64_t task, int tile_outputs,
                        bool is_fc1) const noexcept {
   Tile t;
-  t.expert = std::upper_bound(tasks, tasks + spec_.num_experts() + 1, task) - tasks - 1;
-  const std::int64_t outputs = is_fc1 ? spec_.expert_widths[static_cast<std::size_t>(t.expert)] : hidden_;
+  t.expert = std::upper_bound(tasks, tasks + spec_.all_experts() + 1, task) - tasks - 1;
+  const std::int64_t outputs = is_fc1 ? spec_.width_of(t.expert) : hidden_;
   const std::int64_t rows = expert_rows_[t.expert + 1] - expert_rows_[t.expert];
   const std::int64_t row_tiles = ceil_div(rows, kTileRows), rows_each = ceil_div(rows, row_tiles);
   const std::int64_t local = task - tasks[t.expert], first = local % row_tiles * rows_each;
@@ -154,14 +179,35 @@ Run::Tile Run::tile_of(const std::int64_t* tasks, std::int64_t task, int tile_ou
   return t;
 }
 
+// sigmoid(x·w_g) of some tokens. A product takes outputs by eights: all of them are w_g, and the first
+// counts.
+void Run::gate(std::int64_t task, float* scratch) noexcept {
+  const std::int64_t first = task * kGateTokens;
+  const std::uint16_t* rows[kTileRows];
+  Product p;
+  p.row_count = static_cast<int>(std::min(kGateTokens, chunk_tokens_ - first));
+  for (int m = 0; m < p.row_count; ++m) rows[m] = elements(args_.x) + (first_token_ + first + m) * x_stride_;
+  p.dtype = spec_.dtype;
+  p.layout = WeightLayout::nk;
+  p.rows = rows;
+  p.weights = elements(shared_gate_);
+  p.weight_stride = 0;
+  p.outputs = 8;
+  p.depth = hidden_;
+  p.c = scratch + kProductScratch;
+  p.scratch = scratch;
+  kernels_.product(p);
+  for (int m = 0; m < p.row_count; ++m) gates_[first + m] = 1.0f / (1.0f + std::exp(-p.c[m * kTileOutputs]));
+}
+
 void Run::fc1(std::int64_t task, float* scratch) noexcept {
   const Tile t = tile_of(fc1_tasks_, task, fc1_outputs_, true);
   const auto expert = static_cast<std::size_t>(t.expert);
   const ExpertWeights& w = experts_[expert];
-  const std::int64_t width = spec_.expert_widths[expert];
+  const std::int64_t width = spec_.width_of(t.expert);
   const std::uint16_t* rows[kTileRows];
   for (int m = 0; m < t.rows; ++m) {
-    rows[m] = elements(args_.x) + row_slot_[t.first_row + m] / top_k_ * x_stride_;
+    rows[m] = elements(args_.x) + row_slot_[t.first_row + m] / slots_ * x_stride_;
   }
   float* const up = scratch + kProductScratch;
   float* const gate = up + kTileRows * kTileOutputs;
@@ -208,7 +254,7 @@ void Run::fc2(std::int64_t task, float* scratch) noexcept {
   const Tile t = tile_of(fc2_tasks_, task, fc2_outputs_, false);
   const auto expert = static_cast<std::size_t>(t.expert);
   const ExpertWeights& w = experts_[expert];
-  const std::int64_t width = spec_.expert_widths[expert];
+  const std::int64_t width = spec_.width_of(t.expert);
   const std::uint16_t* rows[kTileRows];
   const std::uint16_t* h = h_ + expert_h_[t.expert] + (t.first_row - expert_rows_[t.expert]) * width;
   for (int m = 0; m < t.rows; ++m) rows[m] = h + m * width;
@@ -226,18 +272,36 @@ void Run::fc2(std::int64_t task, float* scratch) noexcept {
   kernels_.product(p);
   for (int m = 0; m < t.rows; ++m) {
     const std::int64_t row = t.first_row + m;
-    kernels_.scale_round(spec_.dtype, p.c + m * kTileOutputs, args_.topk_weights[row_slot_[row]], t.outputs,
+    kernels_.scale_round(spec_.dtype, p.c + m * kTileOutputs, weight_of(row_slot_[row]), t.outputs,
                          y_ + row * hidden_ + t.first_output);
   }
 }
 
+void Run::hand_out_h(std::int64_t task) noexcept {
+  const std::int64_t stride = up_->h_stride != 0 ? up_->h_stride : (spec_.widest_of_all() + 63) / 64 * 64;
+  const std::int64_t experts = spec_.all_experts();
+  if (task == 0) {
+    for (std::int64_t e = 0; e <= experts; ++e)
+      up_->expert_offsets[e] = static_cast<std::int32_t>(expert_rows_[e]);
+  }
+  const std::int64_t end = std::min(chunk_tokens_, (task + 1) * kCombineTokens) * slots_;
+  for (std::int64_t slot = task * kCombineTokens * slots_; slot < end; ++slot) {
+    const std::int64_t row = slot_row_[slot];
+    up_->slot_row[slot] = static_cast<std::int32_t>(row);
+    if (row < 0) continue;
+    const std::int64_t expert = expert_of(slot), width = spec_.width_of(expert);
+    std::copy_n(h_ + expert_h_[expert] + (row - expert_rows_[expert]) * width, width,
+                static_cast<std::uint16_t*>(up_->h) + row * stride);
+  }
+}
+
 void Run::combine(std::int64_t task) noexcept {
-  const std::uint16_t* rows[kMaxTopK];
+  const std::uint16_t* rows[kMaxTopK + kMaxSharedExperts];
   const std::int64_t end = std::min(chunk_tokens_, (task + 1) * kCombineTokens);
   for (std::int64_t t = task * kCombineTokens; t < end; ++t) {
     int count = 0;
-    for (std::int64_t j = 0; j < top_k_; ++j) {
-      const std::int64_t row = slot_row_[t * top_k_ + j];
+    for (std::int64_t j = 0; j < slots_; ++j) {
+      const std::int64_t row = slot_row_[t * slots_ + j];
       if (row >= 0) rows[count++] = y_ + row * hidden_;
     }
     std::uint16_t* out = static_cast<std::uint16_t*>(args_.out) + (first_token_ + t) * out_stride_;

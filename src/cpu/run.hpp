@@ -18,10 +18,14 @@ namespace varmoe::cpu {
 class Run {
  public:
   /// `args` are valid, `tokens` ≥ 1 of them are computed, `chunk` at a time; `active` threads. The workspace
-  /// holds workspace_layout(spec, chunk, threads of the layer).
-  Run(const LayerSpec& spec, const std::vector<ExpertWeights>& experts, const Kernels& kernels,
-      const ForwardArgs& args, std::int64_t tokens, std::int64_t chunk, void* workspace, int team_size,
-      int active) noexcept;
+  /// holds workspace_layout(spec, chunk, threads of the layer). `experts`: the routed ones, then the shared
+  /// ones; `shared_gate`: Weights::shared_gate.
+  Run(const LayerSpec& spec, const std::vector<ExpertWeights>& experts, const void* shared_gate,
+      const Kernels& kernels, const ForwardArgs& args, std::int64_t tokens, std::int64_t chunk,
+      void* workspace, int team_size, int active) noexcept;
+
+  /// fc1 alone: h, offsets and slots go where `args` say. All tokens are one chunk.
+  void only_up(const UpArgs& args) noexcept { up_ = &args; }
 
   /// Team::run's function; the context is a Run.
   static void member(void* run, int member) noexcept;
@@ -30,9 +34,11 @@ class Run {
   void work(int member) noexcept;
   void sort() noexcept;
   void plan_tasks() noexcept;
+  void gate(std::int64_t task, float* scratch) noexcept;
   void fc1(std::int64_t task, float* scratch) noexcept;
   void fc2(std::int64_t task, float* scratch) noexcept;
   void combine(std::int64_t task) noexcept;
+  void hand_out_h(std::int64_t task) noexcept;
 
   /// A rectangle of one expert's rows and outputs.
   struct Tile {
@@ -40,26 +46,31 @@ class Run {
     int rows, outputs;
   };
   Tile tile_of(const std::int64_t* tasks, std::int64_t task, int tile_outputs, bool is_fc1) const noexcept;
-  std::int64_t id(std::int64_t slot) const noexcept;
+  /// Of a slot token·(k + S) + j; −1: it has none.
+  std::int64_t expert_of(std::int64_t slot) const noexcept;
+  float weight_of(std::int64_t slot) const noexcept;
 
   const LayerSpec& spec_;
   const std::vector<ExpertWeights>& experts_;
+  const void* const shared_gate_;
   const Kernels& kernels_;
   const ForwardArgs& args_;
+  const UpArgs* up_ = nullptr;
   const std::int64_t tokens_, chunk_;
-  const std::int64_t hidden_, top_k_, x_stride_, out_stride_;
+  const std::int64_t hidden_, top_k_, slots_, x_stride_, out_stride_;
   const bool gated_, joint_;  ///< joint_: gate and up alternate within a stored row (interleaved kn)
   const int active_;
 
   // In the workspace.
   std::int64_t *expert_rows_, *expert_h_, *fc1_tasks_, *fc2_tasks_, *row_slot_, *slot_row_;
   std::uint16_t *h_, *y_;
+  float* gates_;
   std::byte* scratch_;
 
   // Of the chunk at hand; written by member 0 between barriers.
   std::int64_t first_token_ = 0, chunk_tokens_ = 0;
   int fc1_outputs_ = 0, fc2_outputs_ = 0;  ///< a task's outputs
-  std::atomic<std::int64_t> next_fc1_{0}, next_fc2_{0}, next_combine_{0};
+  std::atomic<std::int64_t> next_fc1_{0}, next_fc2_{0}, next_combine_{0}, next_gate_{0};
   Barrier barrier_;
 };
 

@@ -10,8 +10,10 @@ const std::size_t kThreadScratch =
 
 WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t tokens, int threads) noexcept {
   WorkspaceLayout layout;
-  const auto experts = static_cast<std::size_t>(spec.num_experts());
-  const auto rows = static_cast<std::size_t>(tokens) * static_cast<std::size_t>(spec.top_k);
+  const auto experts = static_cast<std::size_t>(spec.all_experts());
+  const auto rows = static_cast<std::size_t>(tokens) * static_cast<std::size_t>(spec.slots_per_token());
+  std::int64_t token_h = spec.top_k * spec.max_width();
+  for (const std::int64_t width : spec.shared_widths) token_h += width;
   const auto take = [&](std::size_t bytes) {
     const std::size_t at = layout.total_bytes;
     layout.total_bytes = (at + bytes + 255) / 256 * 256;
@@ -23,8 +25,9 @@ WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t tokens, int
   layout.fc2_tasks = take((experts + 1) * sizeof(std::int64_t));
   layout.row_slot = take(rows * sizeof(std::int64_t));
   layout.slot_row = take(rows * sizeof(std::int64_t));
-  layout.h = take(rows * static_cast<std::size_t>(spec.max_width()) * 2);
+  layout.h = take(static_cast<std::size_t>(tokens) * static_cast<std::size_t>(token_h) * 2);
   layout.y = take(rows * static_cast<std::size_t>(spec.hidden_size) * 2);
+  layout.gates = take(spec.shared_gate ? static_cast<std::size_t>(tokens) * sizeof(float) : 0);
   layout.scratch = take(static_cast<std::size_t>(threads) * kThreadScratch);
   return layout;
 }

@@ -7,7 +7,8 @@
 
 namespace varmoe::cpu {
 
-/// Where each intermediate lies in a workspace. Offsets in bytes, 256-byte aligned.
+/// Where each intermediate lies in a workspace. Offsets in bytes, 256-byte aligned. E counts the shared
+/// experts too, k their slots.
 struct WorkspaceLayout {
   std::size_t expert_rows = 0;  ///< int64 [E + 1]: first routed row of each expert, and their number
   std::size_t expert_h = 0;     ///< int64 [E]: where each expert's h begins, in elements
@@ -17,6 +18,7 @@ struct WorkspaceLayout {
   std::size_t slot_row = 0;  ///< int64 [R]: the inverse; −1 where the id is no expert
   std::size_t h = 0;         ///< [Σ rows_e · I_e]
   std::size_t y = 0;         ///< [R, H]
+  std::size_t gates = 0;     ///< float [T], of a layer with a shared gate
   std::size_t scratch = 0;   ///< kThreadScratch bytes a thread
   std::size_t total_bytes = 0;
 };

@@ -201,7 +201,7 @@ Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& re
     kernel.dynamic_smem_bytes =
         static_cast<std::int32_t>(model::one_launch_smem_bytes(spec, request.one_launch));
   } else if (request.stage != Stage::gather && request.stage != Stage::combine) {
-    kernel.dynamic_smem_bytes = sort_smem_bytes(spec.num_experts(), request.block_threads);
+    kernel.dynamic_smem_bytes = sort_smem_bytes(spec.all_experts(), request.block_threads);
   }
 
   const StageText stage = stage_text(request.stage, request, kernel.block_threads);

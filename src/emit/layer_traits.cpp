@@ -54,6 +54,11 @@ std::string activation_type(const LayerSpec& spec) {
   return "Identity";
 }
 
+/// Of the sort and the combine alone: to the GEMMs shared experts are experts as others.
+std::string shared_traits(const LayerSpec& spec) {
+  return integer("kSharedExperts", spec.num_shared()) + boolean("kSharedGate", spec.shared_gate);
+}
+
 /// kClasses and width(c), widest class first; kClasses = 0: widths are read on the device.
 std::string width_table(const LayerSpec& spec, bool runtime_width) {
   if (runtime_width) return integer("kClasses", 0);
@@ -76,23 +81,26 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
     case Stage::sort_single:
     case Stage::sort_count:
     case Stage::sort_scatter:
-      s += integer("kExperts", spec.num_experts());
-      s += integer("kTopK", spec.top_k);
+      s += integer("kExperts", spec.all_experts());
+      s += integer("kTopK", spec.slots_per_token());
+      s += shared_traits(spec);
+      if (spec.shared_gate) s += element(spec.dtype) + integer("kHidden", spec.hidden_size);
       break;
     case Stage::gather:
       s += integer("kHidden", spec.hidden_size);
-      s += integer("kTopK", spec.top_k);
+      s += integer("kTopK", spec.slots_per_token());
       break;
     case Stage::combine:
       s += element(spec.dtype);
       s += integer("kHidden", spec.hidden_size);
-      s += integer("kTopK", spec.top_k);
+      s += integer("kTopK", spec.slots_per_token());
+      s += shared_traits(spec);
       break;
     case Stage::fc1:
       s += element(spec.dtype);
       s += integer("kHidden", spec.hidden_size);
-      s += integer("kExperts", spec.num_experts());
-      s += integer("kTopK", spec.top_k);
+      s += integer("kExperts", spec.all_experts());
+      s += integer("kTopK", spec.slots_per_token());
       s += width_table(spec, runtime_width);
       s += boolean("kFc1Kn", spec.fc1_layout == WeightLayout::kn);
       s += boolean("kInterleaved", spec.gated() && spec.gate_order == GateOrder::interleaved &&
@@ -146,6 +154,8 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(SortParams, h_pending);
       VARMOE_OFFSET(SortParams, fc2_cluster);
       VARMOE_OFFSET(SortParams, classes);
+      VARMOE_OFFSET(SortParams, shared_weight);
+      VARMOE_OFFSET(SortParams, sort_blocks);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, width_class);
       VARMOE_SIZE(RowTile);
@@ -163,6 +173,7 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(CombineParams, topk_weights);
       VARMOE_OFFSET(CombineParams, out_stride);
       VARMOE_OFFSET(CombineParams, accumulate);
+      VARMOE_OFFSET(CombineParams, shared_weight);
       break;
     case Stage::whole_layer:
       VARMOE_SIZE(LayerParams);

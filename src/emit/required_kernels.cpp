@@ -21,11 +21,11 @@ std::vector<KernelRequest> required_kernels(const LayerSpec& spec, const LayerCo
     requests.push_back(r);
   };
 
-  const std::int32_t sort_threads = sort_block_threads(spec.num_experts(), config.sort.block_threads);
+  const std::int32_t sort_threads = sort_block_threads(spec.all_experts(), config.sort.block_threads);
   // Any T may run on any bucket's kernels, small ones on a large bucket's too: the single-block sort is
   // always there.
   add(Stage::sort_single, sort_threads);
-  if (bucket * spec.top_k > config.sort.single_block_rows) {
+  if (bucket * spec.slots_per_token() > config.sort.single_block_rows) {
     add(Stage::sort_count, sort_threads);
     add(Stage::sort_scatter, sort_threads);
   }

@@ -67,7 +67,7 @@ Result<std::shared_ptr<Layer::Impl>> Layer::Impl::create(std::shared_ptr<Engine:
   if (bound != 0 && bytes(1) > bound)
     return Error(ErrorCode::workspace_too_small,
                  fmt::format("LayerOptions::max_workspace_bytes = {}: one token needs {}", bound, bytes(1)));
-  std::int64_t low = 1, high = kMaxRowsAtOnce / spec.top_k + 1;  // low fits, high does not
+  std::int64_t low = 1, high = kMaxRowsAtOnce / spec.slots_per_token() + 1;  // low fits, high does not
   while (bound != 0 && high - low > 1) {
     const std::int64_t middle = low + (high - low) / 2;
     (bytes(middle) <= bound ? low : high) = middle;

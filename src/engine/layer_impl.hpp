@@ -53,6 +53,7 @@ struct VARMOE_HIDDEN Layer::Impl {
   Status bind(const Weights& weights);
   Result<std::size_t> workspace_bytes(std::int64_t tokens) const;
   Status forward(const ForwardArgs& args) noexcept;
+  Status up(const UpArgs& args) noexcept;
 
   const LayerSpec& spec() const noexcept { return spec_; }
 

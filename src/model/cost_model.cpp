@@ -64,54 +64,103 @@ class StageModel {
       : spec_(spec),
         stage_(stage),
         device_(device),
-        classes_(width_classes(spec)),
-        rows_(static_cast<double>(tokens) * static_cast<double>(spec.top_k)),
+        rows_(static_cast<double>(tokens) * static_cast<double>(spec.slots_per_token())),
         tokens_(static_cast<double>(tokens)),
-        routing_(spec, tokens) {}
+        routing_(spec, tokens),
+        every_token_(RoutingStats::of_every_token(tokens)) {
+    for (const WidthClass& c : classes_of_widths(spec.expert_widths))
+      groups_.push_back({c.width, c.count, false});
+    for (const WidthClass& c : classes_of_widths(spec.shared_widths))
+      groups_.push_back({c.width, c.count, true});
+  }
 
   double seconds(const GemmConfig& config) const {
     return uses_wgmma(config) ? wgmma_seconds(config) : mma_sync_seconds(config);
   }
 
  private:
+  /// Experts of one width that get alike many rows: routed ones T·k/E on average, shared ones T each.
+  struct Group {
+    std::int64_t width, count;
+    bool shared;
+  };
+  /// Row tiles of an expert of either kind, and the rows that such a tile holds.
+  struct Tiling {
+    RowTiles tiles[2];
+    double rows[2] = {0, 0};
+    const RowTiles& of(const Group& g) const { return tiles[g.shared ? 1 : 0]; }
+  };
+  Tiling tiling(const GemmConfig& config) const {
+    Tiling t;
+    for (const bool shared : {false, true}) {
+      if (shared && spec_.shared_widths.empty()) break;
+      const RoutingStats& stats = shared ? every_token_ : routing_;
+      t.tiles[shared] = stats.row_tiles(config.block_m, config.cluster);
+      const double mean = t.tiles[shared].mean;
+      t.rows[shared] = mean > 0 ? std::min<double>(config.block_m, stats.mean() / mean) : 0;
+    }
+    return t;
+  }
+  /// Of the mean tile, where `tile_cols` columns make one.
+  double mean_rows(const Tiling& tiling, double tile_cols) const;
+
   double mma_sync_seconds(const GemmConfig& config) const;
   double wgmma_seconds(const GemmConfig& config) const;
-  double columns(const WidthClass& c) const {
+  double columns(const Group& c) const {
     return static_cast<double>(stage_ == GemmStage::fc1 ? c.width : spec_.hidden_size);
   }
-  double depth(const WidthClass& c) const {
+  double depth(const Group& c) const {
     return static_cast<double>(stage_ == GemmStage::fc1 ? spec_.hidden_size : c.width);
   }
   double weight_rows_per_column() const { return stage_ == GemmStage::fc1 && spec_.gated() ? 2 : 1; }
 
-  double dram_bytes(const GemmConfig& config, double row_tiles) const;
+  double dram_bytes(const GemmConfig& config, const Tiling& tiling) const;
   /// Time in which each SM does one k step of one tile, `warps` of all its blocks being resident.
   double step_seconds(const GemmConfig& config, double filled_rows, double warps) const;
 
   const LayerSpec& spec_;
   GemmStage stage_;
   const DeviceProfile& device_;
-  std::vector<WidthClass> classes_;
+  std::vector<Group> groups_;
   double rows_, tokens_;
-  RoutingStats routing_;
+  RoutingStats routing_, every_token_;
 };
 
-double StageModel::dram_bytes(const GemmConfig& config, double row_tiles) const {
+double StageModel::mean_rows(const Tiling& tiling, double tile_cols) const {
+  if (spec_.shared_widths.empty()) return tiling.rows[0];
+  double tiles = 0, rows = 0;
+  for (const Group& c : groups_) {
+    const double count = static_cast<double>(c.count) * std::ceil(columns(c) / tile_cols) * tiling.of(c).mean;
+    tiles += count;
+    rows += count * tiling.rows[c.shared];
+  }
+  return tiles > 0 ? rows / tiles : 0;
+}
+
+double StageModel::dram_bytes(const GemmConfig& config, const Tiling& tiling) const {
   double bytes = 0;
-  double mean_width = 0;
-  for (const WidthClass& c : classes_) {
+  double mean_width = 0, shared_width = 0;
+  for (const Group& c : groups_) {
+    const double hit = c.shared ? every_token_.hit_share() : routing_.hit_share();
+    const double row_tiles = tiling.of(c).mean;
     const double expert = columns(c) * depth(c) * weight_rows_per_column() * kElementBytes;
     // The row tiles of a raster group share what L2 holds; an expert too large for it is read again by each
     // group.
-    const double groups = std::max(1.0, row_tiles / routing_.hit_share() / config.raster);
+    const double groups = std::max(1.0, row_tiles / hit / config.raster);
     const double reads = expert > 0.5 * static_cast<double>(device_.l2_bytes) ? groups : 1.0;
-    bytes += static_cast<double>(c.count) * routing_.hit_share() * expert * reads;
-    mean_width += static_cast<double>(c.count * c.width) / static_cast<double>(spec_.num_experts());
+    bytes += static_cast<double>(c.count) * hit * expert * reads;
+    if (c.shared) {
+      shared_width += static_cast<double>(c.count * c.width);
+    } else {
+      mean_width += static_cast<double>(c.count * c.width) / static_cast<double>(spec_.num_experts());
+    }
   }
   const double hidden = static_cast<double>(spec_.hidden_size);
   // fc1 reads x and writes h; fc2 reads h and writes rows of H.
-  const double input = stage_ == GemmStage::fc1 ? std::min(tokens_, rows_) * hidden : rows_ * mean_width;
-  const double output = stage_ == GemmStage::fc1 ? rows_ * mean_width : rows_ * hidden;
+  const double h =
+      (rows_ - tokens_ * static_cast<double>(spec_.num_shared())) * mean_width + tokens_ * shared_width;
+  const double input = stage_ == GemmStage::fc1 ? std::min(tokens_, rows_) * hidden : h;
+  const double output = stage_ == GemmStage::fc1 ? h : rows_ * hidden;
   return bytes + (input + output) * kElementBytes;
 }
 
@@ -130,12 +179,12 @@ double StageModel::step_seconds(const GemmConfig& config, double filled_rows, do
 double StageModel::mma_sync_seconds(const GemmConfig& config) const {
   const double sms = device_.sm_count;
   const double tile_cols = tile_columns(spec_, stage_, config);
-  const RowTiles row_tiles = routing_.row_tiles(config.block_m);
-  const double filled_rows =
-      row_tiles.mean > 0 ? std::min<double>(config.block_m, routing_.mean() / row_tiles.mean) : 0;
+  const Tiling tiling = this->tiling(config);
+  const double filled_rows = mean_rows(tiling, tile_cols);
 
   double tiles = 0, steps = 0, most_steps = 0, tile_variance = 0;
-  for (const WidthClass& c : classes_) {
+  for (const Group& c : groups_) {
+    const RowTiles& row_tiles = tiling.of(c);
     const double column_tiles = ceil_div(columns(c), tile_cols);
     const double count = static_cast<double>(c.count) * column_tiles * row_tiles.mean;
     const double class_steps = ceil_div(depth(c), config.block_k);
@@ -146,7 +195,7 @@ double StageModel::mma_sync_seconds(const GemmConfig& config) const {
   }
   if (tiles <= 0) return device_.launch_overhead;
   steps /= tiles;  // of the mean tile
-  const double bytes_per_tile = dram_bytes(config, row_tiles.mean) / tiles;
+  const double bytes_per_tile = dram_bytes(config, tiling) / tiles;
   const double warps = config.warps_m * config.warps_n;
   const double gather =
       stage_ == GemmStage::fc1 && config.gather == GatherMode::fused ? kFusedGatherFactor : 1;
@@ -198,33 +247,42 @@ double StageModel::wgmma_seconds(const GemmConfig& config) const {
   const double sms = device_.sm_count;
   const double n = config.block_n, tile_cols = tile_columns(spec_, stage_, config);
   const bool pingpong = config.schedule == Schedule::wgmma_pingpong;
-  const RowTiles row_tiles = routing_.row_tiles(config.block_m, config.cluster);
-  if (row_tiles.mean <= 0) return device_.launch_overhead;
-  const double rows = std::min<double>(config.block_m, routing_.mean() / row_tiles.mean);
-  const double m = std::min<double>(config.block_m, ceil_div(rows, config.row_step) * config.row_step);
+  const Tiling tiling = this->tiling(config);
+  if (tiling.tiles[0].mean <= 0) return device_.launch_overhead;
   const double clock = device_.sm_clock;
-
-  // One stage of 64: products; operands read by each instruction (64 weight rows by m routed rows) and
-  // written once; what L2 delivers.
-  const double mma = 2 * m * n * kWgmmaStage / (kWgmmaShareOfPeak * device_.tensor_flops / sms);
-  const double blocks = n / 64;
-  const double smem_bytes =
-      blocks * (64 + m) * kWgmmaStage * kElementBytes + (m + n) * kWgmmaStage * kElementBytes;
-  const double smem = smem_bytes / (kWgmmaSmemBytesPerClock * clock);
-  // The blocks of a cluster fetch their weights once.
-  const double l2 = (m + n / config.cluster) * kWgmmaStage * kElementBytes / (kWgmmaL2BytesPerClock * clock);
   const bool gathers = stage_ == GemmStage::fc1 && config.gather == GatherMode::fused;
-  // Two warps copy gathered rows, this many a clock at best.
-  const double gather = gathers ? m / (kGatheredRowsPerClock * clock) : 0;
   const double ring = config.stages <= kWgmmaShortRing ? kWgmmaShortRingFactor : 1;
-  const double slim = n <= 64 && m > kWgmmaSlimTileRows ? kWgmmaSlimTileFactor : 1;
-  const double step = (overlap(overlap(mma, smem), overlap(l2, gather)) + kWgmmaStageSync) * ring * slim;
-  // Converting and storing m rows; a ping-pong kernel does so beside the other group's products.
-  const double epilogue = kWgmmaTileStart + m * tile_cols / (kEpilogueElementsPerClock * clock);
+  const double blocks = n / 64;
+
+  // Of a tile of either kind of expert: one stage, and the epilogue.
+  struct Tile {
+    double step = 0, epilogue = 0;
+  };
+  const auto tile_of = [&](double rows) {
+    const double m = std::min<double>(config.block_m, ceil_div(rows, config.row_step) * config.row_step);
+    // One stage of 64: products; operands read by each instruction (64 weight rows by m routed rows) and
+    // written once; what L2 delivers.
+    const double mma = 2 * m * n * kWgmmaStage / (kWgmmaShareOfPeak * device_.tensor_flops / sms);
+    const double smem_bytes =
+        blocks * (64 + m) * kWgmmaStage * kElementBytes + (m + n) * kWgmmaStage * kElementBytes;
+    const double smem = smem_bytes / (kWgmmaSmemBytesPerClock * clock);
+    // The blocks of a cluster fetch their weights once.
+    const double l2 =
+        (m + n / config.cluster) * kWgmmaStage * kElementBytes / (kWgmmaL2BytesPerClock * clock);
+    // Two warps copy gathered rows, this many a clock at best.
+    const double gather = gathers ? m / (kGatheredRowsPerClock * clock) : 0;
+    const double slim = n <= 64 && m > kWgmmaSlimTileRows ? kWgmmaSlimTileFactor : 1;
+    const double step = (overlap(overlap(mma, smem), overlap(l2, gather)) + kWgmmaStageSync) * ring * slim;
+    // Converting and storing m rows; a ping-pong kernel does so beside the other group's products.
+    return Tile{step, kWgmmaTileStart + m * tile_cols / (kEpilogueElementsPerClock * clock)};
+  };
+  const Tile of_kind[2] = {tile_of(tiling.rows[0]),
+                           spec_.shared_widths.empty() ? Tile{} : tile_of(tiling.rows[1])};
 
   double tiles = 0, work = 0, longest = 0, longest_weights = 0;
-  for (const WidthClass& c : classes_) {
-    const double count = static_cast<double>(c.count) * ceil_div(columns(c), tile_cols) * row_tiles.mean;
+  for (const Group& c : groups_) {
+    const auto [step, epilogue] = of_kind[c.shared];
+    const double count = static_cast<double>(c.count) * ceil_div(columns(c), tile_cols) * tiling.of(c).mean;
     longest_weights = std::max(longest_weights, n * depth(c) * kElementBytes);
     const double products = ceil_div(depth(c), kWgmmaStage) * step;
     const double tile =
@@ -234,12 +292,13 @@ double StageModel::wgmma_seconds(const GemmConfig& config) const {
     longest = std::max(longest, tile);
   }
   // What is in flight: the ring, less the stage in use.
-  const double in_flight = (config.stages - 1) * (rows + n) * kWgmmaStage * kElementBytes;
+  const double in_flight =
+      (config.stages - 1) * (mean_rows(tiling, tile_cols) + n) * kWgmmaStage * kElementBytes;
   const double bandwidth = bottleneck(device_.bandwidth, std::min(sms, tiles) * in_flight / kMemoryLatency);
   const double compute = tiles <= sms ? longest : work / sms + 0.5 * work / tiles;
   // Where memory is the limit the last tiles have it to themselves, and an SM alone draws little of it.
   const double last_tile = longest_weights / (kWgmmaL2BytesPerClock * clock);
-  double time = overlap(compute, dram_bytes(config, row_tiles.mean) / bandwidth + last_tile) + kTileFill;
+  double time = overlap(compute, dram_bytes(config, tiling) / bandwidth + last_tile) + kTileFill;
   if (stage_ == GemmStage::fc1 && config.gather == GatherMode::copy) {
     const double copied = rows_ * static_cast<double>(spec_.hidden_size) * kElementBytes;
     time += device_.launch_overhead + 2 * copied / device_.bandwidth;
@@ -270,13 +329,17 @@ Floor layer_floor(const LayerSpec& spec, std::int64_t tokens, const DeviceProfil
   const double matrices = spec.gated() ? 3 : 2;
   const RoutingStats routing(spec, tokens);
   Floor floor;
-  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e) {
+  for (std::int64_t e = 0; e < spec.all_experts(); ++e) {
     double rows = routing.mean(), hit = routing.hit_share();
-    if (!rows_per_expert.empty()) {
-      rows = e < rows_per_expert.size() ? static_cast<double>(rows_per_expert[e]) : 0;
+    if (e >= spec.num_experts()) {
+      rows = static_cast<double>(std::max<std::int64_t>(tokens, 0));
+      hit = rows > 0 ? 1 : 0;
+    } else if (!rows_per_expert.empty()) {
+      const auto at = static_cast<std::size_t>(e);
+      rows = at < rows_per_expert.size() ? static_cast<double>(rows_per_expert[at]) : 0;
       hit = rows > 0 ? 1 : 0;
     }
-    const double weights = matrices * hidden * static_cast<double>(spec.expert_widths[e]);
+    const double weights = matrices * hidden * static_cast<double>(spec.width_of(e));
     floor.flops += 2 * rows * weights;
     floor.bytes += hit * weights * kElementBytes;
   }
@@ -294,7 +357,7 @@ LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, con
   LayerConfig config;
   const std::int64_t tokens = std::max<std::int64_t>(bucket, 1);
   // A batch_invariant layer has one main loop for every token count (check_gemm_config).
-  const bool many = spec.batch_invariant || tokens * spec.top_k >= kFewestWgmmaRows;
+  const bool many = spec.batch_invariant || tokens * spec.slots_per_token() >= kFewestWgmmaRows;
   const double rows = RoutingStats(spec, tokens).mean();
   const auto allowed = [many, rows](const GemmConfig& c) {
     // An expert of one row tile would leave the second block of each cluster without rows.

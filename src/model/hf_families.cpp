@@ -196,6 +196,29 @@ bool has_shared_experts(const JsonFields& text, const Family& family) {
   return text.integer_or("n_shared_experts", 0, kMaxExperts, 0) > 0;
 }
 
+/// DeepSeek and its like store n shared experts as one MLP of n times the width; Qwen2-MoE and Llama-4 have
+/// one.
+void add_shared_experts(const JsonFields& text, const Family& family, LayerSpec& spec,
+                        std::vector<std::string>& notes) {
+  const std::string_view type = family.model_type;
+  if (type == "qwen2_moe") {
+    const std::int64_t width = text.integer("shared_expert_intermediate_size", 0, kMaxWidth);
+    if (width == 0) return;
+    spec.shared_widths = {width};
+    spec.shared_gate = true;
+  } else if (type == "llama4") {
+    spec.shared_widths = {text.integer(family.width, kWidthMultiple, kMaxWidth)};
+    notes.push_back(
+        "the checkpoint's shared expert is stored nk and the routed ones kn: bind it transposed; it reads x "
+        "as it is, not scaled by the router's weight");
+  } else {
+    spec.shared_widths = {text.integer("n_shared_experts", 1, kMaxSharedExperts) *
+                          text.integer(family.width, kWidthMultiple, kMaxWidth)};
+  }
+  notes.push_back(fmt::format("the shared expert (width {}{}) is part of the layer", spec.shared_widths[0],
+                              spec.shared_gate ? ", with a gate" : ""));
+}
+
 }  // namespace
 
 const std::vector<std::string>& model_families() {
@@ -230,11 +253,13 @@ ModelConfig read_hf_config(const Json& root, const std::string& origin, const Re
   model.family = family->model_type;
   model.notes.push_back(
       "the router is an operation of its own: the layer takes its topk_ids and topk_weights");
-  if (has_shared_experts(text, *family)) model.notes.push_back(kSharedExperts);
+  const bool shared = has_shared_experts(text, *family);
+  if (shared && !options.shared_experts) model.notes.push_back(kSharedExperts);
   if (family->note != nullptr) model.notes.push_back(family->note);
 
   const DType dtype = read_dtype(text, whole, options, model.notes);
-  const LayerSpec spec = read_spec(text, *family, dtype);
+  LayerSpec spec = read_spec(text, *family, dtype);
+  if (shared && options.shared_experts) add_shared_experts(text, *family, spec, model.notes);
   const RouterSpec router = read_hf_router(text, family->model_type, spec, model.notes);
   const int num_layers = static_cast<int>(text.integer("num_hidden_layers", 1, kMaxLayers));
   for (const int index : family->moe_layers(text, num_layers)) add_layer(model, spec, index, origin, router);

@@ -12,9 +12,9 @@ namespace {
 constexpr std::int64_t kVersion = 1;
 
 const std::vector<std::string_view> kSpecFields = {
-    "hidden_size",       "expert_widths",   "top_k",      "activation",
-    "activation_params", "dtype",           "fc1_layout", "fc2_layout",
-    "gate_order",        "batch_invariant", "router"};
+    "hidden_size", "expert_widths", "top_k",      "activation", "activation_params",
+    "dtype",       "fc1_layout",    "fc2_layout", "gate_order", "batch_invariant",
+    "router",      "shared_widths", "shared_gate"};
 
 std::vector<std::string_view> with(std::vector<std::string_view> names,
                                    std::initializer_list<std::string_view> more) {
@@ -138,6 +138,9 @@ void read_spec_fields(const JsonFields& fields, LayerSpec& spec) {
   read_name(fields, "fc2_layout", parse_weight_layout, spec.fc2_layout);
   read_name(fields, "gate_order", parse_gate_order, spec.gate_order);
   spec.batch_invariant = fields.boolean_or("batch_invariant", spec.batch_invariant);
+  if (fields.has("shared_widths"))
+    spec.shared_widths = fields.integers_or_empty("shared_widths", 1, kMaxWidth);
+  spec.shared_gate = fields.boolean_or("shared_gate", spec.shared_gate);
 }
 
 void require_spec(const LayerSpec& spec, const JsonFields& fields) {

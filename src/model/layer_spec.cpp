@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
 
 #include "base/text.hpp"
 
@@ -120,6 +121,12 @@ std::int64_t LayerSpec::total_width() const noexcept {
   return total;
 }
 
+std::int64_t LayerSpec::widest_of_all() const noexcept {
+  std::int64_t widest = max_width();
+  for (const std::int64_t width : shared_widths) widest = std::max(widest, width);
+  return widest;
+}
+
 Status LayerSpec::validate() const {
   if (auto status = check_enumerators(*this); !status) return status;
   if (hidden_size < kMinHidden || hidden_size > kMaxHidden || hidden_size % kWidthMultiple != 0) {
@@ -130,14 +137,24 @@ Status LayerSpec::validate() const {
     return bad_spec(fmt::format("expert_widths has {} entries; a layer has from 1 to {} experts",
                                 num_experts(), kMaxExperts));
   }
-  for (std::size_t e = 0; e < expert_widths.size(); ++e) {
-    const std::int64_t width = expert_widths[e];
-    if (width < kWidthMultiple || width > kMaxWidth || width % kWidthMultiple != 0) {
-      return bad_spec(fmt::format("expert_widths[{}] is {}; must be a multiple of {} from {} to {}{}", e,
-                                  width, kWidthMultiple, kWidthMultiple, kMaxWidth,
-                                  width > 0 && width < kMaxWidth ? " (pack_expert pads other widths)" : ""));
+  if (num_shared() > kMaxSharedExperts) {
+    return bad_spec(fmt::format("shared_widths has {} entries; a layer has up to {} shared experts",
+                                num_shared(), kMaxSharedExperts));
+  }
+  for (const auto& [name, widths] :
+       {std::pair{"expert_widths", &expert_widths}, std::pair{"shared_widths", &shared_widths}}) {
+    for (std::size_t e = 0; e < widths->size(); ++e) {
+      const std::int64_t width = (*widths)[e];
+      if (width < kWidthMultiple || width > kMaxWidth || width % kWidthMultiple != 0) {
+        return bad_spec(
+            fmt::format("{}[{}] is {}; must be a multiple of {} from {} to {}{}", name, e, width,
+                        kWidthMultiple, kWidthMultiple, kMaxWidth,
+                        width > 0 && width < kMaxWidth ? " (pack_expert pads other widths)" : ""));
+      }
     }
   }
+  if (shared_gate && shared_widths.empty())
+    return bad_spec("shared_gate is true without shared experts; name their widths in shared_widths");
   if (top_k < 1 || top_k > kMaxTopK) {
     return bad_spec(fmt::format("top_k is {}; must be from 1 to {}", top_k, kMaxTopK));
   }
@@ -146,6 +163,11 @@ Status LayerSpec::validate() const {
 
 std::vector<WidthClass> width_classes(const LayerSpec& spec) {
   std::vector<std::int64_t> widths = spec.expert_widths;
+  widths.insert(widths.end(), spec.shared_widths.begin(), spec.shared_widths.end());
+  return classes_of_widths(std::move(widths));
+}
+
+std::vector<WidthClass> classes_of_widths(std::vector<std::int64_t> widths) {
   std::sort(widths.begin(), widths.end());
   std::vector<WidthClass> classes;
   for (const std::int64_t width : widths) {

@@ -32,6 +32,11 @@ struct ModelConfig {
 struct ReadOptions {
   /// Computes in this dtype whatever the file says. Needed for quantised and float32 checkpoints.
   std::optional<DType> dtype;
+  /// Of a config.json: its shared experts become part of the layers (LayerSpec::shared_widths, shared_gate).
+  /// Without, they are left out and a note says so: inference servers compute them apart, and weights bound
+  /// to the layer, tuning records and measurements are then those of the routed experts. A layer file says
+  /// itself what its layer has.
+  bool shared_experts = false;
 };
 
 /// model_type values that read_model knows, sorted.
@@ -49,10 +54,11 @@ inline constexpr int kMaxModelFileDepth = 64;
 ///   {"varmoe_layer": 1, "hidden_size": 2048, "expert_widths": [768, 512, …], "top_k": 8}
 /// and optionally "name" (text for people, not kept), "activation" (silu_mul), "activation_params" ({"alpha",
 /// "limit"}, swiglu_oai alone), "dtype" (bf16), "fc1_layout" and "fc2_layout" (nk), "gate_order"
-/// (gate_first), "batch_invariant" (false), "num_layers" (1), "router" (an object: "logit_type", "scoring",
-/// "order", "renormalize", "epsilon", "scaling_factor", "correction_bias", "num_groups", "top_groups",
-/// "group_score", "outside_groups", "weight_on_input"; absent fields are RouterSpec's defaults).
-/// "expert_widths" is a list or {"repeat": [128, 256], "times": 32}. Layers that differ: "layers":
+/// (gate_first), "batch_invariant" (false), "shared_widths" (a list; none), "shared_gate" (false),
+/// "num_layers" (1), "router" (an object: "logit_type", "scoring", "order", "renormalize", "epsilon",
+/// "scaling_factor", "correction_bias", "num_groups", "top_groups", "group_score", "outside_groups",
+/// "weight_on_input"; absent fields are RouterSpec's defaults). "expert_widths" is a list or {"repeat": [128,
+/// 256], "times": 32}. Layers that differ: "layers":
 /// [{"expert_widths": […]}, …] instead of num_layers, where each object replaces fields of the file (all but
 /// varmoe_layer and name) for one layer. Unknown fields are refused.
 Result<ModelConfig> read_model(const std::string& path, const ReadOptions& options = {});

@@ -47,6 +47,9 @@ Status check_one_launch(const LayerSpec& spec, const OneLaunchConfig& config) {
                                   kMostOneLaunchTeams));
   if (spec.fc1_layout != WeightLayout::nk || spec.fc2_layout != WeightLayout::nk)
     return Error(ErrorCode::unsupported, "one_launch: takes nk weights, since it streams whole weight rows");
+  if (!spec.shared_widths.empty())
+    return Error(ErrorCode::unsupported,
+                 "one_launch: takes no shared experts; such a layer runs as sort, fc1, fc2 and combine");
   if (spec.batch_invariant)
     return Error(ErrorCode::unsupported,
                  "one_launch: sums fc2 in another order than the kernels for more tokens, so a "
@@ -72,7 +75,7 @@ Status check_one_launch(const LayerSpec& spec, const OneLaunchConfig& config, co
 }
 
 OneLaunchConfig predict_one_launch(const LayerSpec& spec, std::int64_t bucket, const DeviceProfile& device) {
-  if (bucket > kMostTokens) return {};
+  if (bucket > kMostTokens || !spec.shared_widths.empty()) return {};
   const double matrices = spec.gated() ? 3 : 2;
   const double weights = RoutingStats(spec, bucket).hit_share() * matrices *
                          static_cast<double>(spec.hidden_size) * static_cast<double>(spec.total_width()) * 2;

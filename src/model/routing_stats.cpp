@@ -54,6 +54,14 @@ RoutingStats::RoutingStats(const LayerSpec& spec, std::int64_t tokens) {
   for (Point& point : points_) point.weight /= sum;
 }
 
+RoutingStats RoutingStats::of_every_token(std::int64_t tokens) {
+  RoutingStats stats;
+  stats.mean_ = static_cast<double>(std::max<std::int64_t>(tokens, 0));
+  stats.hit_share_ = stats.mean_ > 0 ? 1 : 0;
+  stats.points_.push_back({stats.mean_, 1});
+  return stats;
+}
+
 RowTiles RoutingStats::row_tiles(std::int32_t block_m, std::int32_t cluster) const {
   RowTiles tiles;
   double squares = 0;

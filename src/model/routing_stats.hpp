@@ -16,7 +16,10 @@ struct RowTiles {
 
 class RoutingStats {
  public:
+  /// Of a routed expert.
   RoutingStats(const LayerSpec& spec, std::int64_t tokens);
+  /// Of a shared expert: a row of every token.
+  static RoutingStats of_every_token(std::int64_t tokens);
 
   /// Expected rows of an expert.
   double mean() const noexcept { return mean_; }
@@ -29,6 +32,8 @@ class RoutingStats {
   struct Point {
     double rows, weight;
   };
+  RoutingStats() = default;
+
   double mean_ = 0, hit_share_ = 0;
   std::vector<Point> points_;  ///< weights sum to 1
 };

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <optional>
+#include <string>
 #include <utility>
 
 namespace varmoe {
@@ -12,7 +13,8 @@ namespace {
 /// Both element types have two bytes.
 constexpr std::int64_t kElementBytes = 2;
 constexpr std::uintptr_t kAlignment = 16;
-/// No matrix has rows this far apart. Kernels keep a stride as 32 bits of bytes, and products with counts stay inside 64.
+/// No matrix has rows this far apart. Kernels keep a stride as 32 bits of bytes, and products with counts
+/// stay inside 64.
 constexpr std::int64_t kMaxStride = std::int64_t{1} << 30;
 
 Error bad_argument(std::string message) {
@@ -79,34 +81,93 @@ Status require_kn(const LayerSpec& spec, const char* storage) {
                   to_string(spec.fc1_layout), to_string(spec.fc2_layout)));
 }
 
-Result<Weights> checked(const LayerSpec& spec, Weights weights) {
-  if (auto status = weights.validate(spec); !status) return status.error();
-  return weights;
-}
+/// "expert 3", "shared expert 0": as errors name them.
+struct ExpertName {
+  std::size_t number;
+  bool shared = false;
+  std::string text() const { return fmt::format("{}expert {}", shared ? "shared " : "", number); }
+};
 
-Status check_pointer(const void* pointer, const char* name, std::size_t expert) {
-  if (pointer == nullptr) return bad_argument(fmt::format("expert {}: {} is null", expert, name));
+Status check_pointer(const void* pointer, const char* name, ExpertName expert) {
+  if (pointer == nullptr) return bad_argument(fmt::format("{}: {} is null", expert.text(), name));
   if (reinterpret_cast<std::uintptr_t>(pointer) % kAlignment != 0) {
-    return bad_argument(fmt::format("expert {}: {} is at {}, which is not {}-byte aligned", expert, name,
+    return bad_argument(fmt::format("{}: {} is at {}, which is not {}-byte aligned", expert.text(), name,
                                     fmt::ptr(pointer), kAlignment));
   }
   return {};
 }
 
-Status check_stride(std::int64_t stride, std::int64_t least, const char* name, std::size_t expert) {
+Status check_stride(std::int64_t stride, std::int64_t least, const char* name, ExpertName expert) {
   if (stride >= least && stride <= kMaxStride && stride % kWidthMultiple == 0) return {};
-  return bad_argument(fmt::format("expert {}: {} is {}; must be a multiple of {} from {} to {}", expert, name,
+  return bad_argument(fmt::format("{}: {} is {}; must be a multiple of {} from {} to {}", expert.text(), name,
                                   stride, kWidthMultiple, least, kMaxStride));
 }
 
-/// Experts one after another, each stored with `padded_width`, or with its own width when there is none.
-Result<Weights> one_after_another(const LayerSpec& spec, const void* fc1, const void* fc2,
+Status check_expert(const LayerSpec& spec, const ExpertWeights& expert, std::int64_t width, ExpertName e) {
+  const bool one_matrix = interleaved(spec) && spec.fc1_layout == WeightLayout::kn;
+  if (spec.gated()) {
+    if (auto status = check_pointer(expert.gate, "gate", e); !status) return status;
+  } else if (expert.gate != nullptr) {
+    return bad_argument(fmt::format("{}: gate must be null: activation {} is not gated", e.text(),
+                                    to_string(spec.activation)));
+  }
+  if (!one_matrix) {
+    if (auto status = check_pointer(expert.up, "up", e); !status) return status;
+  }
+  if (auto status = check_pointer(expert.down, "down", e); !status) return status;
+  std::int64_t least = spec.hidden_size;
+  if (spec.fc1_layout == WeightLayout::kn) least = one_matrix ? 2 * width : width;
+  if (auto status = check_stride(expert.fc1_stride, least, "fc1_stride", e); !status) return status;
+  return check_stride(expert.fc2_stride, fc2_contiguous_stride(spec, width), "fc2_stride", e);
+}
+
+Status check_routed(const LayerSpec& spec, const std::vector<ExpertWeights>& experts) {
+  if (experts.size() != spec.expert_widths.size()) {
+    return bad_argument(
+        fmt::format("weights of {} experts; the layer has {}", experts.size(), spec.num_experts()));
+  }
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    if (auto status = check_expert(spec, experts[e], spec.expert_widths[e], {e}); !status) return status;
+  }
+  return {};
+}
+
+Status check_shared(const LayerSpec& spec, const std::vector<ExpertWeights>& shared, const void* gate) {
+  if (shared.size() != spec.shared_widths.size()) {
+    return bad_argument(
+        fmt::format("weights of {} shared experts; the layer has {} (set_shared_blocks, set_shared_pointers)",
+                    shared.size(), spec.num_shared()));
+  }
+  for (std::size_t e = 0; e < shared.size(); ++e) {
+    if (auto status = check_expert(spec, shared[e], spec.shared_widths[e], {e, true}); !status) return status;
+  }
+  if (!spec.shared_gate) {
+    if (gate == nullptr) return {};
+    return bad_argument("shared_gate must be null: the layer's shared experts have no gate");
+  }
+  if (gate == nullptr) return bad_argument("shared_gate is null; the layer gates its shared experts");
+  if (reinterpret_cast<std::uintptr_t>(gate) % kAlignment != 0) {
+    return bad_argument(
+        fmt::format("shared_gate is at {}, which is not {}-byte aligned", fmt::ptr(gate), kAlignment));
+  }
+  return {};
+}
+
+Result<Weights> checked(const LayerSpec& spec, Weights weights) {
+  if (auto status = check_routed(spec, weights.experts); !status) return status.error();
+  return weights;
+}
+
+/// Experts of these widths one after another, each stored with `padded_width`, or with its own width when
+/// there is none.
+Result<Weights> one_after_another(const LayerSpec& spec, const std::vector<std::int64_t>& widths,
+                                  const void* fc1, const void* fc2,
                                   std::optional<std::int64_t> padded_width) {
   if (auto status = require(fc1, "fc1"); !status) return status.error();
   if (auto status = require(fc2, "fc2"); !status) return status.error();
   Weights weights;
   std::int64_t before = 0;  // sum of the stored widths of the experts before this one
-  for (const std::int64_t width : spec.expert_widths) {
+  for (const std::int64_t width : widths) {
     const std::int64_t stored = padded_width.value_or(width);
     ExpertWeights expert;
     set_fc1(spec, advance(fc1, fc1_columns(spec, before) * spec.hidden_size),
@@ -116,14 +177,15 @@ Result<Weights> one_after_another(const LayerSpec& spec, const void* fc1, const 
     weights.experts.push_back(expert);
     before += stored;
   }
-  return checked(spec, std::move(weights));
+  return weights;
 }
 
 }  // namespace
 
 Result<Weights> Weights::blocks(const LayerSpec& spec, const void* fc1, const void* fc2) {
   if (auto status = spec.validate(); !status) return status.error();
-  return one_after_another(spec, fc1, fc2, std::nullopt);
+  auto weights = one_after_another(spec, spec.expert_widths, fc1, fc2, std::nullopt);
+  return weights ? checked(spec, *std::move(weights)) : std::move(weights);
 }
 
 Result<Weights> Weights::padded(const LayerSpec& spec, const void* fc1, const void* fc2,
@@ -134,7 +196,8 @@ Result<Weights> Weights::padded(const LayerSpec& spec, const void* fc1, const vo
         fmt::format("padded_width is {}; must be a multiple of {} from {} (the widest expert) to {}",
                     padded_width, kWidthMultiple, spec.max_width(), kMaxWidth));
   }
-  return one_after_another(spec, fc1, fc2, padded_width);
+  auto weights = one_after_another(spec, spec.expert_widths, fc1, fc2, padded_width);
+  return weights ? checked(spec, *std::move(weights)) : std::move(weights);
 }
 
 Result<Weights> Weights::packed(const LayerSpec& spec, const void* gate, const void* up, const void* down) {
@@ -204,11 +267,11 @@ Result<Weights> Weights::pointers(const LayerSpec& spec, const std::vector<const
   Weights weights;
   for (std::size_t e = 0; e < fc1.size(); ++e) {
     const std::int64_t width = spec.expert_widths[e];
-    if (auto status = check_pointer(fc1[e], "fc1", e); !status) return status.error();
+    if (auto status = check_pointer(fc1[e], "fc1", {e}); !status) return status.error();
     if (fc1_stride != 0) {
       // Before set_fc1: the stride of one stored row, which interleaved nk weights double.
       const std::int64_t least = fc1_contiguous_stride(spec, width);
-      if (auto status = check_stride(fc1_stride, least, "fc1_stride", e); !status) return status.error();
+      if (auto status = check_stride(fc1_stride, least, "fc1_stride", {e}); !status) return status.error();
     }
     ExpertWeights expert;
     set_fc1(spec, fc1[e], fc1_stride != 0 ? fc1_stride : fc1_contiguous_stride(spec, width), width, expert);
@@ -219,35 +282,43 @@ Result<Weights> Weights::pointers(const LayerSpec& spec, const std::vector<const
   return checked(spec, std::move(weights));
 }
 
-Status Weights::validate(const LayerSpec& spec) const {
-  if (experts.size() != spec.expert_widths.size()) {
-    return bad_argument(
-        fmt::format("weights of {} experts; the layer has {}", experts.size(), spec.num_experts()));
-  }
-  const bool gated = spec.gated();
-  const bool one_matrix = interleaved(spec) && spec.fc1_layout == WeightLayout::kn;
-  for (std::size_t e = 0; e < experts.size(); ++e) {
-    const ExpertWeights& expert = experts[e];
-    const std::int64_t width = spec.expert_widths[e];
-    if (gated) {
-      if (auto status = check_pointer(expert.gate, "gate", e); !status) return status;
-    } else if (expert.gate != nullptr) {
-      return bad_argument(fmt::format("expert {}: gate must be null: activation {} is not gated", e,
-                                      to_string(spec.activation)));
-    }
-    if (!one_matrix) {
-      if (auto status = check_pointer(expert.up, "up", e); !status) return status;
-    }
-    if (auto status = check_pointer(expert.down, "down", e); !status) return status;
-    std::int64_t least = spec.hidden_size;
-    if (spec.fc1_layout == WeightLayout::kn) least = one_matrix ? 2 * width : width;
-    if (auto status = check_stride(expert.fc1_stride, least, "fc1_stride", e); !status) return status;
-    if (auto status = check_stride(expert.fc2_stride, fc2_contiguous_stride(spec, width), "fc2_stride", e);
-        !status) {
-      return status;
-    }
-  }
+Status Weights::set_shared_blocks(const LayerSpec& spec, const void* fc1, const void* fc2, const void* gate) {
+  if (auto status = spec.validate(); !status) return status;
+  if (spec.shared_widths.empty()) return bad_argument("the layer has no shared experts");
+  auto blocks = one_after_another(spec, spec.shared_widths, fc1, fc2, std::nullopt);
+  if (!blocks) return bad_argument("shared experts: " + blocks.error().message());
+  if (auto status = check_shared(spec, blocks->experts, gate); !status) return status;
+  shared = std::move(blocks->experts);
+  shared_gate = gate;
   return {};
+}
+
+Status Weights::set_shared_pointers(const LayerSpec& spec, const std::vector<const void*>& fc1,
+                                    const std::vector<const void*>& fc2, const void* gate) {
+  if (auto status = spec.validate(); !status) return status;
+  if (fc1.size() != spec.shared_widths.size() || fc2.size() != spec.shared_widths.size()) {
+    return bad_argument(fmt::format("{} fc1 and {} fc2 pointers; the layer has {} shared experts", fc1.size(),
+                                    fc2.size(), spec.num_shared()));
+  }
+  std::vector<ExpertWeights> list;
+  for (std::size_t e = 0; e < fc1.size(); ++e) {
+    const std::int64_t width = spec.shared_widths[e];
+    if (auto status = check_pointer(fc1[e], "fc1", {e, true}); !status) return status;
+    ExpertWeights expert;
+    set_fc1(spec, fc1[e], fc1_contiguous_stride(spec, width), width, expert);
+    expert.down = fc2[e];
+    expert.fc2_stride = fc2_contiguous_stride(spec, width);
+    list.push_back(expert);
+  }
+  if (auto status = check_shared(spec, list, gate); !status) return status;
+  shared = std::move(list);
+  shared_gate = gate;
+  return {};
+}
+
+Status Weights::validate(const LayerSpec& spec) const {
+  if (auto status = check_routed(spec, experts); !status) return status;
+  return check_shared(spec, shared, shared_gate);
 }
 
 std::int64_t packed_width(std::int64_t width) noexcept {

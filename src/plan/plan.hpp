@@ -38,7 +38,8 @@ struct KernelSet {
   LoadedKernel& operator[](emit::Stage s) { return kernels[static_cast<std::size_t>(s)]; }
 };
 
-/// The layer's device table, as bytes that bind copies to the device once: an abi::ExpertEntry per expert,
+/// The layer's device table, as bytes that bind copies to the device once: an abi::ExpertEntry per expert
+/// (the shared ones after the routed ones), the shared gate's address,
 /// the experts by class (widest first, then by index), where each class begins in that list, and the same for
 /// one class of all (runtime-width kernels). With a driver whose GPU has a copy engine (sm_90), tensor maps
 /// of all weights too; `unsupported` when an expert's gate and up lie too far apart for one map.
@@ -51,6 +52,7 @@ struct WorkspaceLayout {
   std::size_t total_bytes = 0;
   std::size_t expert_offsets = 0, row_source = 0, slot_row = 0, block_histogram = 0, h_pending = 0;
   std::size_t layer_control = 0;  ///< abi::LayerControl
+  std::size_t shared_weight = 0;  ///< [tokens] of a layer with a shared gate
   std::size_t fc1_tiles = 0, fc2_tiles = 0, tile_counts = 0, fc1_tile_prefix = 0;
   std::size_t h = 0;  ///< [rows, model::h_columns(max width)]
   std::size_t y = 0;  ///< [rows, H]; before fc2 it holds the gathered copy of x, if there is one
@@ -58,7 +60,7 @@ struct WorkspaceLayout {
 /// `config` may be null: then the bound over every config of the space (what Layer::workspace_bytes
 /// promises).
 WorkspaceLayout workspace_layout(const LayerSpec& spec, const LayerConfig* config, std::int64_t tokens);
-/// The same with spec.max_width() at hand: forward calls it, and must not walk the experts.
+/// The same with spec.widest_of_all() at hand: forward calls it, and must not walk the experts.
 WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t max_width, const LayerConfig* config,
                                  std::int64_t tokens) noexcept;
 
@@ -71,7 +73,7 @@ struct RunContext {
   bool sm_limited = false;         ///< LayerOptions::max_sms is in force
   bool dependent_launch = false;   ///< sm_90 and newer: a kernel may start while its predecessor ends
   std::int32_t classes = 0;        ///< width_classes(spec).size()
-  std::int64_t max_width = 0;      ///< spec->max_width()
+  std::int64_t max_width = 0;      ///< spec->widest_of_all()
   std::uint64_t nonce = 0;         ///< abi::LayerParams::nonce
 };
 
@@ -83,5 +85,8 @@ RunContext run_context(const cuda::Device& device, const LayerSpec& spec, int ma
 /// `chunk` tokens. No allocation, lock or synchronisation on success.
 Status run(const RunContext& context, const KernelSet& kernels, const ForwardArgs& args,
            std::int64_t chunk) noexcept;
+
+/// Enqueues sort, gather and fc1 of all args.tokens at once; likewise.
+Status run_up(const RunContext& context, const KernelSet& kernels, const UpArgs& args) noexcept;
 
 }  // namespace varmoe::plan

@@ -38,10 +38,20 @@ class ChunkRun {
         spec_(*context.spec),
         begin_(begin),
         tokens_(tokens),
-        rows_(tokens * spec_.top_k),
+        rows_(tokens * spec_.slots_per_token()),
         layout_(workspace_layout(spec_, context.max_width, &kernels.config, tokens)),
-        table_(spec_.num_experts()),
+        table_(spec_.all_experts()),
         workspace_(reinterpret_cast<std::uint64_t>(args.workspace)) {}
+
+  /// Sort and fc1 alone, into the caller's memory.
+  Status run_up(const UpArgs& up) noexcept {
+    up_ = &up;
+    if (auto ok = sort(); !ok) return ok;
+    if (kernels_[Stage::gather].function != nullptr) {
+      if (auto ok = gather(); !ok) return ok;
+    }
+    return fc1();
+  }
 
   Status run() noexcept {
     if (kernels_[Stage::whole_layer].function != nullptr && tokens_ <= kernels_.config.one_launch.max_tokens)
@@ -85,9 +95,9 @@ class ChunkRun {
     p.experts = at<const abi::ExpertEntry>(experts, table_.entries);
     p.expert_order = at<const i32>(experts, table_.order);
     p.class_begin = at<const i32>(experts, kernels_.runtime_width ? table_.one_class : table_.class_begin);
-    p.expert_offsets = at<i32>(workspace_, layout_.expert_offsets);
+    p.expert_offsets = expert_offsets();
     p.row_source = at<i32>(workspace_, layout_.row_source);
-    p.slot_row = at<i32>(workspace_, layout_.slot_row);
+    p.slot_row = up_ != nullptr ? up_->slot_row : at<i32>(workspace_, layout_.slot_row);
     p.block_histogram = at<i32>(workspace_, layout_.block_histogram);
     p.fc1_tiles = at<abi::RowTile>(workspace_, layout_.fc1_tiles);
     p.fc2_tiles = at<abi::RowTile>(workspace_, layout_.fc2_tiles);
@@ -106,9 +116,24 @@ class ChunkRun {
     p.fc2_cluster = kernels_.config.fc2.cluster;
     p.fc1_tile_columns = model::tile_columns(spec_, model::GemmStage::fc1, kernels_.config.fc1);
     p.classes = classes;
-    if (!two_launches) return launch(Stage::sort_single, 1, p);
-    if (auto ok = launch(Stage::sort_count, grid.blocks, p); !ok) return ok;
+    p.sort_blocks = static_cast<i32>(two_launches ? grid.blocks : 1);
+    if (spec_.shared_gate && up_ == nullptr) {
+      p.x = x();
+      p.x_stride = x_stride();
+      p.shared_gate = at<const u64>(experts, table_.shared_gate);
+      p.shared_weight = at<float>(workspace_, layout_.shared_weight);
+    }
+    const std::int64_t blocks = p.sort_blocks + shared_weight_blocks();
+    if (!two_launches) return launch(Stage::sort_single, blocks, p);
+    if (auto ok = launch(Stage::sort_count, blocks, p); !ok) return ok;
     return launch(Stage::sort_scatter, grid.blocks + 1, p);  // one writes the schedule
+  }
+
+  /// Blocks of the first sort kernel that work out weights of the shared experts: a token reads few bytes, so
+  /// that a block on each SM has the most of memory.
+  std::int64_t shared_weight_blocks() const noexcept {
+    const bool weighs = spec_.shared_gate && up_ == nullptr;
+    return weighs ? std::min<std::int64_t>(tokens_, context_.sm_count) : 0;
   }
 
   Status gather() noexcept {
@@ -129,8 +154,8 @@ class ChunkRun {
     p.tickets = at<i32>(workspace_, layout_.tile_counts + offsetof(abi::TileCounts, fc1_tickets));
     p.a = copied ? at<const void>(workspace_, layout_.y) : x();
     p.a_stride = copied ? spec_.hidden_size : x_stride();
-    p.out = at<void>(workspace_, layout_.h);
-    p.out_stride = h_columns();
+    p.out = up_ != nullptr ? up_->h : at<void>(workspace_, layout_.h);
+    p.out_stride = up_ != nullptr && up_->h_stride != 0 ? up_->h_stride : h_columns();
     if (copied && model::uses_wgmma(config)) {
       if (auto ok = encode_rows(p, spec_.hidden_size, config.block_m); !ok) return ok;
     }
@@ -170,6 +195,7 @@ class ChunkRun {
     p.tokens = static_cast<i32>(tokens_);
     p.token_begin = static_cast<i32>(begin_);
     p.accumulate = args_.accumulate;
+    if (spec_.shared_gate) p.shared_weight = at<const float>(workspace_, layout_.shared_weight);
     return launch(Stage::combine, elementwise_blocks(Stage::combine, tokens_, 1), p);
   }
 
@@ -200,7 +226,7 @@ class ChunkRun {
     p.tiles = at<const abi::RowTile>(workspace_, tile_list);
     p.tile_counts = at<const abi::TileCounts>(workspace_, layout_.tile_counts);
     p.row_source = at<const i32>(workspace_, layout_.row_source);
-    p.expert_offsets = at<const i32>(workspace_, layout_.expert_offsets);
+    p.expert_offsets = expert_offsets();
     p.expert_order = at<const i32>(context_.expert_table, table_.order);
     p.tile_prefix = at<const i32>(workspace_, layout_.fc1_tile_prefix);
     p.h_pending = h_pending();
@@ -224,12 +250,16 @@ class ChunkRun {
   static i32 row_step(const GemmConfig& config) noexcept {
     return model::uses_wgmma(config) ? config.row_step : config.block_m;
   }
+  i32* expert_offsets() const noexcept {
+    return up_ != nullptr ? up_->expert_offsets : at<i32>(workspace_, layout_.expert_offsets);
+  }
   std::int64_t h_columns() const noexcept { return model::h_columns(context_.max_width); }
 
   /// Where fc1 counts down and fc2 waits, so that fc2's first blocks run beside fc1's last; null where fc2
   /// has to follow fc1: other kernels than Hopper's do not count, a copy of x lies where fc2 writes, and a
   /// layer held to few SMs would take more.
   i32* h_pending() const noexcept {
+    if (up_ != nullptr) return nullptr;
     const LayerConfig& config = kernels_.config;
     const bool counted = context_.dependent_launch && !context_.sm_limited && model::uses_wgmma(config.fc1) &&
                          model::uses_wgmma(config.fc2) && kernels_[Stage::gather].function == nullptr;
@@ -240,7 +270,7 @@ class ChunkRun {
   std::int64_t gemm_blocks(Stage stage, const GemmConfig& config, std::int64_t columns,
                            std::int64_t width) const noexcept {
     const std::int64_t row_tiles =
-        rows_ / config.block_m + config.cluster * std::min<std::int64_t>(spec_.num_experts(), rows_);
+        rows_ / config.block_m + config.cluster * std::min<std::int64_t>(spec_.all_experts(), rows_);
     const std::int64_t blocks = resident(stage, row_tiles * ((width + columns - 1) / columns));
     return std::max<std::int64_t>(blocks / config.cluster, 1) * config.cluster;
   }
@@ -271,6 +301,7 @@ class ChunkRun {
   const KernelSet& kernels_;
   const ForwardArgs& args_;
   const LayerSpec& spec_;
+  const UpArgs* up_ = nullptr;
   std::int64_t begin_, tokens_, rows_;
   WorkspaceLayout layout_;
   ExpertTableLayout table_;
@@ -293,7 +324,7 @@ RunContext run_context(const cuda::Device& device, const LayerSpec& spec, int ma
   // Drivers before CUDA 12.3 cannot capture such launches.
   context.dependent_launch = a.compute_major >= 9 && device.driver().version() >= 12030;
   context.classes = static_cast<std::int32_t>(width_classes(spec).size());
-  context.max_width = spec.max_width();
+  context.max_width = spec.widest_of_all();
   context.nonce = launch_nonce();
   context.sm_limited = max_sms > 0 && max_sms < a.sm_count;
   context.sm_count = max_sms > 0 ? std::min(max_sms, a.sm_count) : a.sm_count;
@@ -302,7 +333,7 @@ RunContext run_context(const cuda::Device& device, const LayerSpec& spec, int ma
 
 Status run(const RunContext& context, const KernelSet& kernels, const ForwardArgs& args,
            std::int64_t chunk) noexcept {
-  if (chunk * context.spec->top_k > std::numeric_limits<i32>::max()) {
+  if (chunk * context.spec->slots_per_token() > std::numeric_limits<i32>::max()) {
     return Error(ErrorCode::unsupported,
                  "more than 2^31 - 1 routed rows at a time; set LayerOptions::max_workspace_bytes");
   }
@@ -311,6 +342,22 @@ Status run(const RunContext& context, const KernelSet& kernels, const ForwardArg
     if (auto ok = part.run(); !ok) return ok;
   }
   return {};
+}
+
+Status run_up(const RunContext& context, const KernelSet& kernels, const UpArgs& up) noexcept {
+  if (up.tokens * context.spec->slots_per_token() > std::numeric_limits<i32>::max())
+    return Error(ErrorCode::unsupported, "more than 2^31 - 1 routed rows at a time");
+  ForwardArgs args;
+  args.tokens = up.tokens;
+  args.x = up.x;
+  args.x_stride = up.x_stride;
+  args.topk_ids = up.topk_ids;
+  args.id_type = up.id_type;
+  args.token_count = up.token_count;
+  args.workspace = up.workspace;
+  args.workspace_bytes = up.workspace_bytes;
+  args.stream = up.stream;
+  return ChunkRun(context, kernels, args, 0, up.tokens).run_up(up);
 }
 
 }  // namespace varmoe::plan

@@ -31,14 +31,17 @@ cuda::TensorBoxes matrix(std::uint64_t base, std::uint64_t rows, std::uint64_t c
 
 /// Gate and up of one expert, the lower address first (abi::ExpertEntry::up_first).
 Result<cuda::TensorBoxes> gate_and_up(const LayerSpec& spec, const ExpertWeights& w, std::uint64_t width,
-                                      std::size_t expert) {
+                                      std::int64_t expert) {
   const std::uint64_t gate = address(w.gate), up = address(w.up);
   const std::uint64_t base = std::min(gate, up), apart = std::max(gate, up) - base;
   const std::uint64_t row = static_cast<std::uint64_t>(w.fc1_stride) * kElementBytes;
   if (apart >= cuda::kMaxTensorStride || apart == 0) {
-    return Error(ErrorCode::unsupported, fmt::format("expert {}: gate and up lie {} bytes apart; one tensor "
-                                                     "map spans up to 2^40, and they must differ",
-                                                     expert, apart));
+    const bool shared = expert >= spec.num_experts();
+    return Error(ErrorCode::unsupported,
+                 fmt::format("{} {}: gate and up lie {} bytes apart; one tensor map spans up to 2^40, and "
+                             "they must differ",
+                             shared ? "shared expert" : "expert",
+                             shared ? expert - spec.num_experts() : expert, apart));
   }
   cuda::TensorBoxes t;
   t.base = base;
@@ -60,7 +63,7 @@ Result<cuda::TensorBoxes> gate_and_up(const LayerSpec& spec, const ExpertWeights
 }
 
 Result<cuda::TensorBoxes> fc1_boxes(const LayerSpec& spec, const ExpertWeights& w, std::uint64_t width,
-                                    std::size_t expert) {
+                                    std::int64_t expert) {
   const bool kn = spec.fc1_layout == WeightLayout::kn;
   const bool adjacent = spec.gated() && kn && spec.gate_order == GateOrder::interleaved;
   if (spec.gated() && !adjacent) return gate_and_up(spec, w, width, expert);
@@ -88,13 +91,14 @@ Status encode_weight_maps(const cuda::Driver& driver, const LayerSpec& spec, con
     std::memcpy(out, &map, sizeof map);
     return {};
   };
-  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e) {
-    const ExpertWeights& w = weights.experts[e];
-    const auto width = static_cast<std::uint64_t>(spec.expert_widths[e]);
+  for (std::int64_t e = 0; e < spec.all_experts(); ++e) {
+    const ExpertWeights& w = weights_of(weights, e);
+    const auto width = static_cast<std::uint64_t>(spec.width_of(e));
     auto boxes = fc1_boxes(spec, w, width, e);
     if (!boxes) return std::move(boxes).error();
-    if (auto ok = encode(*boxes, fc1 + e * sizeof(abi::TensorMap)); !ok) return ok;
-    if (auto ok = encode(fc2_boxes(spec, w, width), fc2 + e * sizeof(abi::TensorMap)); !ok) return ok;
+    const std::size_t at = static_cast<std::size_t>(e) * sizeof(abi::TensorMap);
+    if (auto ok = encode(*boxes, fc1 + at); !ok) return ok;
+    if (auto ok = encode(fc2_boxes(spec, w, width), fc2 + at); !ok) return ok;
   }
   return {};
 }

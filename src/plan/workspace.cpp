@@ -14,7 +14,7 @@ constexpr std::int64_t kSmallestBlockM = 8, kLargestCluster = 2;
 }  // namespace
 
 WorkspaceLayout workspace_layout(const LayerSpec& spec, const LayerConfig* config, std::int64_t tokens) {
-  return workspace_layout(spec, spec.max_width(), config, tokens);
+  return workspace_layout(spec, spec.widest_of_all(), config, tokens);
 }
 
 WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t max_width, const LayerConfig* config,
@@ -26,8 +26,8 @@ WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t max_width, 
     at += (static_cast<std::size_t>(count) * bytes + 255) / 256 * 256;
     return begin;
   };
-  const std::int64_t experts = spec.num_experts();
-  const std::int64_t rows = tokens * spec.top_k;
+  const std::int64_t experts = spec.all_experts();
+  const std::int64_t rows = tokens * spec.slots_per_token();
   // Each expert's last tile may be short, and may need another to complete its cluster.
   const auto row_tiles = [&](const GemmConfig* gemm) {
     const std::int64_t block_m = gemm ? gemm->block_m : kSmallestBlockM;
@@ -47,6 +47,7 @@ WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t max_width, 
   layout.fc2_tiles = place(row_tiles(config ? &config->fc2 : nullptr), sizeof(abi::RowTile));
   layout.row_source = place(rows, sizeof(i32));
   layout.slot_row = place(rows, sizeof(i32));
+  layout.shared_weight = place(spec.shared_gate ? tokens : 0, sizeof(float));
   layout.h = place(rows * model::h_columns(max_width), 2);
   layout.y = place(rows * spec.hidden_size, 2);
   layout.total_bytes = at;

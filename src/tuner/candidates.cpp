@@ -46,7 +46,7 @@ BlockVariants block_variants(const LayerSpec& spec, std::int64_t bucket, const L
     if (threads == config.sort.block_threads) continue;
     variants.sort.emplace_back(config).sort.block_threads = threads;
   }
-  const std::int64_t rows = bucket * spec.top_k;
+  const std::int64_t rows = bucket * spec.slots_per_token();
   if (rows >= kFewestRowsOfTwoLaunches && rows <= kMostRowsOfOneLaunch) {
     const bool one_launch = rows <= config.sort.single_block_rows;
     // The other side of the threshold, for every token count of the bucket.

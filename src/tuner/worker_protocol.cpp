@@ -71,9 +71,9 @@ float parameter(const JsonFields& fields, std::string_view name) {
 LayerSpec read_spec(const JsonFields& fields) {
   LayerSpec spec;
   spec.activation = named(fields, "activation", parse_activation);
-  std::vector<std::string_view> known = {"hidden_size", "expert_widths", "top_k",
-                                         "activation",  "dtype",         "fc1_layout",
-                                         "fc2_layout",  "gate_order",    "batch_invariant"};
+  std::vector<std::string_view> known = {"hidden_size",     "expert_widths", "top_k",      "activation",
+                                         "dtype",           "fc1_layout",    "fc2_layout", "gate_order",
+                                         "batch_invariant", "shared_widths", "shared_gate"};
   if (activation_info(spec.activation).uses_params) {
     known.insert(known.end(), {"alpha", "limit"});
     spec.activation_params.alpha = parameter(fields, "alpha");
@@ -88,6 +88,8 @@ LayerSpec read_spec(const JsonFields& fields) {
   spec.fc2_layout = named(fields, "fc2_layout", parse_weight_layout);
   spec.gate_order = named(fields, "gate_order", parse_gate_order);
   spec.batch_invariant = boolean(fields, "batch_invariant");
+  spec.shared_widths = fields.integers_or_empty("shared_widths", 1, kMaxWidth);
+  spec.shared_gate = fields.boolean_or("shared_gate", false);
   if (Status status = spec.validate(); !status) fields.fail(status.error().message());
   return spec;
 }
@@ -158,6 +160,12 @@ std::string spec_json(const LayerSpec& spec) {
   if (activation_info(spec.activation).uses_params) {
     fields.raw("alpha", json_number(spec.activation_params.alpha))
         .raw("limit", json_number(spec.activation_params.limit));
+  }
+  if (!spec.shared_widths.empty()) {
+    fields
+        .raw("shared_widths",
+             list(spec.shared_widths, [](std::int64_t width) { return std::to_string(width); }))
+        .boolean("shared_gate", spec.shared_gate);
   }
   return fields.text("dtype", to_string(spec.dtype))
       .text("fc1_layout", to_string(spec.fc1_layout))

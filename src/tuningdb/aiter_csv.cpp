@@ -90,6 +90,7 @@ std::string not_expressible(const TuningKey& key, std::string* act_type) {
   if (key.fc1_layout != WeightLayout::nk || key.fc2_layout != WeightLayout::nk) return "kn weights";
   if (key.gate_order != GateOrder::gate_first) return fmt::format("gate order {}", to_string(key.gate_order));
   if (key.batch_invariant) return "batch invariance";
+  if (!key.shared_inter_dim.empty()) return "shared experts";
   if (key.act_params != ActivationParams()) return "parameters of the activation";
   for (const ActivationName& row : kActivations) {
     if (key.act_type == row.gated || (row.has_plain && key.act_type == row.plain)) {

@@ -46,22 +46,31 @@ Status check_fixed(const TuningKey& key) {
   return {};
 }
 
+/// Widths with their counts; `experts` gets the sum of these.
+Status check_classes(const char* name, const std::vector<WidthClass>& classes, std::int64_t most,
+                     std::int64_t& experts) {
+  experts = 0;
+  for (std::size_t i = 0; i < classes.size(); ++i) {
+    const WidthClass& c = classes[i];
+    if (c.count < 1 || c.count > most)
+      return bad_key(fmt::format("{}[{}] has {} experts; must be from 1 to {}", name, i, c.count, most));
+    if (i > 0 && c.width <= classes[i - 1].width) {
+      return bad_key(fmt::format("{}[{}] has width {} after {}; widths must ascend", name, i, c.width,
+                                 classes[i - 1].width));
+    }
+    experts += c.count;
+    if (experts > most) return bad_key(fmt::format("{} has more than {} experts", name, most));
+  }
+  return {};
+}
+
 Status check_inter_dim(const TuningKey& key) {
   std::int64_t experts = 0;
   if (key.inter_dim.empty()) return bad_key("inter_dim is empty; must have at least one width");
-  for (std::size_t i = 0; i < key.inter_dim.size(); ++i) {
-    const WidthClass& c = key.inter_dim[i];
-    if (c.count < 1 || c.count > kMaxExperts) {
-      return bad_key(
-          fmt::format("inter_dim[{}] has {} experts; must be from 1 to {}", i, c.count, kMaxExperts));
-    }
-    if (i > 0 && c.width <= key.inter_dim[i - 1].width) {
-      return bad_key(fmt::format("inter_dim[{}] has width {} after {}; widths must ascend", i, c.width,
-                                 key.inter_dim[i - 1].width));
-    }
-    experts += c.count;
-    if (experts > kMaxExperts) return bad_key(fmt::format("inter_dim has more than {} experts", kMaxExperts));
-  }
+  if (auto status = check_classes("shared_inter_dim", key.shared_inter_dim, kMaxSharedExperts, experts);
+      !status)
+    return status;
+  if (auto status = check_classes("inter_dim", key.inter_dim, kMaxExperts, experts); !status) return status;
   if (experts != key.expert) {
     return bad_key(
         fmt::format("expert is {}; must be {}, the sum of inter_dim's counts", key.expert, experts));
@@ -76,7 +85,7 @@ TuningKey make_tuning_key(const LayerSpec& spec, const TuningDevice& device, std
   key.device = device;
   key.token = model::bucket_of(tokens);
   key.model_dim = spec.hidden_size;
-  key.inter_dim = width_classes(spec);
+  key.inter_dim = classes_of_widths(spec.expert_widths);
   key.expert = spec.num_experts();
   key.topk = spec.top_k;
   key.act_type = spec.activation;
@@ -91,6 +100,8 @@ TuningKey make_tuning_key(const LayerSpec& spec, const TuningDevice& device, std
   key.fc2_layout = spec.fc2_layout;
   if (activation.gated) key.gate_order = spec.gate_order;
   key.batch_invariant = spec.batch_invariant;
+  key.shared_inter_dim = classes_of_widths(spec.shared_widths);
+  key.shared_gate = spec.shared_gate;
   return key;
 }
 
@@ -108,6 +119,10 @@ LayerSpec layer_spec_of(const TuningKey& key) {
   spec.fc2_layout = key.fc2_layout;
   spec.gate_order = key.gate_order;
   spec.batch_invariant = key.batch_invariant;
+  for (const WidthClass& c : key.shared_inter_dim) {
+    spec.shared_widths.insert(spec.shared_widths.end(), static_cast<std::size_t>(c.count), c.width);
+  }
+  spec.shared_gate = key.shared_gate;
   return spec;
 }
 

@@ -112,15 +112,18 @@ Result<MissList> read_misses(const std::string& path) {
 }
 
 std::string tune_command(const LayerSpec& spec, std::int64_t tokens) {
-  const auto classes = width_classes(spec);
+  const auto list_of = [](const std::vector<WidthClass>& classes) {
+    std::string widths;
+    for (const WidthClass& c : classes)
+      widths += fmt::format("{}{}x{}", widths.empty() ? "" : ",", c.width, c.count);
+    return widths;
+  };
+  const auto classes = classes_of_widths(spec.expert_widths);
   std::string text = fmt::format("varmoe-tune tune --hidden-size {}", spec.hidden_size);
   if (classes.size() == 1) {
     text += fmt::format(" --experts {} --width {}", spec.num_experts(), classes[0].width);
   } else {
-    std::string widths;
-    for (const WidthClass& c : classes)
-      widths += fmt::format("{}{}x{}", widths.empty() ? "" : ",", c.width, c.count);
-    text += " --widths " + widths;
+    text += " --widths " + list_of(classes);
   }
   text += fmt::format(" --top-k {}", spec.top_k);
   const LayerSpec plain;
@@ -136,6 +139,9 @@ std::string tune_command(const LayerSpec& spec, std::int64_t tokens) {
   if (spec.gated() && spec.gate_order != plain.gate_order)
     text += fmt::format(" --gate-order {}", to_string(spec.gate_order));
   if (spec.batch_invariant) text += " --batch-invariant";
+  if (!spec.shared_widths.empty())
+    text += " --shared-widths " + list_of(classes_of_widths(spec.shared_widths));
+  if (spec.shared_gate) text += " --shared-gate";
   return text + fmt::format(" --tokens {}", tokens);
 }
 

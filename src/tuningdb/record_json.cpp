@@ -42,6 +42,8 @@ const std::vector<std::string_view> kFields = {"arch",
                                                "gate_order",
                                                "bias",
                                                "batch_invariant",
+                                               "shared_inter_dim",
+                                               "shared_gate",
                                                "fc1",
                                                "fc2",
                                                "sort",
@@ -98,24 +100,38 @@ std::string read_text(const JsonFields& fields, std::string_view name, bool (*fi
   return text;
 }
 
-std::vector<WidthClass> read_inter_dim(const JsonFields& fields, std::int64_t experts) {
-  const Json& value = required(fields, "inter_dim", "must be a width, or a list of [experts, width]");
-  const auto* list = value.as<Json::Array>();
-  if (list == nullptr) return {{fields.integer("inter_dim", kWidthMultiple, kMaxWidth), experts}};
+/// [[experts, width], …], `most` experts of a width at most.
+std::vector<WidthClass> read_classes(const JsonFields& fields, const std::string& field, const Json& value,
+                                     const Json::Array& list, std::int64_t most) {
+  if (list.size() > static_cast<std::size_t>(most))
+    fields.fail(field, value, fmt::format("must have at most {} widths", most));
   std::vector<WidthClass> classes;
-  if (list->size() > static_cast<std::size_t>(kMaxExperts)) {
-    fields.fail("inter_dim", value, fmt::format("must have at most {} widths", kMaxExperts));
-  }
-  for (std::size_t i = 0; i < list->size(); ++i) {
-    const std::string name = fmt::format("inter_dim[{}]", i);
-    const auto* pair = (*list)[i].as<Json::Array>();
-    if (pair == nullptr || pair->size() != 2) fields.fail(name, (*list)[i], "must be [experts, width]");
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const std::string name = fmt::format("{}[{}]", field, i);
+    const auto* pair = list[i].as<Json::Array>();
+    if (pair == nullptr || pair->size() != 2) fields.fail(name, list[i], "must be [experts, width]");
     WidthClass c{};
-    c.count = integer_element(fields, name + "[0]", (*pair)[0], 1, kMaxExperts);
+    c.count = integer_element(fields, name + "[0]", (*pair)[0], 1, most);
     c.width = integer_element(fields, name + "[1]", (*pair)[1], kWidthMultiple, kMaxWidth);
     classes.push_back(c);
   }
   return classes;
+}
+
+std::vector<WidthClass> read_inter_dim(const JsonFields& fields, std::int64_t experts) {
+  const Json& value = required(fields, "inter_dim", "must be a width, or a list of [experts, width]");
+  const auto* list = value.as<Json::Array>();
+  if (list == nullptr) return {{fields.integer("inter_dim", kWidthMultiple, kMaxWidth), experts}};
+  return read_classes(fields, "inter_dim", value, *list, kMaxExperts);
+}
+/// Of the shared experts; a layer without any has no such field.
+std::vector<WidthClass> read_shared_inter_dim(const JsonFields& fields) {
+  const Json* value = fields.find("shared_inter_dim");
+  if (value == nullptr) return {};
+  const auto* list = value->as<Json::Array>();
+  if (list == nullptr || list->empty())
+    fields.fail("shared_inter_dim", *value, "must be a list of [experts, width]");
+  return read_classes(fields, "shared_inter_dim", *value, *list, kMaxSharedExperts);
 }
 
 TuningKey read_key(const JsonFields& fields) {
@@ -151,6 +167,8 @@ TuningKey read_key(const JsonFields& fields) {
   key.gate_order = read_name(fields, "gate_order", parse_gate_order);
   key.bias = read_boolean(fields, "bias");
   key.batch_invariant = read_boolean(fields, "batch_invariant");
+  key.shared_inter_dim = read_shared_inter_dim(fields);
+  key.shared_gate = fields.boolean_or("shared_gate", false);
   if (const Status status = validate(key); !status) fields.fail(status.error().message());
   return key;
 }
@@ -205,13 +223,16 @@ void read_provenance(const JsonFields& fields, TuningRecord& record) {
   record.candidates = narrow(fields.integer_or("candidates", 0, kMaxCandidates, 0));
 }
 
-std::string inter_dim_text(const std::vector<WidthClass>& classes) {
-  if (classes.size() == 1) return std::to_string(classes[0].width);
+std::string classes_text(const std::vector<WidthClass>& classes) {
   std::string text = "[";
   for (const WidthClass& c : classes) {
     fmt::format_to(std::back_inserter(text), "{}[{}, {}]", text.size() > 1 ? ", " : "", c.count, c.width);
   }
   return text + "]";
+}
+
+std::string inter_dim_text(const std::vector<WidthClass>& classes) {
+  return classes.size() == 1 ? std::to_string(classes[0].width) : classes_text(classes);
 }
 
 std::string key_fields(const TuningKey& key) {
@@ -242,6 +263,10 @@ std::string key_fields(const TuningKey& key) {
       .text("gate_order", to_string(key.gate_order))
       .boolean("bias", key.bias)
       .boolean("batch_invariant", key.batch_invariant);
+  if (!key.shared_inter_dim.empty()) {
+    fields.raw("shared_inter_dim", classes_text(key.shared_inter_dim))
+        .boolean("shared_gate", key.shared_gate);
+  }
   return fields.fields();
 }
 

@@ -24,6 +24,12 @@ std::string sort_key(const TuningKey& key) {
                  static_cast<int>(key.bias), static_cast<int>(key.doweight_stage1),
                  static_cast<int>(key.use_g1u1), static_cast<int>(key.q_type),
                  static_cast<int>(key.q_dtype_a), static_cast<int>(key.q_dtype_w));
+  if (!key.shared_inter_dim.empty()) {
+    text += '\x01';
+    for (const WidthClass& c : key.shared_inter_dim)
+      fmt::format_to(std::back_inserter(text), "{:010}x{:05},", c.width, c.count);
+    text += key.shared_gate ? "gate" : "plain";
+  }
   fmt::format_to(std::back_inserter(text), "\x01{:020}", key.token);
   return text;
 }

@@ -106,6 +106,10 @@ TEST_CASE("null where a pointer is required is an error that names it") {
   REFUSED(varmoe_report_kernel(nullptr, 0, &kernel), "report");
   REFUSED(varmoe_layer_bind(nullptr, nullptr), "layer");
   REFUSED(varmoe_layer_bind(h.layer, nullptr), "varmoe_weights");
+  varmoe_up_args up;
+  varmoe_up_args_init(&up, sizeof up);
+  REFUSED(varmoe_layer_up(nullptr, &up), "layer");
+  REFUSED(varmoe_layer_up(h.layer, nullptr), "args");
   REFUSED(varmoe_layer_workspace_bytes(nullptr, 1, &size), "layer");
   REFUSED(varmoe_layer_workspace_bytes(h.layer, 1, nullptr), "bytes");
   REFUSED(varmoe_layer_forward(nullptr, &args), "layer");
@@ -124,7 +128,9 @@ TEST_CASE("structs of callers that are too old, newer, or were never set up") {
   Handles h;
   varmoe_layer* layer = nullptr;
   varmoe_layer_spec spec = good_spec();
-  spec.struct_size = sizeof spec - 4;
+  // The first version's struct ended before the shared experts.
+  constexpr std::size_t kFirstSpec = offsetof(varmoe_layer_spec, shared_widths);
+  spec.struct_size = kFirstSpec - 4;
   CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_ARGUMENT);
   CHECK_MESSAGE(last_error_has("struct_size"), varmoe_last_error());
   spec.struct_size = 0;
@@ -165,6 +171,125 @@ TEST_CASE("structs of callers that are too old, newer, or were never set up") {
   varmoe_counters counters;
   counters.struct_size = 8;
   CHECK(varmoe_engine_counters(h.engine, &counters) == VARMOE_E_INVALID_ARGUMENT);
+}
+
+TEST_CASE("a caller of the first version has no shared experts, whatever lies behind its struct") {
+  Handles h;
+  varmoe_layer_spec spec = good_spec();
+  spec.struct_size = offsetof(varmoe_layer_spec, shared_widths);
+  spec.num_shared = 3;
+  spec.shared_gate = 77;
+  varmoe_layer* layer = nullptr;
+  CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_OK);
+  varmoe_layer_destroy(layer);
+}
+
+TEST_CASE("shared experts through the C API: three ways to say where they lie compute the same") {
+  Handles h;
+  const std::int64_t shared_widths[] = {64, 16};
+  varmoe_layer_spec spec = good_spec();
+  spec.shared_widths = shared_widths;
+  spec.num_shared = 2;
+  spec.shared_gate = 1;
+  varmoe_layer* layer = nullptr;
+  REQUIRE(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_OK);
+  constexpr std::size_t kHidden = 128, kRouted = 64 + 128 + 64 + 8, kShared = 64 + 16, kTokens = 3;
+  struct alignas(16) Element8 {
+    std::uint16_t v[8];
+  };
+  const auto filled = [](std::size_t elements, std::uint16_t seed) {
+    std::vector<Element8> values(elements / 8);
+    for (std::size_t i = 0; i < elements; ++i)  // about ±0.1
+      values[i / 8].v[i % 8] =
+          static_cast<std::uint16_t>(((i + seed) * 2654435761u >> 13) % 2 ? 0xbdcc : 0x3dcc);
+    return values;
+  };
+  const auto fc1 = filled(2 * kRouted * kHidden, 1), fc2 = filled(kRouted * kHidden, 2),
+             shared1 = filled(2 * kShared * kHidden, 3), shared2 = filled(kShared * kHidden, 4),
+             gate = filled(kHidden, 5), x = filled(kTokens * kHidden, 6);
+  const auto at = [](const std::vector<Element8>& v, std::size_t element) -> const void* {
+    return v.data() + element / 8;
+  };
+  const std::int32_t ids[] = {0, 1, 2, 3, 4, 5};  // 4 and 5 are beyond E
+  const float weights[] = {0.5f, 0.5f, 1, 1, 1, 1};
+  std::vector<std::uint16_t> first;
+  for (int way = 0; way < 3; ++way) {
+    CAPTURE(way);
+    varmoe_weights w;
+    REQUIRE(varmoe_weights_init(&w, sizeof w) == VARMOE_OK);
+    w.storage = VARMOE_STORAGE_BLOCKS;
+    w.fc1 = fc1.data();
+    w.fc2 = fc2.data();
+    CHECK(varmoe_layer_bind(layer, &w) == VARMOE_E_INVALID_ARGUMENT);
+    CHECK_MESSAGE(last_error_has("weights of 0 shared experts"), varmoe_last_error());
+    const void* const fc1_list[] = {at(shared1, 0), at(shared1, 2 * 64 * kHidden)};
+    const void* const fc2_list[] = {at(shared2, 0), at(shared2, 64 * kHidden)};
+    const varmoe_expert_weights experts[] = {
+        {at(shared1, 0), at(shared1, 64 * kHidden), at(shared2, 0), kHidden, 64},
+        {at(shared1, 2 * 64 * kHidden), at(shared1, (2 * 64 + 16) * kHidden), at(shared2, 64 * kHidden),
+         kHidden, 16}};
+    w.num_shared = way == 0 ? 0 : 2;
+    if (way == 0) w.shared_fc1 = shared1.data(), w.shared_fc2 = shared2.data();
+    if (way == 1) w.shared_fc1_pointers = fc1_list, w.shared_fc2_pointers = fc2_list;
+    if (way == 2) w.shared_experts = experts;
+    CHECK(varmoe_layer_bind(layer, &w) == VARMOE_E_INVALID_ARGUMENT);
+    CHECK_MESSAGE(last_error_has("shared_gate is null"), varmoe_last_error());
+    w.shared_gate = gate.data();
+    REQUIRE_MESSAGE(varmoe_layer_bind(layer, &w) == VARMOE_OK, varmoe_last_error());
+    std::vector<Element8> out(kTokens * kHidden / 8), workspace;
+    std::size_t bytes = 0;
+    REQUIRE(varmoe_layer_workspace_bytes(layer, kTokens, &bytes) == VARMOE_OK);
+    varmoe_forward_args args;
+    REQUIRE(varmoe_forward_args_init(&args, sizeof args) == VARMOE_OK);
+    args.tokens = kTokens;
+    args.x = x.data();
+    args.topk_ids = ids;
+    args.topk_weights = weights;
+    args.out = out.data();
+    std::vector<std::byte> memory(bytes + 256);
+    args.workspace = memory.data() + (256 - reinterpret_cast<std::uintptr_t>(memory.data()) % 256) % 256;
+    args.workspace_bytes = bytes;
+    REQUIRE_MESSAGE(varmoe_layer_forward(layer, &args) == VARMOE_OK, varmoe_last_error());
+    const auto* elements = reinterpret_cast<const std::uint16_t*>(out.data());
+    std::vector<std::uint16_t> got(elements, elements + kTokens * kHidden);
+    // Token 2 has no routed expert: what it gets is the shared experts'.
+    CHECK(got[2 * kHidden] != 0);
+    if (first.empty()) first = got;
+    CHECK(got == first);
+
+    std::vector<Element8> rows(kTokens * 4 * 128 / 8);
+    std::vector<std::int32_t> offsets(4 + 2 + 1, -1), slot_row(kTokens * 4, -7);
+    varmoe_up_args up;
+    REQUIRE(varmoe_up_args_init(&up, sizeof up) == VARMOE_OK);
+    up.tokens = kTokens;
+    up.x = x.data();
+    up.topk_ids = ids;
+    up.h = rows.data();
+    up.expert_offsets = offsets.data();
+    up.slot_row = slot_row.data();
+    up.workspace = args.workspace;
+    up.workspace_bytes = bytes;
+    REQUIRE_MESSAGE(varmoe_layer_up(layer, &up) == VARMOE_OK, varmoe_last_error());
+    CHECK(offsets == std::vector<std::int32_t>{0, 1, 2, 3, 4, 7, 10});
+    CHECK(slot_row == std::vector<std::int32_t>{0, 1, 4, 7, 2, 3, 5, 8, -1, -1, 6, 9});
+    up.id_type = 2;
+    CHECK(varmoe_layer_up(layer, &up) == VARMOE_E_INVALID_ARGUMENT);
+    CHECK_MESSAGE(last_error_has("id_type must be"), varmoe_last_error());
+    if (way > 0) {
+      w.num_shared = 1;
+      CHECK(varmoe_layer_bind(layer, &w) == VARMOE_E_INVALID_ARGUMENT);
+      CHECK_MESSAGE(last_error_has("num_shared = 1"), varmoe_last_error());
+    }
+  }
+  varmoe_layer_destroy(layer);
+
+  spec.num_shared = 17;
+  CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK_MESSAGE(last_error_has("num_shared = 17"), varmoe_last_error());
+  spec.num_shared = 2;
+  spec.shared_widths = nullptr;
+  CHECK(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK_MESSAGE(last_error_has("shared_widths is null"), varmoe_last_error());
 }
 
 TEST_CASE("defaults are those of the C++ API") {

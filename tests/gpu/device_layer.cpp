@@ -191,8 +191,8 @@ oracle::Comparison DeviceLayer::compare(const RunOptions& options) {
   const auto out = forward_twice(options);
   std::int64_t sample = options.sample;
   if (sample == 0) {
-    const double per_token =
-        3.0 * static_cast<double>(case_.spec.top_k * case_.spec.hidden_size * case_.spec.max_width());
+    const double per_token = 3.0 * static_cast<double>(case_.spec.slots_per_token() * case_.spec.hidden_size *
+                                                       case_.spec.widest_of_all());
     sample = std::clamp<std::int64_t>(static_cast<std::int64_t>(4e9 / per_token), 6, 512);
   }
   const auto sampled = oracle::sample_tokens(live, sample, case_.options.seed);

@@ -82,6 +82,26 @@ LayerSpec small_layer(Activation activation, WeightLayout fc1, WeightLayout fc2,
 
 }  // namespace
 
+TEST_CASE("small: tuner: the reference agrees with the kernels for shared experts with and without a gate") {
+  Bench bench;
+  for (const WeightLayout layout : {WeightLayout::nk, WeightLayout::kn}) {
+    for (const bool gate : {false, true}) {
+      LayerSpec spec = small_layer(Activation::silu_mul, layout, layout, GateOrder::interleaved, DType::bf16);
+      spec.shared_widths = {320, 64};
+      spec.shared_gate = gate;
+      CAPTURE(tuning_signature(spec));
+      const auto layer = bench.layer(spec, 64);
+      const auto kernels = bench.kernels(spec, 64);
+      for (const RoutingKind kind : kKinds) {
+        const auto verdict = gpu::must(layer->check(kernels, kind), "check");
+        CHECK_MESSAGE(verdict.fault.empty(), verdict.fault);
+        CHECK(verdict.err1 == 0);
+        CHECK(verdict.err2 == 0);
+      }
+    }
+  }
+}
+
 TEST_CASE(
     "tuner: the reference agrees with the kernels for every activation, layout, gate order and "
     "dtype") {

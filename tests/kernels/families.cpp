@@ -59,6 +59,13 @@ std::vector<Family> families() {
   all.back().spec.batch_invariant = true;
   add("gated nk, runtime width", layer(variable, Activation::silu_mul), {16, 2048}).runtime_width = true;
   add("plain kn, runtime width", kn(layer(variable, Activation::relu2)), {256}).runtime_width = true;
+  add("gated nk, shared expert", layer(variable, Activation::silu_mul), {1, 4096});
+  all.back().spec.shared_widths = {1032};
+  add("gated kn, shared experts with a gate, fp16", kn(layer(variable, Activation::silu_mul, DType::fp16)),
+      {16, 2048});
+  all.back().spec.shared_widths = {512, 136, 136};
+  all.back().spec.shared_gate = true;
+  all.back().spec.top_k = 9;
   add("gated nk, gather by copy", layer(variable, Activation::silu_mul), {2048}).copies_rows = true;
   return all;
 }

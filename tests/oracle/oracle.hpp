@@ -17,7 +17,8 @@
 ///   fc1 accumulates; the activation is applied; h is rounded ONCE to the activation dtype; fc2 accumulates
 ///   and is multiplied by the routing weight; the row is rounded to the output dtype (where rows are stored
 ///   before the combine); the combine sums in ascending k; the old `out` is added when accumulating; one
-///   final rounding to the output dtype.
+///   final rounding to the output dtype. Shared experts come after the routed ones, each with weight 1 or
+///   with the token's gate, sigmoid(x · w_g).
 ///
 /// Shares no code with src/: it reads the spec's enumerators and nothing else of the library.
 namespace oracle {
@@ -44,8 +45,10 @@ struct OracleLayer {
   varmoe::ActivationParams params;
   varmoe::DType dtype = varmoe::DType::bf16;
   std::vector<OracleExpert> experts;
-  bool round_rows = true;    ///< rows are stored (rounded) before the combine
-  bool round_output = true;  ///< false: the sum before its final rounding
+  bool round_rows = true;                      ///< rows are stored (rounded) before the combine
+  bool round_output = true;                    ///< false: the sum before its final rounding
+  std::vector<OracleExpert> shared{};          ///< every token visits them, after its routed ones
+  const std::uint16_t* shared_gate = nullptr;  ///< w_g [H]; null: weight 1
 };
 
 /// One forward's inputs, host memory.
@@ -167,7 +170,9 @@ inline void product(const double* table, const OracleMatrix& w, const double* a,
 inline std::vector<double> oracle_forward(const OracleLayer& layer, const OracleCall& call,
                                           std::span<const std::int64_t> tokens, int threads = 0) {
   struct Route {
-    std::int64_t token, slot, expert;
+    std::int64_t token;
+    const OracleExpert* expert;
+    double weight;
     std::vector<double> x, h, y;
   };
   const std::int64_t H = layer.hidden_size, k = layer.top_k;
@@ -183,15 +188,29 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
     first_route.push_back(routes.size());
     for (std::int64_t j = 0; j < k; ++j) {
       const std::int64_t e = call.ids[t * k + j];
-      if (e >= 0 && e < E) routes.push_back({t, j, e, {}, {}, {}});
+      if (e < 0 || e >= E) continue;
+      routes.push_back({t,
+                        &layer.experts[static_cast<std::size_t>(e)],
+                        static_cast<double>(call.weights[t * k + j]),
+                        {},
+                        {},
+                        {}});
     }
+    double gate = 1;
+    if (layer.shared_gate != nullptr) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < H; ++i)
+        sum += table[call.x[t * x_stride + i]] * table[layer.shared_gate[i]];
+      gate = 1 / (1 + std::exp(-sum));
+    }
+    for (const OracleExpert& expert : layer.shared) routes.push_back({t, &expert, gate, {}, {}, {}});
   }
   first_route.push_back(routes.size());
   for (auto& r : routes) {
     r.x.resize(static_cast<std::size_t>(H));
     for (std::int64_t i = 0; i < H; ++i)
       r.x[static_cast<std::size_t>(i)] = table[call.x[r.token * x_stride + i]];
-    r.h.resize(static_cast<std::size_t>(layer.experts[static_cast<std::size_t>(r.expert)].width));
+    r.h.resize(static_cast<std::size_t>(r.expert->width));
     r.y.resize(static_cast<std::size_t>(H));
   }
 
@@ -214,7 +233,7 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
   parallel_for(static_cast<std::int64_t>(fc1.size()), threads, [&](std::int64_t i) {
     const Item& item = fc1[static_cast<std::size_t>(i)];
     Route& r = routes[item.route];
-    const OracleExpert& expert = layer.experts[static_cast<std::size_t>(r.expert)];
+    const OracleExpert& expert = *r.expert;
     double gate[kChunk] = {}, up[kChunk];
     if (gated) detail::product(table, expert.gate, r.x.data(), H, item.first, item.count, gate);
     detail::product(table, expert.up, r.x.data(), H, item.first, item.count, up);
@@ -228,11 +247,11 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
   parallel_for(static_cast<std::int64_t>(fc2.size()), threads, [&](std::int64_t i) {
     const Item& item = fc2[static_cast<std::size_t>(i)];
     Route& r = routes[item.route];
-    const OracleExpert& expert = layer.experts[static_cast<std::size_t>(r.expert)];
+    const OracleExpert& expert = *r.expert;
     double* y = r.y.data() + item.first;
     detail::product(table, expert.down, r.h.data(), expert.width, item.first, item.count, y);
     for (std::int64_t o = 0; o < item.count; ++o) {
-      y[o] *= static_cast<double>(call.weights[r.token * k + r.slot]);
+      y[o] *= r.weight;
       if (layer.round_rows) y[o] = round_to(layer.dtype, y[o]);
     }
   });
@@ -249,6 +268,31 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
     }
   }
   return result;
+}
+
+/// h of one of a token's slots (the shared experts' come after its k routed ones), rounded; empty where the
+/// slot names no expert.
+inline std::vector<double> oracle_h(const OracleLayer& layer, const OracleCall& call, std::int64_t token,
+                                    std::int64_t slot) {
+  const std::int64_t H = layer.hidden_size, k = layer.top_k;
+  const OracleExpert* expert = nullptr;
+  if (slot >= k) {
+    expert = &layer.shared.at(static_cast<std::size_t>(slot - k));
+  } else {
+    const std::int64_t id = call.ids[token * k + slot];
+    if (id < 0 || id >= static_cast<std::int64_t>(layer.experts.size())) return {};
+    expert = &layer.experts[static_cast<std::size_t>(id)];
+  }
+  const double* table = detail::decode_table(layer.dtype);
+  std::vector<double> x, h(static_cast<std::size_t>(expert->width)), gate(h.size());
+  for (std::int64_t i = 0; i < H; ++i)
+    x.push_back(table[call.x[token * (call.x_stride != 0 ? call.x_stride : H) + i]]);
+  if (is_gated(layer.activation))
+    detail::product(table, expert->gate, x.data(), H, 0, expert->width, gate.data());
+  detail::product(table, expert->up, x.data(), H, 0, expert->width, h.data());
+  for (std::size_t i = 0; i < h.size(); ++i)
+    h[i] = round_to(layer.dtype, activate(layer.activation, layer.params, gate[i], h[i]));
+  return h;
 }
 
 /// The output rows of tokens 0 … count−1.

@@ -154,6 +154,30 @@ TEST_CASE("ids of no expert contribute nothing, and nothing of them is read") {
   CHECK(p.run(Activation::identity, 2, true) == std::vector<double>{3, 6, 5, 6});
 }
 
+TEST_CASE("every token visits the shared experts, after its routed ones, with weight 1 or its gate") {
+  const auto x = encode_all(DType::bf16, {1, 1, 2, 0});
+  const auto up = encode_all(DType::bf16, {1, 1}), down = encode_all(DType::bf16, {1, 2});
+  const auto gate = encode_all(DType::bf16, {0, 0});
+  const std::vector<std::int64_t> ids = {0, -1};  // 1 would name the shared expert, were it nameable
+  const std::vector<float> weights = {0.5f, 1};
+  oracle::OracleLayer layer;
+  layer.hidden_size = 2;
+  layer.top_k = 1;
+  layer.activation = Activation::identity;
+  layer.experts.push_back({1, {}, {up.data(), 2, 1}, {down.data(), 1, 1}});
+  layer.shared.push_back({1, {}, {up.data(), 2, 1}, {down.data(), 1, 1}});
+  const oracle::OracleCall call{x.data(), 0, ids.data(), weights.data(), nullptr, 0};
+  // Token 0: h = 2, 0.5·(2, 4) + (2, 4); token 1 has no routed expert: h = 2.
+  CHECK(oracle::oracle_forward(layer, call, 2, 1) == std::vector<double>{3, 6, 2, 4});
+  layer.shared_gate = gate.data();  // sigmoid(0)
+  CHECK(oracle::oracle_forward(layer, call, 2, 1) == std::vector<double>{2, 4, 1, 2});
+  layer.shared.push_back(layer.shared[0]);
+  CHECK(oracle::oracle_forward(layer, call, 2, 1) == std::vector<double>{3, 6, 2, 4});
+  const std::vector<std::int64_t> named = {1, 1};
+  const oracle::OracleCall beyond{x.data(), 0, named.data(), weights.data(), nullptr, 0};
+  CHECK(oracle::oracle_forward(layer, beyond, 2, 1) == std::vector<double>{2, 4, 2, 4});
+}
+
 TEST_CASE("fp16 overflows to infinity and keeps subnormals") {
   Pencil p;
   p.dtype = DType::fp16;

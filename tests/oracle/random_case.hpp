@@ -177,6 +177,9 @@ struct StoragePlan {
   std::int64_t size[3] = {0, 0, 0};  ///< elements of fc1 (or gate), up, fc2; up is 0 where fc1 holds both
   std::vector<ExpertPlaces> experts;
   std::int64_t fc1_row = 0, fc2_row = 0;  ///< Storage::strided: elements between stored rows
+  /// Shared experts, behind the routed ones in fc1 and fc2; storages that scatter experts scatter these too.
+  std::vector<ExpertPlaces> shared;
+  std::int64_t shared_gate = 0;  ///< where w_g begins in fc2
 };
 
 inline StoragePlan plan_storage(const varmoe::LayerSpec& spec, Storage storage, std::int64_t padded_width,
@@ -212,6 +215,21 @@ inline StoragePlan plan_storage(const varmoe::LayerSpec& spec, Storage storage, 
     p.down = {Part::fc2, offset, nk2 ? row : 1, nk2 ? 1 : row};
   };
 
+  const bool scattered =
+      storage == Storage::pointers || storage == Storage::strided || storage == Storage::by_hand;
+  const std::int64_t gap = scattered ? 40 : 0;  // poison between experts
+  const auto add_shared = [&] {
+    for (const std::int64_t w : spec.shared_widths) {
+      ExpertPlaces& p = plan.shared.emplace_back();
+      place_fc1(p, plan.size[0] + gap, nk1 ? H : halves * w, w);
+      plan.size[0] += gap + halves * w * H;
+      place_fc2(p, plan.size[2] + gap, nk2 ? w : H);
+      plan.size[2] += gap + w * H;
+    }
+    plan.shared_gate = plan.size[2] + gap;
+    if (spec.shared_gate) plan.size[2] += gap + H;
+  };
+
   if (storage == Storage::packed || storage == Storage::packed_joint) {
     std::int64_t before = 0;
     for (std::int64_t e = 0; e < E; ++e) {
@@ -229,14 +247,13 @@ inline StoragePlan plan_storage(const varmoe::LayerSpec& spec, Storage storage, 
     plan.size[0] = H * total * (storage == Storage::packed ? 1 : halves);
     plan.size[1] = storage == Storage::packed && gated ? H * total : 0;
     plan.size[2] = H * total;
+    add_shared();
     return plan;
   }
 
   // The others put one fc1 and one fc2 matrix an expert somewhere.
   std::vector<std::int64_t> order(static_cast<std::size_t>(E));
   std::iota(order.begin(), order.end(), std::int64_t{0});
-  const bool scattered =
-      storage == Storage::pointers || storage == Storage::strided || storage == Storage::by_hand;
   if (scattered) {
     for (std::int64_t i = E - 1; i > 0; --i) {
       const auto j = static_cast<std::int64_t>(detail::mix(seed, 77, static_cast<std::uint64_t>(i)) %
@@ -244,7 +261,6 @@ inline StoragePlan plan_storage(const varmoe::LayerSpec& spec, Storage storage, 
       std::swap(order[static_cast<std::size_t>(i)], order[static_cast<std::size_t>(j)]);
     }
   }
-  const std::int64_t gap = scattered ? 40 : 0;  // poison between experts
   plan.fc1_row = (nk1 ? H : halves * widest) + 24;
   plan.fc2_row = (nk2 ? widest : H) + 8;
   for (const std::int64_t e : order) {
@@ -269,6 +285,7 @@ inline StoragePlan plan_storage(const varmoe::LayerSpec& spec, Storage storage, 
     place_fc2(p, plan.size[2] + gap, row2);
     plan.size[2] += gap + (nk2 ? H : stored) * row2;
   }
+  add_shared();
   return plan;
 }
 
@@ -303,6 +320,13 @@ struct RandomCase {
                                is_gated(spec.activation) ? matrix(p.gate) : OracleMatrix{}, matrix(p.up),
                                matrix(p.down)});
     }
+    for (std::size_t e = 0; e < spec.shared_widths.size(); ++e) {
+      const ExpertPlaces& p = plan.shared[e];
+      layer.shared.push_back({spec.shared_widths[e],
+                              is_gated(spec.activation) ? matrix(p.gate) : OracleMatrix{}, matrix(p.up),
+                              matrix(p.down)});
+    }
+    if (spec.shared_gate) layer.shared_gate = fc2.data() + plan.shared_gate;
     return layer;
   }
   OracleCall oracle_call() const {
@@ -319,6 +343,28 @@ struct RandomCase {
   /// The library's description of these weights when the buffers lie at these addresses (device copies of
   /// fc1, up and fc2, or the buffers themselves). Uses the library's own storage functions.
   varmoe::Result<varmoe::Weights> weights(const void* fc1_at, const void* up_at, const void* fc2_at) const {
+    auto made = routed_weights(fc1_at, up_at, fc2_at);
+    if (!made || spec.shared_widths.empty()) return made;
+    const auto at = [](const void* base, std::int64_t offset) -> const void* {
+      return static_cast<const std::uint16_t*>(base) + offset;
+    };
+    const bool gated = is_gated(spec.activation);
+    std::vector<const void*> fc1_list, fc2_list;
+    for (const ExpertPlaces& p : plan.shared) {
+      fc1_list.push_back(at(fc1_at, gated ? std::min(p.gate.offset, p.up.offset) : p.up.offset));
+      fc2_list.push_back(at(fc2_at, p.down.offset));
+    }
+    const void* gate = spec.shared_gate ? at(fc2_at, plan.shared_gate) : nullptr;
+    const bool apart = options.storage == Storage::pointers || options.storage == Storage::strided ||
+                       options.storage == Storage::by_hand;
+    const varmoe::Status set = apart
+                                   ? made->set_shared_pointers(spec, fc1_list, fc2_list, gate)
+                                   : made->set_shared_blocks(spec, fc1_list.front(), fc2_list.front(), gate);
+    if (!set) return set.error();
+    return made;
+  }
+  varmoe::Result<varmoe::Weights> routed_weights(const void* fc1_at, const void* up_at,
+                                                 const void* fc2_at) const {
     const auto at = [](const void* base, std::int64_t offset) -> const void* {
       return static_cast<const std::uint16_t*>(base) + offset;
     };
@@ -496,6 +542,19 @@ inline RandomCase make_case(const varmoe::LayerSpec& spec, CaseOptions options) 
     if (is_gated(spec.activation)) fill_matrix(stream(1), c.fc1, p.gate, fc1_table.data(), w, H);
     fill_matrix(stream(2), p.up.part == Part::up ? c.up : c.fc1, p.up, fc1_table.data(), w, H);
     fill_matrix(stream(3), c.fc2, p.down, fc2_table.data(), H, w);
+  }
+  for (std::size_t e = 0; e < spec.shared_widths.size(); ++e) {
+    const ExpertPlaces& p = c.plan.shared[e];
+    const std::int64_t w = spec.shared_widths[e];
+    const auto fc2_table = detail::value_table(spec.dtype, 1.0 / (h_rms * std::sqrt(static_cast<double>(w))));
+    const auto stream = [&](std::uint64_t matrix) { return detail::mix(options.seed, 10 + matrix, e); };
+    if (is_gated(spec.activation)) fill_matrix(stream(1), c.fc1, p.gate, fc1_table.data(), w, H);
+    fill_matrix(stream(2), c.fc1, p.up, fc1_table.data(), w, H);
+    fill_matrix(stream(3), c.fc2, p.down, fc2_table.data(), H, w);
+  }
+  if (spec.shared_gate) {  // x·w_g of standard deviation 2: gates from near 0 to near 1
+    const auto table = detail::value_table(spec.dtype, 2.0 / std::sqrt(static_cast<double>(H)));
+    fill({c.fc2.data() + c.plan.shared_gate, table.data(), H, 1, 1, 0, detail::mix(options.seed, 14)});
   }
   parallel_for(T, options.threads, [&](std::int64_t t) {
     const auto first = static_cast<std::uint64_t>(t * H);

@@ -20,10 +20,9 @@ inline OracleLayer layer_of(const varmoe::LayerSpec& spec, const varmoe::Weights
   const bool nk1 = spec.fc1_layout == varmoe::WeightLayout::nk,
              nk2 = spec.fc2_layout == varmoe::WeightLayout::nk;
   const auto bits = [](const void* p) { return static_cast<const std::uint16_t*>(p); };
-  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e) {
-    const varmoe::ExpertWeights& w = weights.experts.at(e);
+  const auto view = [&](const varmoe::ExpertWeights& w, std::int64_t width) {
     OracleExpert x;
-    x.width = spec.expert_widths[e];
+    x.width = width;
     if (gated && !nk1 && spec.gate_order == varmoe::GateOrder::interleaved) {
       x.gate = {bits(w.gate), 2, w.fc1_stride};
       x.up = {bits(w.gate) + 1, 2, w.fc1_stride};
@@ -33,8 +32,13 @@ inline OracleLayer layer_of(const varmoe::LayerSpec& spec, const varmoe::Weights
       x.up = {bits(w.up), out, k};
     }
     x.down = {bits(w.down), nk2 ? w.fc2_stride : 1, nk2 ? 1 : w.fc2_stride};
-    layer.experts.push_back(x);
-  }
+    return x;
+  };
+  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e)
+    layer.experts.push_back(view(weights.experts.at(e), spec.expert_widths[e]));
+  for (std::size_t e = 0; e < spec.shared_widths.size(); ++e)
+    layer.shared.push_back(view(weights.shared.at(e), spec.shared_widths[e]));
+  if (spec.shared_gate) layer.shared_gate = bits(weights.shared_gate);
   return layer;
 }
 

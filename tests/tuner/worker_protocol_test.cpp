@@ -103,6 +103,10 @@ TEST_CASE("a request comes back as it was, for every activation, layout and widt
   check_round_trip(spec);
   spec.gate_order = GateOrder::up_first;
   check_round_trip(spec);
+  spec.shared_widths = {1024, 8};
+  check_round_trip(spec);
+  spec.shared_gate = true;
+  check_round_trip(spec);
 }
 
 TEST_CASE("the largest request that may be sent can be read") {

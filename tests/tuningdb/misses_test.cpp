@@ -98,4 +98,10 @@ TEST_CASE("the command names the layer in full") {
         "varmoe-tune tune --hidden-size 256 --widths 128x2,256x1 --top-k 2 --activation swiglu_oai --alpha "
         "1.702 "
         "--limit 7 --dtype fp16 --fc1-layout kn --gate-order interleaved --batch-invariant --tokens 1");
+  LayerSpec shared = uniform_spec(2048, 60, 1408, 4);
+  shared.shared_widths = {64, 5632, 64};
+  shared.shared_gate = true;
+  CHECK(tuningdb::tune_command(shared, 64) ==
+        "varmoe-tune tune --hidden-size 2048 --experts 60 --width 1408 --top-k 4 "
+        "--shared-widths 64x2,5632x1 --shared-gate --tokens 64");
 }

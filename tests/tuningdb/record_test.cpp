@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <array>
 #include <map>
 #include <random>
 #include <set>
@@ -96,6 +97,36 @@ TEST_CASE("a record survives writing and reading") {
     CHECK(stored->unknown.empty());
     CHECK(record_text(stored->record) == record_text(record));
     CHECK(check_record(record).ok());
+  }
+}
+
+TEST_CASE("shared experts are part of the key; records of layers without them do not speak of them") {
+  LayerSpec spec = mixed_layer();
+  CHECK(record_text(record_of(spec, 64)).find("shared") == std::string::npos);
+  spec.shared_widths = {512, 64, 512};
+  spec.shared_gate = true;
+  const TuningRecord record = record_of(spec, 64);
+  CHECK(record.key.inter_dim == make_tuning_key(mixed_layer(), record.key.device, 64).inter_dim);
+  CHECK(record.key.shared_inter_dim == std::vector<WidthClass>{{64, 1}, {512, 2}});
+  CHECK(record.key.shared_gate);
+  CHECK(make_tuning_key(layer_spec_of(record.key), record.key.device, 64) == record.key);
+  const std::string text = record_text(record);
+  const auto stored = read(text);
+  REQUIRE_MESSAGE(stored.ok(), (stored.ok() ? "" : stored.error().message()));
+  CHECK(stored->record == record);
+  CHECK(stored->unknown.empty());
+  for (const auto& [from, to, why] :
+       {std::array{"[[1, 64], [2, 512]]", "512", "must be a list of [experts, width]"},
+        std::array{"[[1, 64], [2, 512]]", "[]", "must be a list of [experts, width]"},
+        std::array{"[[1, 64], [2, 512]]", "[[2, 512], [1, 64]]", "widths must ascend"},
+        std::array{"[[1, 64], [2, 512]]", "[[16, 64], [2, 512]]", "more than 16 experts"},
+        std::array{"[[1, 64], [2, 512]]", "[[17, 64]]", "17"},
+        std::array{"[[1, 64], [2, 512]]", "[[1, 12]]", "shared_widths[0] is 12"},
+        std::array{"\"shared_inter_dim\": [[1, 64], [2, 512]], ", "", "shared_gate is true without"}}) {
+    CAPTURE(to);
+    const auto refused = read(replaced(text, from, to));
+    REQUIRE_FALSE(refused.ok());
+    CHECK_MESSAGE(refused.error().message().find(why) != std::string::npos, refused.error().message());
   }
 }
 

@@ -141,8 +141,8 @@ int bench(const BenchOptions& options, const Output& out) {
   if (layers->size() > 1)
     out.say(fmt::format("{} different layers; this is {} (--layer chooses)", layers->size(), layer.label));
   out.say(fmt::format("{}: {} experts ({}), top-{}, hidden size {}, {}, {}, {} routing; {}", layer.label,
-                      spec.num_experts(), widths_text(spec.expert_widths), spec.top_k, spec.hidden_size,
-                      to_string(spec.activation), to_string(spec.dtype), options.routing,
+                      spec.num_experts(), widths_text(spec.expert_widths) + shared_text(spec), spec.top_k,
+                      spec.hidden_size, to_string(spec.activation), to_string(spec.dtype), options.routing,
                       (*backend)->description()));
 
   oracle::CaseOptions case_options;
@@ -159,6 +159,8 @@ int bench(const BenchOptions& options, const Output& out) {
                          .add("top_k", spec.top_k)
                          .add("hidden_size", spec.hidden_size)
                          .add("widths", spec.expert_widths)
+                         .add("shared_widths", spec.shared_widths)
+                         .add("shared_gate", spec.shared_gate)
                          .add("activation", to_string(spec.activation))
                          .add("dtype", to_string(spec.dtype))
                          .add("routing", options.routing)

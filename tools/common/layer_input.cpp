@@ -22,7 +22,7 @@ std::optional<std::int64_t> parse_count(std::string_view text) {
 }
 
 /// "512x4,256" → 512, 512, 512, 512, 256.
-Result<std::vector<std::int64_t>> parse_widths(std::string_view text) {
+Result<std::vector<std::int64_t>> parse_widths(const char* option, std::string_view text) {
   std::vector<std::int64_t> widths;
   for (const std::string_view part : split(text, ',')) {
     const std::size_t at = part.find('x');
@@ -30,14 +30,13 @@ Result<std::vector<std::int64_t>> parse_widths(std::string_view text) {
     const auto times =
         at == std::string_view::npos ? std::optional<std::int64_t>(1) : parse_count(part.substr(at + 1));
     if (!width || !times || *times < 1 || *times > kMaxExperts) {
-      return {
-          ErrorCode::invalid_argument,
-          fmt::format(
-              "--widths: '{}' is neither a width nor WIDTHxCOUNT with a count of 1 to {}, as in 512x4,256x4",
-              printable(part, 80), kMaxExperts)};
+      return {ErrorCode::invalid_argument,
+              fmt::format(
+                  "{}: '{}' is neither a width nor WIDTHxCOUNT with a count of 1 to {}, as in 512x4,256x4",
+                  option, printable(part, 80), kMaxExperts)};
     }
     if (widths.size() + static_cast<std::size_t>(*times) > static_cast<std::size_t>(kMaxExperts)) {
-      return {ErrorCode::invalid_argument, fmt::format("--widths: more than {} experts", kMaxExperts)};
+      return {ErrorCode::invalid_argument, fmt::format("{}: more than {} experts", option, kMaxExperts)};
     }
     widths.insert(widths.end(), static_cast<std::size_t>(*times), *width);
   }
@@ -68,6 +67,13 @@ void LayerInput::add_options(CLI::App& app) {
   app.add_option("--fc1-layout", fc1_layout, "nk or kn")->group("Layer");
   app.add_option("--fc2-layout", fc2_layout, "nk or kn")->group("Layer");
   app.add_option("--gate-order", gate_order, "gate_first, up_first or interleaved")->group("Layer");
+  app.add_flag("--shared", shared,
+               "of a model's config.json: its shared experts too, in the layer; without it they are left out")
+      ->group("Layer");
+  app.add_option("--shared-widths", shared_widths, "shared experts, which every token visits: 1024 or 512x2")
+      ->group("Layer");
+  app.add_flag("--shared-gate", shared_gate, "sigmoid(x·w_g) weights the shared experts' output")
+      ->group("Layer");
   app.add_flag("--batch-invariant", batch_invariant, "a token's bits do not depend on its neighbours")
       ->group("Layer");
 }
@@ -93,6 +99,12 @@ Status LayerInput::apply_overrides(LayerSpec& spec) const {
   if (limit) spec.activation_params.limit = static_cast<float>(*limit);
   if (top_k != 0) spec.top_k = top_k;
   if (batch_invariant) spec.batch_invariant = true;
+  if (!shared_widths.empty()) {
+    auto list = parse_widths("--shared-widths", shared_widths);
+    if (!list) return list.error();
+    spec.shared_widths = *std::move(list);
+  }
+  if (shared_gate) spec.shared_gate = true;
   return spec.validate();
 }
 
@@ -102,7 +114,7 @@ Result<LayerSpec> LayerInput::from_flags() const {
   if (!widths.empty()) {
     if (experts != 0 || width != 0)
       return {ErrorCode::invalid_argument, "--widths excludes --experts and --width"};
-    auto list = parse_widths(widths);
+    auto list = parse_widths("--widths", widths);
     if (!list) return list.error();
     spec.expert_widths = *std::move(list);
   } else {
@@ -123,11 +135,14 @@ Result<std::vector<InputLayer>> LayerInput::read(std::vector<std::string>* notes
             "--width or --widths, "
             "--top-k)"};
   }
+  if (shared && model.empty())
+    return {ErrorCode::invalid_argument, "--shared goes with --model; --shared-widths names widths"};
   if (layer != -1 && model.empty()) return {ErrorCode::invalid_argument, "--layer goes with --model"};
   std::vector<InputLayer> layers;
   if (!model.empty()) {
     if (hidden_size != 0) return {ErrorCode::invalid_argument, "--hidden-size does not go with --model"};
     model::ReadOptions options;
+    options.shared_experts = shared;
     if (!dtype.empty()) {
       auto parsed = parse_dtype(dtype);
       if (!parsed) return parsed.error();

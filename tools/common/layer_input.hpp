@@ -33,6 +33,9 @@ struct LayerInput {
   std::string activation, dtype, fc1_layout, fc2_layout, gate_order;
   std::optional<double> alpha, limit;
   bool batch_invariant = false;
+  bool shared = false;        ///< of a model's config.json: with its shared experts
+  std::string shared_widths;  ///< as `widths`
+  bool shared_gate = false;
 
   void add_options(CLI::App& app);
   /// Nothing names a layer.

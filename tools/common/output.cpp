@@ -201,6 +201,12 @@ std::string widths_text(const std::vector<std::int64_t>& widths) {
   return join(parts);
 }
 
+std::string shared_text(const LayerSpec& spec) {
+  if (spec.shared_widths.empty()) return {};
+  return fmt::format(", shared: {}{}", widths_text(spec.shared_widths),
+                     spec.shared_gate ? " with a gate" : "");
+}
+
 std::string join(const std::vector<std::int64_t>& values, std::string_view separator) {
   std::string out;
   for (const std::int64_t v : values) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "varmoe/error.hpp"
+#include "varmoe/layer_spec.hpp"
 
 /// What the programs print: tables for people, or one JSON object a line; progress on a terminal.
 namespace varmoe::tools {
@@ -100,6 +101,8 @@ class Progress {
 
 /// "768" or "16 x 512, 32 x 256": how many experts have which width.
 std::string widths_text(const std::vector<std::int64_t>& widths);
+/// ", 1 shared (1024, with a gate)"; empty for a layer without shared experts.
+std::string shared_text(const LayerSpec& spec);
 std::string join(const std::vector<std::int64_t>& values, std::string_view separator = ",");
 std::string join(const std::vector<std::string>& values, std::string_view separator = ", ");
 

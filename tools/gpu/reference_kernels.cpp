@@ -73,10 +73,19 @@ struct Reference {
   const int* ids;
   const float* topk_weights;
   double *h, *out;
+  const u16* shared_gate;
   i64 hidden, h_stride;
   int top_k, num_experts, activation, gated, fp16, fc1_kn, fc2_kn, interleaved;
   float alpha, limit;
+  int num_shared, unused;
 };
+
+// The expert of a token's slot; −1: none.
+__device__ int expert_of(const Reference& p, i64 token, int slot) {
+  if (slot >= p.top_k) return p.num_experts + slot - p.top_k;
+  const int id = p.ids[token * p.top_k + slot];
+  return id >= 0 && id < p.num_experts ? id : -1;
+}
 
 // In the order of varmoe/layer_spec.hpp's Activation.
 __device__ double activate(const Reference& p, double gate, double up) {
@@ -114,9 +123,10 @@ __device__ double activate(const Reference& p, double gate, double up) {
 // nk: a warp an output, so that its lanes read one row; kn: a thread an output, so that neighbours read neighbours.
 extern "C" __global__ void varmoe_tool_reference_h(Reference p) {
   const int pair = blockIdx.y, lane = threadIdx.x % 32;
-  const i64 token = p.samples[pair / p.top_k];
-  const int id = p.ids[token * p.top_k + pair % p.top_k];
-  if (id < 0 || id >= p.num_experts) return;
+  const int slots = p.top_k + p.num_shared;
+  const i64 token = p.samples[pair / slots];
+  const int id = expert_of(p, token, pair % slots);
+  if (id < 0) return;
   const Expert e = p.experts[id];
   const i64 n = p.fc1_kn ? static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x
                          : static_cast<i64>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
@@ -155,12 +165,18 @@ extern "C" __global__ void varmoe_tool_reference_out(Reference p) {
   const i64 c = p.fc2_kn ? static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x
                          : static_cast<i64>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (c >= p.hidden) return;
-  double sum = 0;
-  for (int slot = 0; slot < p.top_k; ++slot) {
-    const int id = p.ids[token * p.top_k + slot];
-    if (id < 0 || id >= p.num_experts) continue;
+  double sum = 0, shared = 1;
+  if (p.shared_gate) {
+    double dot = 0;
+    for (i64 i = 0; i < p.hidden; ++i) dot += decode(p.x[token * p.hidden + i], p.fp16) * decode(p.shared_gate[i], p.fp16);
+    shared = 1.0 / (1.0 + exp(-dot));
+  }
+  const int slots = p.top_k + p.num_shared;
+  for (int slot = 0; slot < slots; ++slot) {
+    const int id = expert_of(p, token, slot);
+    if (id < 0) continue;
     const Expert e = p.experts[id];
-    const double* h = p.h + (static_cast<i64>(sample) * p.top_k + slot) * p.h_stride;
+    const double* h = p.h + (static_cast<i64>(sample) * slots + slot) * p.h_stride;
     double y = 0;
     if (p.fc2_kn) {
       for (i64 i = 0; i < e.width; ++i) y += h[i] * decode(e.down[i * e.fc2_stride + c], p.fp16);
@@ -168,7 +184,7 @@ extern "C" __global__ void varmoe_tool_reference_out(Reference p) {
       for (i64 i = lane; i < e.width; i += 32) y += h[i] * decode(e.down[c * e.fc2_stride + i], p.fp16);
       y = warp_sum(y);
     }
-    sum += static_cast<double>(p.topk_weights[token * p.top_k + slot]) * y;
+    sum += (slot < p.top_k ? static_cast<double>(p.topk_weights[token * p.top_k + slot]) : shared) * y;
   }
   if (p.fc2_kn || lane == 0) p.out[sample * p.hidden + c] = sum;
 }
@@ -236,7 +252,7 @@ extern "C" __global__ void varmoe_tool_scan(Scan p) {
 )";
 
 // The text above declares the same structs.
-static_assert(sizeof(FillParams) == 32 && sizeof(ReferenceExpert) == 48 && sizeof(ReferenceParams) == 112 &&
+static_assert(sizeof(FillParams) == 32 && sizeof(ReferenceExpert) == 48 && sizeof(ReferenceParams) == 128 &&
               sizeof(CompareParams) == 88 && sizeof(ScanParams) == 32);
 
 }  // namespace
@@ -282,8 +298,8 @@ Status ReferenceKernels::reference(const ReferenceParams& params, std::int64_t s
     const std::int64_t per_block = kn ? kThreads : kWarps;
     return (outputs + per_block - 1) / per_block;
   };
-  if (auto status =
-          launch(kReferenceH, blocks(max_width, params.fc1_kn != 0), samples * params.top_k, params, stream);
+  if (auto status = launch(kReferenceH, blocks(max_width, params.fc1_kn != 0),
+                           samples * (params.top_k + params.num_shared), params, stream);
       !status) {
     return status;
   }

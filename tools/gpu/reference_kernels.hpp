@@ -25,19 +25,22 @@ struct ReferenceExpert {
   std::uint64_t gate = 0, up = 0, down = 0;
   std::int64_t width = 0, fc1_stride = 0, fc2_stride = 0;
 };
-/// Of sampled tokens: h[sample·k + slot, width] and out[sample, hidden], fp64. h is rounded to the layer's
-/// dtype, as the kernels round it. What no expert computes stays as it was.
+/// Of sampled tokens: h[sample·slots + slot, width] and out[sample, hidden], fp64. Shared experts are the
+/// last of `experts`, and of a token's slots. h is rounded to the layer's dtype, as the kernels round it.
+/// What no expert computes stays as it was.
 struct ReferenceParams {
   std::uint64_t x = 0;             ///< [T, hidden]
-  std::uint64_t experts = 0;       ///< ReferenceExpert[E]
+  std::uint64_t experts = 0;       ///< ReferenceExpert[E + S]
   std::uint64_t samples = 0;       ///< i32 tokens
   std::uint64_t ids = 0;           ///< i32 [T, k]
   std::uint64_t topk_weights = 0;  ///< float [T, k]
   std::uint64_t h = 0, out = 0;
+  std::uint64_t shared_gate = 0;  ///< w_g [hidden]; 0: shared experts have weight 1
   std::int64_t hidden = 0, h_stride = 0;
   std::int32_t top_k = 0, num_experts = 0, activation = 0, gated = 0, fp16 = 0;
   std::int32_t fc1_kn = 0, fc2_kn = 0, interleaved = 0;  ///< interleaved: gate and up columns of kn weights
   float alpha = 0, limit = 0;
+  std::int32_t num_shared = 0, unused = 0;
 };
 /// For row r: columns of actual[row(r)] against reference[r].
 struct CompareParams {

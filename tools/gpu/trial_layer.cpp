@@ -69,12 +69,31 @@ Result<std::unique_ptr<TrialLayer>> TrialLayer::create(std::shared_ptr<cuda::Dev
 }
 
 Status TrialLayer::add_copy() {
-  const auto weights = static_cast<std::size_t>(spec_.total_width() * spec_.hidden_size);
+  std::int64_t total = spec_.total_width();
+  for (const std::int64_t width : spec_.shared_widths) total += width;
+  const auto weights = static_cast<std::size_t>(total * spec_.hidden_size);
   Copy copy;
   if (auto status = allocate(device_, copy.fc1, weights * (spec_.gated() ? 4 : 2)); !status) return status;
   if (auto status = allocate(device_, copy.fc2, weights * 2); !status) return status;
+  if (spec_.shared_gate) {
+    if (auto status = allocate(device_, copy.shared_gate, static_cast<std::size_t>(spec_.hidden_size) * 2);
+        !status)
+      return status;
+  }
   auto lie = Weights::blocks(spec_, copy.fc1.data(), copy.fc2.data());
   if (!lie) return lie.error();
+  if (!spec_.shared_widths.empty()) {
+    // Behind the routed ones.
+    const auto routed = static_cast<std::size_t>(spec_.total_width() * spec_.hidden_size) * 2;
+    const auto behind = [](const cuda::DeviceBuffer& buffer, std::size_t bytes) {
+      return reinterpret_cast<const void*>(buffer.address() + bytes);
+    };
+    const void* gate = spec_.shared_gate ? copy.shared_gate.data() : nullptr;
+    if (auto status = lie->set_shared_blocks(spec_, behind(copy.fc1, routed * (spec_.gated() ? 2 : 1)),
+                                             behind(copy.fc2, routed), gate);
+        !status)
+      return status;
+  }
   const bool tensor_maps = device_->attributes().compute_major == 9;
   auto table = [&] {
     const cuda::ContextScope current(*device_);  // encoding a tensor map asks for one
@@ -87,11 +106,13 @@ Status TrialLayer::add_copy() {
   if (auto status = fill_weights(copy); !status) return status;
   if (copies_.empty()) {
     std::vector<ReferenceExpert> experts;
-    for (std::size_t e = 0; e < lie->experts.size(); ++e) {
-      const ExpertWeights& w = lie->experts[e];
-      const auto address = [](const void* p) { return reinterpret_cast<std::uint64_t>(p); };
-      experts.push_back({address(w.gate), address(w.up), address(w.down), spec_.expert_widths[e],
-                         w.fc1_stride, w.fc2_stride});
+    for (const auto* kind : {&lie->experts, &lie->shared}) {
+      for (const ExpertWeights& w : *kind) {
+        const auto address = [](const void* p) { return reinterpret_cast<std::uint64_t>(p); };
+        const std::int64_t width = spec_.width_of(static_cast<std::int64_t>(experts.size()));
+        experts.push_back(
+            {address(w.gate), address(w.up), address(w.down), width, w.fc1_stride, w.fc2_stride});
+      }
     }
     if (auto status = upload(device_, experts_, experts); !status) return status;
   }
@@ -108,8 +129,14 @@ Status TrialLayer::fill_weights(const Copy& copy) {
   FillParams fc1{copy.fc1.address(), copy.fc1.size() / 2, kWeightSeed,
                  static_cast<float>(uniform / std::sqrt(hidden)), fp16};
   if (auto status = kernels_.fill(fc1, stream_); !status) return status;
+  if (spec_.shared_gate) {
+    const FillParams gate{copy.shared_gate.address(), copy.shared_gate.size() / 2, kWeightSeed ^ 1,
+                          static_cast<float>(2 * uniform / std::sqrt(hidden)), fp16};
+    if (auto status = kernels_.fill(gate, stream_); !status) return status;
+  }
   std::uint64_t begin = 0;
-  for (const std::int64_t width : spec_.expert_widths) {
+  for (std::int64_t e = 0; e < spec_.all_experts(); ++e) {
+    const std::int64_t width = spec_.width_of(e);
     const auto count = static_cast<std::uint64_t>(width * spec_.hidden_size);
     const double scale =
         uniform / (activation_scale(spec_.activation) * std::sqrt(static_cast<double>(width)));
@@ -133,7 +160,8 @@ Status TrialLayer::set_bucket(std::int64_t bucket) {
 Status TrialLayer::try_bucket(std::int64_t bucket) {
   bucket_ = 0;  // until all of it is there
   const auto tokens = static_cast<std::size_t>(bucket), hidden = static_cast<std::size_t>(spec_.hidden_size);
-  sample_ = sampled_tokens(bucket, std::clamp<std::int64_t>(kMostPairs / spec_.top_k, 1, kMostSamples));
+  sample_ =
+      sampled_tokens(bucket, std::clamp<std::int64_t>(kMostPairs / spec_.slots_per_token(), 1, kMostSamples));
   // What went before makes room first.
   for (cuda::DeviceBuffer* buffer : {&x_, &out_, &workspace_, &results_}) *buffer = cuda::DeviceBuffer();
   for (Routed& routed : routed_) routed = Routed();
@@ -148,9 +176,10 @@ Status TrialLayer::try_bucket(std::int64_t bucket) {
                      spec_.dtype == DType::fp16 ? 1 : 0};
   if (auto status = kernels_.fill(x, stream_); !status) return status;
   std::vector<std::int32_t> slots;
+  const std::int64_t slots_each = spec_.slots_per_token();
   for (const std::int32_t token : sample_) {
-    for (std::int64_t j = 0; j < spec_.top_k; ++j)
-      slots.push_back(static_cast<std::int32_t>(token * spec_.top_k + j));
+    for (std::int64_t j = 0; j < slots_each; ++j)
+      slots.push_back(static_cast<std::int32_t>(token * slots_each + j));
   }
   if (auto status = upload(device_, samples_, sample_); !status) return status;
   if (auto status = upload(device_, pair_slots_, slots); !status) return status;
@@ -166,8 +195,10 @@ Status TrialLayer::try_bucket(std::int64_t bucket) {
     if (auto status = upload(device_, routed.weights, routing.weights); !status) return status;
     std::vector<std::int32_t> widths;
     for (const std::int32_t slot : slots) {
-      const std::int32_t id = routing.ids[static_cast<std::size_t>(slot)];
-      const std::int64_t width = id < 0 ? 0 : spec_.expert_widths[static_cast<std::size_t>(id)];
+      const std::int64_t token = slot / slots_each, j = slot % slots_each;
+      const std::int64_t id = j < spec_.top_k ? routing.ids[static_cast<std::size_t>(token * spec_.top_k + j)]
+                                              : spec_.num_experts() + j - spec_.top_k;
+      const std::int64_t width = id < 0 ? 0 : spec_.width_of(id);
       widths.push_back(static_cast<std::int32_t>(width));
       routed.h_elements += width;
     }
@@ -195,7 +226,7 @@ Status TrialLayer::try_bucket(std::int64_t bucket) {
 
 Status TrialLayer::make_reference(RoutingKind kind) {
   Routed& routed = of(kind);
-  const auto h = static_cast<std::size_t>(pairs() * spec_.max_width()) * sizeof(double);
+  const auto h = static_cast<std::size_t>(pairs() * spec_.widest_of_all()) * sizeof(double);
   if (auto status = allocate(device_, routed.h, h); !status) return status;
   if (auto status = allocate(device_, routed.out,
                              static_cast<std::size_t>(samples() * spec_.hidden_size) * sizeof(double));
@@ -218,9 +249,11 @@ Status TrialLayer::make_reference(RoutingKind kind) {
   p.h = routed.h.address();
   p.out = routed.out.address();
   p.hidden = spec_.hidden_size;
-  p.h_stride = spec_.max_width();
+  p.h_stride = spec_.widest_of_all();
   p.top_k = static_cast<std::int32_t>(spec_.top_k);
   p.num_experts = static_cast<std::int32_t>(spec_.num_experts());
+  p.num_shared = static_cast<std::int32_t>(spec_.num_shared());
+  if (spec_.shared_gate) p.shared_gate = copies_.front().shared_gate.address();
   p.activation = static_cast<std::int32_t>(spec_.activation);
   p.gated = spec_.gated() ? 1 : 0;
   p.fp16 = spec_.dtype == DType::fp16 ? 1 : 0;
@@ -229,7 +262,7 @@ Status TrialLayer::make_reference(RoutingKind kind) {
   p.interleaved = kn && spec_.gated() && spec_.gate_order == GateOrder::interleaved ? 1 : 0;
   p.alpha = spec_.activation_params.alpha;
   p.limit = spec_.activation_params.limit;
-  return kernels_.reference(p, samples(), spec_.max_width(), stream_);
+  return kernels_.reference(p, samples(), spec_.widest_of_all(), stream_);
 }
 
 Status TrialLayer::forward(const plan::KernelSet& kernels, RoutingKind routing, std::size_t copy) {
@@ -287,8 +320,8 @@ Result<Verdict> TrialLayer::check(const plan::KernelSet& kernels, RoutingKind ro
   h.row_of = workspace_.address() + layout.slot_row;
   h.columns = routed.h_columns.address();
   h.results = results_.address() + 3 * static_cast<std::uint64_t>(samples()) * sizeof(double);
-  h.actual_stride = model::h_columns(spec_.max_width());
-  h.reference_stride = spec_.max_width();
+  h.actual_stride = model::h_columns(spec_.widest_of_all());
+  h.reference_stride = spec_.widest_of_all();
 
   std::uint64_t checksums[2] = {0, 0};
   std::vector<double> results(3 * rows);

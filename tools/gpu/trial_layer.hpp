@@ -52,7 +52,7 @@ class TrialLayer {
 
  private:
   struct Copy {
-    cuda::DeviceBuffer fc1, fc2, table;
+    cuda::DeviceBuffer fc1, fc2, shared_gate, table;
     plan::RunContext context;
   };
   struct Routed {
@@ -69,7 +69,7 @@ class TrialLayer {
   Status make_reference(RoutingKind kind);
   Status run_poisoned(const plan::KernelSet& kernels, RoutingKind routing, std::uint8_t poison);
   std::int64_t samples() const noexcept { return static_cast<std::int64_t>(sample_.size()); }
-  std::int64_t pairs() const noexcept { return samples() * spec_.top_k; }
+  std::int64_t pairs() const noexcept { return samples() * spec_.slots_per_token(); }
   Routed& of(RoutingKind kind) { return routed_[static_cast<std::size_t>(kind)]; }
 
   std::shared_ptr<cuda::Device> device_;

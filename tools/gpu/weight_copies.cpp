@@ -22,6 +22,9 @@ double weight_bytes_hit(const LayerSpec& spec, std::span<const std::int32_t> ids
     if (hit[e])
       bytes += static_cast<double>(spec.expert_widths[e] * spec.hidden_size) * (spec.gated() ? 6 : 4);
   }
+  for (const std::int64_t width : spec.shared_widths) {
+    if (!ids.empty()) bytes += static_cast<double>(width * spec.hidden_size) * (spec.gated() ? 6 : 4);
+  }
   return bytes;
 }
 

@@ -23,6 +23,12 @@ std::string layer_text(const TuningKey& key) {
     if (!widths.empty()) widths += ", ";
     widths += key.inter_dim.size() == 1 ? std::to_string(c.width) : fmt::format("{} x {}", c.count, c.width);
   }
+  if (!key.shared_inter_dim.empty()) {
+    std::string shared;
+    for (const WidthClass& c : key.shared_inter_dim)
+      shared += fmt::format("{}{} x {}", shared.empty() ? "" : ", ", c.count, c.width);
+    widths += fmt::format(", shared {}{}", shared, key.shared_gate ? " with a gate" : "");
+  }
   return fmt::format("{} experts of {}, top-{}, hidden {}, {}, {}", key.expert, widths, key.topk,
                      key.model_dim, to_string(key.act_type), to_string(key.dtype));
 }

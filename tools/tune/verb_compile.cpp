@@ -175,10 +175,10 @@ int compile_verb(const CompileOptions& options, const Output& out) {
 
   for (const std::string& note : notes) out.say("note: " + note);
   for (const InputLayer& layer : *layers) {
-    out.say(fmt::format("{}: {} experts ({}), top-{}, hidden size {}, {}, {}", layer.label,
-                        layer.spec.num_experts(), widths_text(layer.spec.expert_widths), layer.spec.top_k,
-                        layer.spec.hidden_size, to_string(layer.spec.activation),
-                        to_string(layer.spec.dtype)));
+    out.say(fmt::format(
+        "{}: {} experts ({}), top-{}, hidden size {}, {}, {}", layer.label, layer.spec.num_experts(),
+        widths_text(layer.spec.expert_widths) + shared_text(layer.spec), layer.spec.top_k,
+        layer.spec.hidden_size, to_string(layer.spec.activation), to_string(layer.spec.dtype)));
     if (layers->size() > 4 && &layer == &(*layers)[2]) {
       out.say(fmt::format("… and {} more", layers->size() - 3));
       break;

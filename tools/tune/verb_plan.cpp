@@ -45,8 +45,8 @@ int plan_verb(const PlanOptions& options, const Output& out) {
     auto plan = engine::plan_kernels(spec, *buckets, *chooser, runtime_width);
     if (!plan) return out.fail(plan.error());
     out.say(fmt::format("{}: {} experts ({}), top-{}, hidden size {}, {}, {}; {} kernels{} on {}",
-                        layer.label, spec.num_experts(), widths_text(spec.expert_widths), spec.top_k,
-                        spec.hidden_size, to_string(spec.activation), to_string(spec.dtype),
+                        layer.label, spec.num_experts(), widths_text(spec.expert_widths) + shared_text(spec),
+                        spec.top_k, spec.hidden_size, to_string(spec.activation), to_string(spec.dtype),
                         plan->requests.size(), runtime_width ? " (runtime-width)" : "", device->name));
     Table table({"tokens", "from", "fc1", "fc2", "one launch", "predicted us", "floor us", "workspace"});
     for (const engine::BucketPlan& bucket : plan->buckets) {
