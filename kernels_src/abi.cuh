@@ -137,6 +137,44 @@ struct RouteParams {
   i64 logit_stride;              // elements
   i32 tokens;
   i32 wide_loads;                // base and stride allow a lane's elements in one load
+  // Of a router that multiplies itself: logits are then `partials` arrays [tokens, E], summed in order.
+  const float* logit_bias;       // [E], or null
+  float* logits_out;             // [tokens, E], or null
+  i32 partials;
+  i32 reserved;
+};
+
+/// Parameters of the kernels that multiply x by the router's weight.
+struct RouterProductParams {
+  const void* x;                 // [tokens, H] rows of x_stride elements
+  const void* weight;            // [E, H] rows of weight_stride elements
+  float* partials;               // [chunks, tokens, E], or [1, tokens, E]
+  const i32* token_count;        // device-side token count, or null
+  i64 x_stride;
+  i64 weight_stride;
+  i32 tokens;
+  i32 split;                     // 1: a block sums the chunk of K that its grid.z names; 0: all, in order
+};
+
+/// Parameters of the kernels that sum up what a router did.
+struct RouterStatisticsParams {
+  const void* logits;            // [tokens, E] rows of logit_stride elements
+  const void* topk_ids;          // [tokens, k] int32 or int64
+  const i32* expert_widths;      // [E], or null
+  const i32* token_count;        // device-side token count, or null
+  i32* tokens_per_expert;        // [E], or null
+  float* mean_scores;            // [E], or null
+  float* losses;                 // [4], or null
+  float* block_scores;           // [blocks, E]
+  i32* block_counts;             // [blocks, E]
+  float* block_z;                // [blocks]
+  i64 logit_stride;
+  i32 tokens;
+  i32 tokens_per_block;
+  i32 blocks;
+  i32 ids_are_64bit;
+  i32 wide_loads;
+  i32 reserved;
 };
 
 /// Parameters of the kernels that align routed rows to blocks of one expert each.

@@ -152,8 +152,10 @@ struct UpArgs {
 class Layer;
 class Router;
 class BlockAligner;
+class RouterStatistics;
 struct RouterSpec;
 struct AlignSpec;
+struct RouterStatisticsSpec;
 struct EngineAccess;
 
 /// One device's kernels and caches. Thread-safe. Keep it alive while any captured graph of its layers is used.
@@ -169,6 +171,8 @@ class VARMOE_API Engine {
   Result<Router> create_router(const RouterSpec& spec);
   /// moe_align_block_size (varmoe/router.hpp).
   Result<BlockAligner> create_block_aligner(const AlignSpec& spec);
+  /// Counts and auxiliary losses of a router, for trainers (varmoe/router_statistics.hpp).
+  Result<RouterStatistics> create_router_statistics(const RouterStatisticsSpec& spec);
   Counters counters() const noexcept;
   /// "NVIDIA H200, sm_90a, 132 SMs, driver 13.0" or "CPU, 8 threads".
   std::string device_description() const;

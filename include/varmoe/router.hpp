@@ -24,6 +24,16 @@ struct RouteArgs {
   /// Optional device-side token count n ≤ T: rows at and beyond n are neither read nor written. int32, 4-byte aligned.
   const std::int32_t* token_count = nullptr;
   void* stream = nullptr;                  ///< CUstream / cudaStream_t; null: the legacy default stream. CPU: ignored
+
+  // Of a router with hidden_size alone, which takes these instead of `logits` (must be null then); null and 0 for others.
+  const void* x = nullptr;                 ///< [T, H], spec.input_type, 16-byte aligned
+  std::int64_t x_stride = 0;               ///< elements between rows; 0: H; multiple of 8
+  const void* weight = nullptr;            ///< Wᵣ [E, H], spec.weight_type, 16-byte aligned
+  std::int64_t weight_stride = 0;          ///< elements between rows; 0: H; multiple of 8
+  const float* logit_bias = nullptr;       ///< [E], fp32; required by a spec with logit_bias, else ignored
+  float* logits_out = nullptr;             ///< optional [T, E] contiguous, fp32: the logits, with their bias
+  void* workspace = nullptr;               ///< 16-byte aligned, no initial contents, not shared by concurrent routes; null where 0 bytes are needed
+  std::size_t workspace_bytes = 0;         ///< ≥ Router::workspace_bytes(tokens)
 };
 
 /// A router on an engine. Thread-safe; may outlive the Engine object.
@@ -35,10 +45,13 @@ class VARMOE_API Router {
 
   const RouterSpec& spec() const noexcept;
 
-  /// Compiles or loads its kernel: one serves every token count, so `tokens` and the range of the options are not read.
+  /// Compiles or loads its kernels: they serve every token count, so `tokens` and the range of the options are not read.
   Result<PrepareReport> prepare(const PrepareOptions& options = {});
 
-  /// Enqueues on args.stream: one kernel, no workspace. After `prepare` it makes no host synchronisation, allocation, file access, lock,
+  /// For up to `tokens` tokens. 0 for a router that is given logits, and on the CPU.
+  Result<std::size_t> workspace_bytes(std::int64_t tokens) const;
+
+  /// Enqueues on args.stream: one kernel, two for a router with hidden_size. After `prepare` it makes no host synchronisation, allocation, file access, lock,
   /// log line or compile and can be captured in a CUDA graph. Without, the first call prepares, unless the stream is capturing (not_prepared).
   Status route(const RouteArgs& args) noexcept;
 

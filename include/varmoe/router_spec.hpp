@@ -39,6 +39,8 @@ enum class OutsideGroups : std::uint8_t {
 };
 
 inline constexpr std::int64_t kMaxExpertGroups = 32;
+/// Largest hidden size that a router multiplies.
+inline constexpr std::int64_t kMaxRouterHidden = std::int64_t{1} << 20;
 
 struct RouterSpec {
   std::int64_t num_experts = 0;  ///< E; 1 … 1024
@@ -58,6 +60,13 @@ struct RouterSpec {
   /// The weight multiplies the expert's input instead of its output (Llama-4). The router computes the same either way; a layer that
   /// cannot apply weights so refuses (route_and_forward).
   bool weight_on_input = false;
+
+  /// H of a router that computes its logits itself, x·Wᵣᵀ (+ logit bias), from x [T, H] and Wᵣ [E, H]: products and sums in fp32, so
+  /// logit_type must be fp32. A multiple of 8. 0: it is given logits.
+  std::int64_t hidden_size = 0;
+  DType input_type = DType::bf16;           ///< of x; read where hidden_size is not 0, as the two below
+  LogitType weight_type = LogitType::bf16;  ///< of Wᵣ
+  bool logit_bias = false;                  ///< an fp32 [E] is added to the logits (gpt-oss)
 
   /// Every field in range and none against another; invalid_spec names field, value and what is allowed.
   VARMOE_API Status validate() const;

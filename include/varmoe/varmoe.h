@@ -112,6 +112,7 @@ typedef struct varmoe_layer varmoe_layer;
 typedef struct varmoe_report varmoe_report;
 typedef struct varmoe_router varmoe_router;
 typedef struct varmoe_block_aligner varmoe_block_aligner;
+typedef struct varmoe_router_statistics varmoe_router_statistics;
 
 /* Receives one line at a time, without newline, from any thread. `line` is valid during the call. */
 typedef void (*varmoe_log_fn)(void* user, int level, const char* line);
@@ -267,6 +268,10 @@ typedef struct varmoe_router_spec {
   int64_t top_groups;      /* 1 */
   int32_t outside_groups;  /* VARMOE_OUTSIDE_GROUPS_*; NEVER */
   int32_t weight_on_input; /* 0 or 1: Llama-4; varmoe_route_and_forward refuses it */
+  int64_t hidden_size;     /* 0: given logits; else H, and the router multiplies x by its weight itself */
+  int32_t input_type;      /* VARMOE_DTYPE_* of x; BF16 */
+  int32_t weight_type;     /* VARMOE_LOGITS_* of the weight; BF16 */
+  int32_t logit_bias;      /* 0 or 1: a bias is added to the logits */
 } varmoe_router_spec;
 
 /* Device pointers on a GPU engine, host pointers on the CPU engine. */
@@ -281,6 +286,15 @@ typedef struct varmoe_route_args {
   float* scores;                /* optional [tokens, E] */
   const int32_t* token_count;   /* optional device-side token count */
   void* stream;
+  /* Of a router with hidden_size, instead of logits (null then). */
+  const void* x;           /* [tokens, H], 16-byte aligned */
+  int64_t x_stride;        /* elements; 0: H */
+  const void* weight;      /* [E, H], 16-byte aligned */
+  int64_t weight_stride;   /* elements; 0: H */
+  const float* logit_bias; /* [E]; required by a spec with logit_bias */
+  float* logits_out;       /* optional [tokens, E] */
+  void* workspace;         /* 16-byte aligned; null where none is needed */
+  size_t workspace_bytes;
 } varmoe_route_args;
 
 typedef struct varmoe_align_spec {
@@ -303,6 +317,35 @@ typedef struct varmoe_align_args {
   size_t workspace_bytes;
   void* stream;
 } varmoe_align_args;
+
+/* See router_statistics.hpp, also for the formulas. */
+typedef struct varmoe_router_statistics_spec {
+  size_t struct_size;
+  int64_t num_experts; /* 1 ... 1024 */
+  int64_t top_k;       /* 1 ... 32 */
+  int32_t logit_type;  /* VARMOE_LOGITS_*; FP32 */
+  int32_t scoring;     /* VARMOE_SCORING_*; SOFTMAX */
+} varmoe_router_statistics_spec;
+
+/* Device pointers on a GPU engine, host pointers on the CPU engine. Outputs that are null are not computed.
+ */
+typedef struct varmoe_router_statistics_args {
+  size_t struct_size;
+  int64_t tokens;
+  const void* logits;           /* [tokens, E] */
+  int64_t logit_stride;         /* elements; 0: E */
+  const void* topk_ids;         /* [tokens, k] */
+  int32_t id_type;              /* VARMOE_ID_* */
+  int32_t reserved;             /* 0 */
+  const int32_t* expert_widths; /* [E]; null: all equal */
+  int32_t* tokens_per_expert;   /* [E] */
+  float* mean_scores;           /* [E] */
+  float* losses;                /* [4]: z, load balance, balance within equal widths, compute */
+  const int32_t* token_count;   /* optional device-side token count */
+  void* workspace;              /* 16-byte aligned; null where none is needed */
+  size_t workspace_bytes;
+  void* stream;
+} varmoe_router_statistics_args;
 
 typedef struct varmoe_counters {
   size_t struct_size;
@@ -361,6 +404,8 @@ VARMOE_C_API int varmoe_router_spec_init(varmoe_router_spec* spec, size_t struct
 VARMOE_C_API int varmoe_route_args_init(varmoe_route_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_align_spec_init(varmoe_align_spec* spec, size_t struct_size);
 VARMOE_C_API int varmoe_align_args_init(varmoe_align_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_router_statistics_spec_init(varmoe_router_statistics_spec* spec, size_t struct_size);
+VARMOE_C_API int varmoe_router_statistics_args_init(varmoe_router_statistics_args* args, size_t struct_size);
 
 /* `options` may be null: all defaults. */
 VARMOE_C_API int varmoe_engine_create(const varmoe_engine_options* options, varmoe_engine** engine);
@@ -402,9 +447,11 @@ VARMOE_C_API int varmoe_layer_up(varmoe_layer* layer, const varmoe_up_args* args
 VARMOE_C_API int varmoe_router_create(varmoe_engine* engine, const varmoe_router_spec* spec,
                                       varmoe_router** router);
 VARMOE_C_API void varmoe_router_destroy(varmoe_router* router);
-/* Its one kernel serves every token count. `options` and `report` may be null. */
+/* Its kernels serve every token count. `options` and `report` may be null. */
 VARMOE_C_API int varmoe_router_prepare(varmoe_router* router, const varmoe_prepare_options* options,
                                        varmoe_report** report);
+/* 0 for a router that is given logits. */
+VARMOE_C_API int varmoe_router_workspace_bytes(const varmoe_router* router, int64_t tokens, size_t* bytes);
 /* Enqueues the router on args->stream; may be captured in a CUDA graph once it is prepared. */
 VARMOE_C_API int varmoe_router_route(varmoe_router* router, const varmoe_route_args* args);
 /* Route, then forward on the same stream; `forward` reads the ids and weights that `route` writes. */
@@ -424,6 +471,19 @@ VARMOE_C_API int varmoe_block_aligner_align(varmoe_block_aligner* aligner, const
  * range. */
 VARMOE_C_API int64_t varmoe_sorted_ids_size(int64_t num_experts, int64_t block_size, int64_t rows);
 VARMOE_C_API int64_t varmoe_aligned_blocks(int64_t block_size, int64_t sorted_size);
+
+/* Counts and auxiliary losses of a router, for trainers; see router_statistics.hpp. */
+VARMOE_C_API int varmoe_router_statistics_create(varmoe_engine* engine,
+                                                 const varmoe_router_statistics_spec* spec,
+                                                 varmoe_router_statistics** statistics);
+VARMOE_C_API void varmoe_router_statistics_destroy(varmoe_router_statistics* statistics);
+VARMOE_C_API int varmoe_router_statistics_prepare(varmoe_router_statistics* statistics,
+                                                  const varmoe_prepare_options* options,
+                                                  varmoe_report** report);
+VARMOE_C_API int varmoe_router_statistics_workspace_bytes(const varmoe_router_statistics* statistics,
+                                                          int64_t tokens, size_t* bytes);
+VARMOE_C_API int varmoe_router_statistics_compute(varmoe_router_statistics* statistics,
+                                                  const varmoe_router_statistics_args* args);
 
 /* The smallest width >= width that kernels take. */
 VARMOE_C_API int64_t varmoe_packed_width(int64_t width);

@@ -7,6 +7,7 @@
 #include "varmoe/layer_spec.hpp"
 #include "varmoe/router.hpp"
 #include "varmoe/router_spec.hpp"
+#include "varmoe/router_statistics.hpp"
 #include "varmoe/tuning.hpp"
 #include "varmoe/version.hpp"
 #include "varmoe/weights.hpp"

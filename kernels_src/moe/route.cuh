@@ -1,5 +1,6 @@
 #pragma once
 
+#include "moe/logit_element.cuh"
 #include "moe/rank_key.cuh"
 #include "prelude.cuh"
 #include "ptx/convert.cuh"
@@ -11,8 +12,6 @@
 // values in registers; the best expert is found by two warp reductions, k times. The order of sums is fixed, ties go to the lower
 // index, and a NaN logit ranks below every number and scores zero.
 namespace varmoe::moe {
-
-enum class LogitElement : i32 { fp32 = 0, bf16 = 1, fp16 = 2 };
 
 template <class Router, int kThreads>
 struct Route {
@@ -99,6 +98,49 @@ struct Route {
     }
   }
 
+  /// The logits of a router that multiplies itself: partial sums of its product, added in their order, and the bias.
+  VARMOE_DEVICE static void load_sums(float (&logit)[kValues], const float* row, const abi::RouteParams& p) {
+    // Rows of partial sums that are asked for at once.
+    constexpr int kAhead = kValues <= 8 ? 5 : 1;
+    const i64 stride = static_cast<i64>(p.tokens) * kExperts;
+    load_logits(logit, row, p.wide_loads != 0);
+#pragma unroll 1
+    for (i32 s = 1; s < p.partials; s += kAhead) {
+      float next[kAhead][kValues];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        if (s + a < p.partials) {
+          load_logits(next[a], row + (s + a) * stride, p.wide_loads != 0);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kValues; ++i) next[a][i] = -0.0f;
+        }
+      }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) logit[i] += next[a][i];
+      }
+    }
+    if (p.logit_bias != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) {
+        if (exists(i)) logit[i] += p.logit_bias[expert_at(i)];
+      }
+    }
+  }
+
+  /// One expert's logit again, by the same sum.
+  VARMOE_DEVICE static float logit_of(const void* row, i32 expert, const abi::RouteParams& p) {
+    float logit = load(row, expert);
+    if constexpr (Router::kFromProduct) {
+      const i64 stride = static_cast<i64>(p.tokens) * kExperts;
+      for (i32 s = 1; s < p.partials; ++s) logit += static_cast<const float*>(row)[s * stride + expert];
+      if (p.logit_bias != nullptr) logit += p.logit_bias[expert];
+    }
+    return logit;
+  }
+
   /// 0 for NaN, and where the score would be below 2^-125.
   VARMOE_DEVICE static float sigmoid(float logit) {
     constexpr float kLeast = -86.6f;
@@ -156,12 +198,24 @@ struct Route {
 
     const void* row = static_cast<const char*>(p.logits) + token * p.logit_stride * kElementBytes;
     float value[kValues];
-    load_logits(value, row, p.wide_loads != 0);
+    if constexpr (Router::kFromProduct) {
+      load_sums(value, static_cast<const float*>(row), p);
+    } else {
+      load_logits(value, row, p.wide_loads != 0);
+    }
     // Asked for with the logits, not when they have come.
     float bias[Router::kBias ? kValues : 1];
     if constexpr (Router::kBias) {
 #pragma unroll
       for (int i = 0; i < kValues; ++i) bias[i] = exists(i) ? p.correction_bias[expert_at(i)] : 0.0f;
+    }
+
+    if constexpr (Router::kFromProduct) {
+      if (p.logits_out != nullptr) {
+        for (int i = 0; i < kValues; ++i) {
+          if (exists(i)) p.logits_out[token * kExperts + expert_at(i)] = value[i];
+        }
+      }
     }
 
     // Softmax's exponent is taken from the greatest logit.
@@ -256,12 +310,12 @@ struct Route {
     float weight = 0;
     if constexpr (Router::kSigmoid) {
       if constexpr (Router::kChooseByScore) {
-        if (mine) weight = sigmoid(load(row, chosen));
+        if (mine) weight = sigmoid(logit_of(row, chosen, p));
       } else {
         if (mine) weight = sigmoid(__uint_as_float(rank_value(chosen_key)));
       }
     } else {
-      const float logit = Router::kChooseByScore ? (mine ? load(row, chosen) : 0.0f) : __uint_as_float(rank_value(chosen_key));
+      const float logit = Router::kChooseByScore ? (mine ? logit_of(row, chosen, p) : 0.0f) : __uint_as_float(rank_value(chosen_key));
       weight = mine ? exponential(logit, greatest) : 0.0f;
       float sum = total;
       if constexpr (Router::kOverChosen) sum = ptx::warp_sum(weight);

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "c_api/structs.hpp"
 
@@ -308,7 +309,10 @@ Result<RouterSpec> to_cpp(const varmoe_router_spec* given) {
                      {"correction_bias", c.correction_bias, 1},
                      {"group_score", c.group_score, VARMOE_GROUP_SCORE_TOP2_SUM},
                      {"outside_groups", c.outside_groups, VARMOE_OUTSIDE_GROUPS_AS_ZERO},
-                     {"weight_on_input", c.weight_on_input, 1}};
+                     {"weight_on_input", c.weight_on_input, 1},
+                     {"input_type", c.input_type, VARMOE_DTYPE_FP16},
+                     {"weight_type", c.weight_type, VARMOE_LOGITS_FP16},
+                     {"logit_bias", c.logit_bias, 1}};
   for (const auto& e : enumerators)
     if (e.value < 0 || e.value > e.last)
       return bad_member(where, e.member, e.value, fmt::format("in 0 … {}", e.last).c_str());
@@ -327,6 +331,10 @@ Result<RouterSpec> to_cpp(const varmoe_router_spec* given) {
   s.top_groups = c.top_groups;
   s.outside_groups = static_cast<OutsideGroups>(c.outside_groups);
   s.weight_on_input = c.weight_on_input != 0;
+  s.hidden_size = c.hidden_size;
+  s.input_type = static_cast<DType>(c.input_type);
+  s.weight_type = static_cast<LogitType>(c.weight_type);
+  s.logit_bias = c.logit_bias != 0;
   return s;
 }
 
@@ -343,6 +351,51 @@ Result<RouteArgs> to_cpp(const varmoe_route_args* given) {
   a.topk_weights = c.topk_weights;
   a.scores = c.scores;
   a.token_count = c.token_count;
+  a.stream = c.stream;
+  a.x = c.x;
+  a.x_stride = c.x_stride;
+  a.weight = c.weight;
+  a.weight_stride = c.weight_stride;
+  a.logit_bias = c.logit_bias;
+  a.logits_out = c.logits_out;
+  a.workspace = c.workspace;
+  a.workspace_bytes = c.workspace_bytes;
+  return a;
+}
+
+Result<RouterStatisticsSpec> to_cpp(const varmoe_router_statistics_spec* given) {
+  constexpr const char* where = "varmoe_router_statistics_spec";
+  if (!given) return Error(ErrorCode::invalid_argument, "varmoe_router_statistics_spec is null");
+  auto read = read_struct(given, where, default_router_statistics_spec());
+  if (!read) return std::move(read).error();
+  if (read->logit_type < 0 || read->logit_type > VARMOE_LOGITS_FP16)
+    return bad_member(where, "logit_type", read->logit_type, "one of VARMOE_LOGITS_*");
+  if (read->scoring < 0 || read->scoring > VARMOE_SCORING_SIGMOID)
+    return bad_member(where, "scoring", read->scoring, "one of VARMOE_SCORING_*");
+  return RouterStatisticsSpec{read->num_experts, read->top_k, static_cast<LogitType>(read->logit_type),
+                              static_cast<Scoring>(read->scoring)};
+}
+
+Result<RouterStatisticsArgs> to_cpp(const varmoe_router_statistics_args* given) {
+  constexpr const char* where = "varmoe_router_statistics_args";
+  auto read = read_struct(given, where, default_router_statistics_args());
+  if (!read) return std::move(read).error();
+  const varmoe_router_statistics_args& c = *read;
+  if (c.id_type != VARMOE_ID_INT32 && c.id_type != VARMOE_ID_INT64)
+    return bad_member(where, "id_type", c.id_type, "VARMOE_ID_INT32 or VARMOE_ID_INT64");
+  RouterStatisticsArgs a;
+  a.tokens = c.tokens;
+  a.logits = c.logits;
+  a.logit_stride = c.logit_stride;
+  a.topk_ids = c.topk_ids;
+  a.id_type = static_cast<IdType>(c.id_type);
+  a.expert_widths = c.expert_widths;
+  a.tokens_per_expert = c.tokens_per_expert;
+  a.mean_scores = c.mean_scores;
+  a.losses = c.losses;
+  a.token_count = c.token_count;
+  a.workspace = c.workspace;
+  a.workspace_bytes = c.workspace_bytes;
   a.stream = c.stream;
   return a;
 }

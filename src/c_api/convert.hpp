@@ -4,6 +4,7 @@
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
 #include "varmoe/router.hpp"
+#include "varmoe/router_statistics.hpp"
 #include "varmoe/varmoe.h"
 #include "varmoe/weights.hpp"
 
@@ -23,5 +24,7 @@ Result<RouterSpec> to_cpp(const varmoe_router_spec* spec);
 Result<RouteArgs> to_cpp(const varmoe_route_args* args);
 Result<AlignSpec> to_cpp(const varmoe_align_spec* spec);
 Result<AlignArgs> to_cpp(const varmoe_align_args* args);
+Result<RouterStatisticsSpec> to_cpp(const varmoe_router_statistics_spec* spec);
+Result<RouterStatisticsArgs> to_cpp(const varmoe_router_statistics_args* args);
 
 }  // namespace varmoe::c_api

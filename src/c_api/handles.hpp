@@ -4,6 +4,7 @@
 
 #include "varmoe/engine.hpp"
 #include "varmoe/router.hpp"
+#include "varmoe/router_statistics.hpp"
 #include "varmoe/varmoe.h"
 
 /// What the opaque handles point to.
@@ -21,4 +22,7 @@ struct varmoe_router {
 };
 struct varmoe_block_aligner {
   varmoe::BlockAligner aligner;
+};
+struct varmoe_router_statistics {
+  varmoe::RouterStatistics statistics;
 };

@@ -43,6 +43,18 @@ int varmoe_router_prepare(varmoe_router* router, const varmoe_prepare_options* o
   return prepare(router->router, options, report);
 }
 
+int varmoe_router_workspace_bytes(const varmoe_router* router, int64_t tokens, size_t* bytes) {
+  if (!bytes) return fail_null("bytes");
+  *bytes = 0;
+  if (!router) return fail_null("router");
+  return guarded([&] {
+    auto needed = router->router.workspace_bytes(tokens);
+    if (!needed) return fail(needed.error());
+    *bytes = *needed;
+    return int{VARMOE_OK};
+  });
+}
+
 int varmoe_router_route(varmoe_router* router, const varmoe_route_args* args) {
   if (!router) return fail_null("router");
   if (!args) return fail_null("args");
@@ -113,6 +125,56 @@ int varmoe_block_aligner_align(varmoe_block_aligner* aligner, const varmoe_align
     auto converted = to_cpp(args);
     if (!converted) return fail(converted.error());
     return code_of(aligner->aligner.align(*converted));
+  });
+}
+
+int varmoe_router_statistics_create(varmoe_engine* engine, const varmoe_router_statistics_spec* spec,
+                                    varmoe_router_statistics** statistics) {
+  if (!statistics) return fail_null("statistics");
+  *statistics = nullptr;
+  if (!engine) return fail_null("engine");
+  return guarded([&] {
+    auto converted = to_cpp(spec);
+    if (!converted) return fail(converted.error());
+    auto created = engine->engine.create_router_statistics(*converted);
+    if (!created) return fail(created.error());
+    *statistics = new varmoe_router_statistics{*std::move(created)};
+    return int{VARMOE_OK};
+  });
+}
+
+void varmoe_router_statistics_destroy(varmoe_router_statistics* statistics) {
+  delete statistics;
+}
+
+int varmoe_router_statistics_prepare(varmoe_router_statistics* statistics,
+                                     const varmoe_prepare_options* options, varmoe_report** report) {
+  if (report) *report = nullptr;
+  if (!statistics) return fail_null("statistics");
+  return prepare(statistics->statistics, options, report);
+}
+
+int varmoe_router_statistics_workspace_bytes(const varmoe_router_statistics* statistics, int64_t tokens,
+                                             size_t* bytes) {
+  if (!bytes) return fail_null("bytes");
+  *bytes = 0;
+  if (!statistics) return fail_null("statistics");
+  return guarded([&] {
+    auto needed = statistics->statistics.workspace_bytes(tokens);
+    if (!needed) return fail(needed.error());
+    *bytes = *needed;
+    return int{VARMOE_OK};
+  });
+}
+
+int varmoe_router_statistics_compute(varmoe_router_statistics* statistics,
+                                     const varmoe_router_statistics_args* args) {
+  if (!statistics) return fail_null("statistics");
+  if (!args) return fail_null("args");
+  return guarded([&] {
+    auto converted = to_cpp(args);
+    if (!converted) return fail(converted.error());
+    return code_of(statistics->statistics.compute(*converted));
   });
 }
 

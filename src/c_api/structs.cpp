@@ -80,6 +80,7 @@ varmoe_router_spec default_router_spec() {
   s.scaling_factor = defaults.scaling_factor;
   s.num_groups = defaults.num_groups;
   s.top_groups = defaults.top_groups;
+  s.weight_type = static_cast<int32_t>(defaults.weight_type);
   return s;
 }
 
@@ -98,6 +99,18 @@ varmoe_align_spec default_align_spec() {
 
 varmoe_align_args default_align_args() {
   varmoe_align_args a{};
+  a.struct_size = sizeof a;
+  return a;
+}
+
+varmoe_router_statistics_spec default_router_statistics_spec() {
+  varmoe_router_statistics_spec s{};
+  s.struct_size = sizeof s;
+  return s;
+}
+
+varmoe_router_statistics_args default_router_statistics_args() {
+  varmoe_router_statistics_args a{};
   a.struct_size = sizeof a;
   return a;
 }
@@ -158,5 +171,11 @@ int varmoe_align_spec_init(varmoe_align_spec* spec, size_t struct_size) {
 }
 int varmoe_align_args_init(varmoe_align_args* args, size_t struct_size) {
   return init(args, struct_size, "varmoe_align_args", default_align_args());
+}
+int varmoe_router_statistics_spec_init(varmoe_router_statistics_spec* spec, size_t struct_size) {
+  return init(spec, struct_size, "varmoe_router_statistics_spec", default_router_statistics_spec());
+}
+int varmoe_router_statistics_args_init(varmoe_router_statistics_args* args, size_t struct_size) {
+  return init(args, struct_size, "varmoe_router_statistics_args", default_router_statistics_args());
 }
 }

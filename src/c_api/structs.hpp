@@ -28,6 +28,8 @@ VARMOE_FIRST_SIZE(varmoe_router_spec, weight_on_input);
 VARMOE_FIRST_SIZE(varmoe_route_args, stream);
 VARMOE_FIRST_SIZE(varmoe_align_spec, block_size);
 VARMOE_FIRST_SIZE(varmoe_align_args, stream);
+VARMOE_FIRST_SIZE(varmoe_router_statistics_spec, scoring);
+VARMOE_FIRST_SIZE(varmoe_router_statistics_args, stream);
 #undef VARMOE_FIRST_SIZE
 
 /// No version will grow a struct by more; a larger size is a struct that was never set up.
@@ -74,5 +76,7 @@ varmoe_router_spec default_router_spec();
 varmoe_route_args default_route_args();
 varmoe_align_spec default_align_spec();
 varmoe_align_args default_align_args();
+varmoe_router_statistics_spec default_router_statistics_spec();
+varmoe_router_statistics_args default_router_statistics_args();
 
 }  // namespace varmoe::c_api

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <new>
 #include <utility>
 
 #include "base/thread_pool.hpp"
+#include "cpu/logits.hpp"
 #include "cpu/team.hpp"
 
 namespace varmoe::cpu {
@@ -19,30 +19,54 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kLogitsPerThread = 1 << 15;
 constexpr std::int64_t kTokensPerTurn = 16;
 
-float half_to_float(std::uint16_t h) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
-  const std::uint32_t exponent = (h >> 10) & 0x1fu, fraction = h & 0x3ffu;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | fraction << 13);
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
+/// One product: Σ x·w over H in fp32, sixteen sums side by side.
+template <LogitType kX, LogitType kW>
+float dot(const void* x, std::int64_t x_at, const void* w, std::int64_t w_at, std::int64_t hidden) {
+  constexpr std::int64_t kLanes = 16;
+  float sum[kLanes] = {};
+  std::int64_t k = 0;
+  for (; k + kLanes <= hidden; k += kLanes)
+    for (std::int64_t i = 0; i < kLanes; ++i)
+      sum[i] += element_at<kX>(x, x_at + k + i) * element_at<kW>(w, w_at + k + i);
+  for (std::int64_t i = 0; k + i < hidden; ++i)
+    sum[i] += element_at<kX>(x, x_at + k + i) * element_at<kW>(w, w_at + k + i);
+  for (std::int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (std::int64_t i = 0; i < half; ++i) sum[i] += sum[i + half];
+  return sum[0];
 }
 
-float logit_at(const RouterSpec& spec, const RouteArgs& args, std::int64_t token, std::int64_t expert) {
-  const std::int64_t stride = args.logit_stride != 0 ? args.logit_stride : spec.num_experts;
-  const std::int64_t at = token * stride + expert;
-  switch (spec.logit_type) {
+using Dot = float (*)(const void*, std::int64_t, const void*, std::int64_t, std::int64_t);
+
+template <LogitType kX>
+Dot dot_of(LogitType weight) {
+  switch (weight) {
     case LogitType::fp32:
-      return static_cast<const float*>(args.logits)[at];
+      return dot<kX, LogitType::fp32>;
     case LogitType::bf16:
-      return std::bit_cast<float>(
-          static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(args.logits)[at]) << 16);
+      return dot<kX, LogitType::bf16>;
     case LogitType::fp16:
-      return half_to_float(static_cast<const std::uint16_t*>(args.logits)[at]);
+      break;
   }
-  return 0;
+  return dot<kX, LogitType::fp16>;
+}
+
+/// One token's logits, from where they lie or from the router's product.
+void read_logits(const RouterSpec& spec, const RouteArgs& args, std::int64_t token, float* logits) {
+  if (spec.hidden_size == 0) {
+    const std::int64_t stride = args.logit_stride != 0 ? args.logit_stride : spec.num_experts;
+    for (std::int64_t e = 0; e < spec.num_experts; ++e)
+      logits[e] = element_at(spec.logit_type, args.logits, token * stride + e);
+    return;
+  }
+  const Dot multiply = spec.input_type == DType::bf16 ? dot_of<LogitType::bf16>(spec.weight_type)
+                                                      : dot_of<LogitType::fp16>(spec.weight_type);
+  const std::int64_t x_stride = args.x_stride != 0 ? args.x_stride : spec.hidden_size;
+  const std::int64_t weight_stride = args.weight_stride != 0 ? args.weight_stride : spec.hidden_size;
+  for (std::int64_t e = 0; e < spec.num_experts; ++e) {
+    logits[e] = multiply(args.x, token * x_stride, args.weight, e * weight_stride, spec.hidden_size);
+    if (spec.logit_bias) logits[e] += args.logit_bias[e];
+  }
+  if (args.logits_out) std::copy_n(logits, spec.num_experts, args.logits_out + token * spec.num_experts);
 }
 
 /// NaN ranks as −∞.
@@ -76,10 +100,8 @@ struct Token {
     experts = spec.num_experts;
     float total = 0;
     greatest = -kInfinity;
-    for (std::int64_t e = 0; e < experts; ++e) {
-      logit[e] = logit_at(spec, args, token, e);
-      greatest = std::max(greatest, ranked(logit[e]));
-    }
+    read_logits(spec, args, token, logit);
+    for (std::int64_t e = 0; e < experts; ++e) greatest = std::max(greatest, ranked(logit[e]));
     for (std::int64_t e = 0; e < experts; ++e) {
       score[e] = spec.scoring == Scoring::sigmoid ? sigmoid(logit[e]) : exponential(logit[e], greatest);
       total += score[e];
@@ -196,7 +218,9 @@ Result<std::unique_ptr<CpuRouter>> CpuRouter::create(const RouterSpec& spec, int
 void CpuRouter::route(const RouteArgs& args) noexcept {
   const std::int64_t tokens =
       args.token_count ? std::clamp<std::int64_t>(*args.token_count, 0, args.tokens) : args.tokens;
-  const std::int64_t worth = 1 + tokens * impl_->spec.num_experts / kLogitsPerThread;
+  // A product is H times the work of a logit that is there.
+  const std::int64_t each = std::max<std::int64_t>(impl_->spec.hidden_size, 1);
+  const std::int64_t worth = 1 + tokens * impl_->spec.num_experts * each / kLogitsPerThread;
   Work work{impl_->spec, args, tokens};
   impl_->team.run(static_cast<int>(std::min<std::int64_t>(worth, impl_->team.size())), Work::member, &work);
 }

@@ -42,6 +42,10 @@ StageText stage_text(Stage stage, const KernelRequest& request, std::int32_t blo
       return wgmma ? StageText{"moe/fc2_sm90.cuh", "GemmParams", "fc2_sm90<Layer, Config>"}
                    : StageText{"moe/fc2.cuh", "GemmParams", "fc2<Layer, Config>"};
     case Stage::route:
+    case Stage::router_gemv:
+    case Stage::router_gemm:
+    case Stage::statistics_blocks:
+    case Stage::statistics_total:
     case Stage::align_single:
     case Stage::align_count:
     case Stage::align_scatter:
@@ -164,6 +168,14 @@ const char* to_string(Stage stage) noexcept {
       return "whole_layer";
     case Stage::route:
       return "route";
+    case Stage::router_gemv:
+      return "router_gemv";
+    case Stage::router_gemm:
+      return "router_gemm";
+    case Stage::statistics_blocks:
+      return "statistics_blocks";
+    case Stage::statistics_total:
+      return "statistics_total";
     case Stage::align_single:
       return "align_single";
     case Stage::align_count:

@@ -29,6 +29,12 @@ enum class Stage : std::uint8_t {
   align_single,   ///< moe_align_block_size in one launch
   align_count,    ///< first of two launches
   align_scatter,  ///< second of two launches
+  router_gemv,    ///< x → logits, for few tokens
+  router_gemm,    ///< x → logits, for many
+  /// First of two launches: sums over each block's tokens.
+  statistics_blocks,
+  /// Second of two launches: sums over blocks, losses.
+  statistics_total,
 };
 /// Of a layer's forward.
 inline constexpr std::size_t kStageCount = 8;

@@ -121,6 +121,10 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += boolean("kFc2Kn", spec.fc2_layout == WeightLayout::kn);
       break;
     case Stage::route:
+    case Stage::router_gemv:
+    case Stage::router_gemm:
+    case Stage::statistics_blocks:
+    case Stage::statistics_total:
     case Stage::align_single:
     case Stage::align_count:
     case Stage::align_scatter:
@@ -209,6 +213,20 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(RouteParams, topk_weights);
       VARMOE_OFFSET(RouteParams, logit_stride);
       VARMOE_OFFSET(RouteParams, wide_loads);
+      VARMOE_OFFSET(RouteParams, partials);
+      break;
+    case Stage::router_gemv:
+    case Stage::router_gemm:
+      VARMOE_SIZE(RouterProductParams);
+      VARMOE_OFFSET(RouterProductParams, token_count);
+      VARMOE_OFFSET(RouterProductParams, split);
+      break;
+    case Stage::statistics_blocks:
+    case Stage::statistics_total:
+      VARMOE_SIZE(RouterStatisticsParams);
+      VARMOE_OFFSET(RouterStatisticsParams, losses);
+      VARMOE_OFFSET(RouterStatisticsParams, logit_stride);
+      VARMOE_OFFSET(RouterStatisticsParams, wide_loads);
       break;
     case Stage::align_single:
     case Stage::align_count:

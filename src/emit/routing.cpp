@@ -8,6 +8,7 @@
 #include "emit/kernel_sources.hpp"
 #include "emit/layer_traits.hpp"
 #include "emit/sort_shape.hpp"
+#include "moe/router_chunks.cuh"
 
 namespace varmoe::emit {
 namespace {
@@ -15,6 +16,12 @@ namespace {
 /// Four tokens a block: few tokens spread over many SMs, and many still fill one.
 constexpr std::int32_t kRouteThreads = 128;
 constexpr std::int32_t kAlignThreads = 1024;
+constexpr std::int32_t kGemvThreads = 32;
+constexpr std::int32_t kGemmThreads = 128;
+/// Stages of router_gemm's ring.
+constexpr std::int32_t kGemmStages = 3;
+constexpr std::int32_t kStatisticsThreads = 256;
+constexpr std::int32_t kStatisticsTotalThreads = 1024;
 
 const char* boolean(bool value) {
   return value ? "true" : "false";
@@ -50,13 +57,33 @@ std::string router_traits(const RouterSpec& s) {
          fmt::format(
              "  static constexpr bool kSigmoid = {}, kOverChosen = {}, kRenormalize = {}, kChooseByScore = "
              "{}, kBias = {}, "
-             "kGroupTop2 = {}, kOutsideIsZero = {};\n",
+             "kGroupTop2 = {}, kOutsideIsZero = {}, kFromProduct = {};\n",
              boolean(!softmax), boolean(over_chosen), boolean(renormalize), boolean(by_score),
              boolean(s.correction_bias), boolean(grouped && s.group_score == GroupScore::top2_sum),
-             boolean(grouped && s.correction_bias && s.outside_groups == OutsideGroups::as_zero)) +
+             boolean(grouped && s.correction_bias && s.outside_groups == OutsideGroups::as_zero),
+             boolean(s.hidden_size != 0)) +
          fmt::format("  static constexpr unsigned kEpsilonBits = 0x{:08x}u, kScaleBits = 0x{:08x}u;\n}};\n",
                      std::bit_cast<std::uint32_t>(renormalize ? s.epsilon + 0.0f : 0.0f),
                      std::bit_cast<std::uint32_t>(s.scaling_factor + 0.0f));
+}
+
+std::string product_traits(const RouterSpec& s) {
+  return fmt::format(
+      "struct Product {{\n"
+      "  static constexpr int kHidden = {}, kExperts = {};\n"
+      "  static constexpr varmoe::Element kInput = varmoe::Element::{};\n"
+      "  static constexpr varmoe::moe::LogitElement kWeight = {};\n}};\n",
+      s.hidden_size, s.num_experts, s.input_type == DType::bf16 ? "bf16" : "fp16",
+      logit_element(s.weight_type));
+}
+
+std::string statistics_traits(const RouterStatisticsSpec& s) {
+  return fmt::format(
+      "struct Router {{\n"
+      "  static constexpr int kExperts = {}, kTopK = {}, kGroups = 1;\n"
+      "  static constexpr varmoe::moe::LogitElement kLogit = {};\n"
+      "  static constexpr bool kSigmoid = {}, kOverChosen = false;\n}};\n",
+      s.num_experts, s.top_k, logit_element(s.logit_type), boolean(s.scoring == Scoring::sigmoid));
 }
 
 /// Head and body → a kernel with its name.
@@ -91,6 +118,45 @@ Result<EmittedKernel> emit_router(const RouterSpec& spec) {
   kernel.block_threads = kRouteThreads;
   return finish(std::move(kernel), head_of(Stage::route, "moe/route.cuh", router_traits(spec)), "RouteParams",
                 fmt::format("route<Router, {}>", kRouteThreads));
+}
+
+Result<std::vector<EmittedKernel>> emit_router_kernels(const RouterSpec& spec) {
+  std::vector<EmittedKernel> all;
+  auto route = emit_router(spec);
+  if (!route) return std::move(route).error();
+  all.push_back(*std::move(route));
+  if (spec.hidden_size == 0) return all;
+  for (const Stage stage : {Stage::router_gemv, Stage::router_gemm}) {
+    EmittedKernel kernel;
+    kernel.stage = stage;
+    kernel.block_threads = stage == Stage::router_gemv ? kGemvThreads : kGemmThreads;
+    const std::int32_t weight_bytes = spec.weight_type == LogitType::fp32 ? 4 : 2;
+    if (stage == Stage::router_gemm)
+      kernel.dynamic_smem_bytes = kGemmStages * moe::kRouterStageK *
+                                  (moe::kRouterGemmExperts * weight_bytes + moe::kRouterGemmTokens * 2);
+    auto finished = finish(std::move(kernel), head_of(stage, "moe/router_product.cuh", product_traits(spec)),
+                           "RouterProductParams", fmt::format("{}<Product>", to_string(stage)));
+    if (!finished) return std::move(finished).error();
+    all.push_back(*std::move(finished));
+  }
+  return all;
+}
+
+Result<std::vector<EmittedKernel>> emit_router_statistics(const RouterStatisticsSpec& spec) {
+  if (auto ok = spec.validate(); !ok) return ok.error();
+  std::vector<EmittedKernel> all;
+  for (const Stage stage : {Stage::statistics_blocks, Stage::statistics_total}) {
+    EmittedKernel kernel;
+    kernel.stage = stage;
+    kernel.block_threads = stage == Stage::statistics_blocks ? kStatisticsThreads : kStatisticsTotalThreads;
+    const std::string call = fmt::format("{}<Router, {}>", to_string(stage), kernel.block_threads);
+    auto finished =
+        finish(std::move(kernel), head_of(stage, "moe/router_statistics.cuh", statistics_traits(spec)),
+               "RouterStatisticsParams", call);
+    if (!finished) return std::move(finished).error();
+    all.push_back(*std::move(finished));
+  }
+  return all;
 }
 
 Result<EmittedKernel> emit_align(const AlignSpec& spec, Stage stage) {

@@ -5,6 +5,7 @@
 #include "emit/emitter.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/router_spec.hpp"
+#include "varmoe/router_statistics.hpp"
 
 /// The kernels of routing as operations of their own. As in emitter.hpp, numbers and enumerators alone reach
 /// the text.
@@ -15,6 +16,13 @@ inline constexpr std::int64_t kAlignSingleRows = 4096;
 
 /// The router: one kernel for every token count, a warp a token.
 Result<EmittedKernel> emit_router(const RouterSpec& spec);
+
+/// Everything a router launches: its own kernel first; with hidden_size its product for few and for many
+/// tokens (router_gemv, router_gemm) after it.
+Result<std::vector<EmittedKernel>> emit_router_kernels(const RouterSpec& spec);
+
+/// Sums over blocks of tokens, and what follows from them (statistics_blocks, statistics_total).
+Result<std::vector<EmittedKernel>> emit_router_statistics(const RouterStatisticsSpec& spec);
 
 /// One of the three align stages. The block size is bound at run time, so that aligners of equal E share
 /// kernels.

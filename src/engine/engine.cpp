@@ -216,6 +216,16 @@ Result<BlockAligner> Engine::create_block_aligner(const AlignSpec& spec) {
   });
 }
 
+Result<RouterStatistics> Engine::create_router_statistics(const RouterStatisticsSpec& spec) {
+  return guarded([&]() -> Result<RouterStatistics> {
+    if (!impl_)
+      return Error(ErrorCode::invalid_argument, "create_router_statistics on an Engine that was moved from");
+    auto statistics = RouterStatistics::Impl::create(impl_, spec);
+    if (!statistics) return std::move(statistics).error();
+    return RouterStatistics(*std::move(statistics));
+  });
+}
+
 Counters Engine::counters() const noexcept {
   return impl_ ? impl_->counters() : Counters{};
 }

@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "cuda/device.hpp"
-#include "cuda/driver.hpp"
 #include "emit/routing.hpp"
+#include "engine/operation.hpp"
 #include "engine/routing_impl.hpp"
 
 /// Router and BlockAligner. As in Layer::forward, nothing on the prepared path allocates, locks or logs.
@@ -16,42 +16,17 @@ namespace varmoe {
 namespace engine {
 namespace {
 
-constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;
-/// Tokens, rows and places are counted in 32 bits on the device.
-constexpr std::int64_t kMaxCount = INT32_MAX;
-
-bool aligned(const void* p, std::uintptr_t alignment) noexcept {
-  return (std::bit_cast<std::uintptr_t>(p) & (alignment - 1)) == 0;
-}
-
-struct Pointer {
-  const char* name;
-  const void* pointer;
-  std::uintptr_t alignment;
-  bool required;
-};
-
-template <std::size_t N>
-bool pointers_ok(const std::array<Pointer, N>& pointers) noexcept {
-  return std::all_of(pointers.begin(), pointers.end(), [](const Pointer& p) {
-    return p.pointer ? aligned(p.pointer, p.alignment) : !p.required;
-  });
-}
-
-template <std::size_t N>
-std::string pointer_problem(const std::array<Pointer, N>& pointers) {
-  for (const Pointer& p : pointers) {
-    if (!p.pointer && p.required) return fmt::format("{} is null", p.name);
-    if (!aligned(p.pointer, p.alignment))
-      return fmt::format("{} = {}: must be {}-byte aligned", p.name, fmt::ptr(p.pointer), p.alignment);
-  }
-  return {};
-}
-
-std::array<Pointer, 6> pointers_of(const RouterSpec& spec, const RouteArgs& a) noexcept {
+std::array<Pointer, 11> pointers_of(const RouterSpec& spec, const RouteArgs& a) noexcept {
   const std::uintptr_t element = spec.logit_type == LogitType::fp32 ? 4 : 2;
   const void* bias = spec.correction_bias ? a.correction_bias : nullptr;
-  return {{{"logits", a.logits, element, true},
+  const bool product = spec.hidden_size != 0;
+  const bool logit_bias = product && spec.logit_bias;
+  return {{{"logits", a.logits, element, !product},
+           {"x", a.x, 16, product},
+           {"weight", a.weight, 16, product},
+           {"logit_bias", logit_bias ? a.logit_bias : nullptr, 4, logit_bias},
+           {"logits_out", a.logits_out, 4, false},
+           {"workspace", a.workspace, 16, false},
            {"correction_bias", bias, 4, spec.correction_bias},
            {"topk_ids", a.topk_ids, 4, true},
            {"topk_weights", a.topk_weights, 4, true},
@@ -61,6 +36,23 @@ std::array<Pointer, 6> pointers_of(const RouterSpec& spec, const RouteArgs& a) n
 
 std::int64_t stride_of(const RouterSpec& spec, const RouteArgs& a) noexcept {
   return a.logit_stride != 0 ? a.logit_stride : spec.num_experts;
+}
+
+/// Of what only one kind of router takes, the first that the other kind was given; null: none.
+const char* foreign_member(const RouterSpec& spec, const RouteArgs& a) noexcept {
+  if (spec.hidden_size != 0) return a.logits ? "logits" : nullptr;
+  if (a.x) return "x";
+  if (a.weight) return "weight";
+  return a.logits_out ? "logits_out" : nullptr;
+}
+
+bool row_stride_ok(std::int64_t stride, std::int64_t hidden) noexcept {
+  return stride == 0 || (stride >= hidden && stride <= kMaxStride && stride % 8 == 0);
+}
+
+std::string row_stride_problem(const char* name, std::int64_t stride, std::int64_t hidden) {
+  return fmt::format("{} = {}: must be 0 (hidden_size), or a multiple of 8 from {} to {}", name, stride,
+                     hidden, kMaxStride);
 }
 
 /// Entries of sorted_token_ids that are written; 64-bit, so that nothing overflows on the way to the check.
@@ -83,6 +75,9 @@ std::array<Pointer, 5> pointers_of(const AlignSpec& spec, const AlignArgs& a) no
 bool route_arguments_ok(const RouterSpec& spec, const RouteArgs& a) noexcept {
   const std::int64_t stride = stride_of(spec, a);
   return a.tokens >= 1 && a.tokens <= kMaxCount && stride >= spec.num_experts && stride <= kMaxStride &&
+         !foreign_member(spec, a) &&
+         (spec.hidden_size == 0 || (row_stride_ok(a.x_stride, spec.hidden_size) &&
+                                    row_stride_ok(a.weight_stride, spec.hidden_size))) &&
          pointers_ok(pointers_of(spec, a));
 }
 
@@ -92,6 +87,15 @@ std::string route_argument_problem(const RouterSpec& spec, const RouteArgs& a) {
   if (const std::int64_t stride = stride_of(spec, a); stride < spec.num_experts || stride > kMaxStride)
     return fmt::format("logit_stride = {}: must be 0 (the number of experts), or from {} to {}", stride,
                        spec.num_experts, kMaxStride);
+  if (const char* name = foreign_member(spec, a))
+    return fmt::format("{} must be null: this router {}", name,
+                       spec.hidden_size != 0
+                           ? "computes its logits from x and weight (RouterSpec::hidden_size)"
+                           : "is given logits (RouterSpec::hidden_size is 0)");
+  if (spec.hidden_size != 0 && !row_stride_ok(a.x_stride, spec.hidden_size))
+    return row_stride_problem("x_stride", a.x_stride, spec.hidden_size);
+  if (spec.hidden_size != 0 && !row_stride_ok(a.weight_stride, spec.hidden_size))
+    return row_stride_problem("weight_stride", a.weight_stride, spec.hidden_size);
   return pointer_problem(pointers_of(spec, a));
 }
 
@@ -115,24 +119,8 @@ std::string align_argument_problem(const AlignSpec& spec, const AlignArgs& a) {
 
 namespace {
 
-plan::RoutingContext context_of(const Engine::Impl& engine) {
-  plan::RoutingContext context;
-  if (engine.on_cpu()) return context;
-  context.driver = &engine.device->driver();
-  // Drivers before CUDA 12.3 cannot capture such launches.
-  context.dependent_launch =
-      engine.device->attributes().compute_major >= 9 && engine.device->driver().version() >= 12030;
-  return context;
-}
-
 KernelGroup::Emit router_kernels(const RouterSpec& spec) {
-  return [spec]() -> Result<std::vector<emit::EmittedKernel>> {
-    auto kernel = emit::emit_router(spec);
-    if (!kernel) return std::move(kernel).error();
-    std::vector<emit::EmittedKernel> all;
-    all.push_back(*std::move(kernel));
-    return all;
-  };
+  return [spec] { return emit::emit_router_kernels(spec); };
 }
 
 KernelGroup::Emit align_kernels(const AlignSpec& spec) {
@@ -146,22 +134,6 @@ KernelGroup::Emit align_kernels(const AlignSpec& spec) {
     }
     return all;
   };
-}
-
-/// Runs `f`; what it throws becomes an error.
-template <class F>
-auto guarded(F&& f) noexcept -> decltype(f()) try {
-  return f();
-} catch (const std::bad_alloc&) {
-  return Error(ErrorCode::out_of_memory, "out of memory");
-} catch (const std::exception& e) {
-  return Error(ErrorCode::internal, e.what());
-} catch (...) {
-  return Error(ErrorCode::internal, "exception");
-}
-
-Error moved_from(const char* call, const char* what) {
-  return {ErrorCode::invalid_argument, fmt::format("{} on a {} that was moved from", call, what)};
 }
 
 }  // namespace
@@ -197,6 +169,14 @@ Result<PrepareReport> Router::Impl::prepare(const PrepareOptions& options) {
   return kernels_.prepare(options);
 }
 
+Result<std::size_t> Router::Impl::workspace_bytes(std::int64_t tokens) const {
+  if (tokens < 0 || tokens > engine::kMaxCount)
+    return Error(
+        ErrorCode::invalid_argument,
+        fmt::format("workspace_bytes: tokens = {}: must be from 0 to {}", tokens, engine::kMaxCount));
+  return cpu_ ? std::size_t{0} : plan::route_workspace_bytes(spec_, tokens);
+}
+
 Status Router::Impl::route(const RouteArgs& args) noexcept try {
   if (!engine_->fork.same_process()) [[unlikely]]
     return engine_->fork.error();
@@ -207,16 +187,26 @@ Status Router::Impl::route(const RouteArgs& args) noexcept try {
     cpu_->route(args);
     return {};
   }
+  const std::size_t needed = plan::route_workspace_bytes(spec_, args.tokens);
+  if (needed > 0 && (!args.workspace || args.workspace_bytes < needed)) [[unlikely]]
+    return Error(ErrorCode::workspace_too_small,
+                 fmt::format("RouteArgs: workspace_bytes = {}: {} tokens need {} (Router::workspace_bytes)",
+                             args.workspace ? args.workspace_bytes : 0, args.tokens, needed));
   const cuda::ContextScope current(*engine_->device);
   if (!current.ok()) [[unlikely]]
     return current.status();
-  const plan::LoadedKernel* kernel = kernels_.loaded();
-  if (!kernel) [[unlikely]] {
+  const plan::LoadedKernel* kernels = kernels_.loaded();
+  if (!kernels) [[unlikely]] {
     auto found = kernels_.first_use(args.stream);
     if (!found) return std::move(found).error();
-    kernel = *found;
+    kernels = *found;
   }
-  return plan::run_route(context_, *kernel, spec_, args);
+  plan::RouterKernels of{kernels[0], {}, {}};
+  if (spec_.hidden_size != 0) {
+    of.gemv = kernels[1];
+    of.gemm = kernels[2];
+  }
+  return plan::run_route(context_, of, spec_, args);
 } catch (const std::bad_alloc&) {
   return Error(ErrorCode::out_of_memory, "out of memory");
 } catch (...) {
@@ -297,6 +287,13 @@ Result<PrepareReport> Router::prepare(const PrepareOptions& options) {
   return engine::guarded([&]() -> Result<PrepareReport> {
     if (!impl_) return engine::moved_from("prepare", "Router");
     return impl_->prepare(options);
+  });
+}
+
+Result<std::size_t> Router::workspace_bytes(std::int64_t tokens) const {
+  return engine::guarded([&]() -> Result<std::size_t> {
+    if (!impl_) return engine::moved_from("workspace_bytes", "Router");
+    return impl_->workspace_bytes(tokens);
   });
 }
 

@@ -9,6 +9,7 @@
 #include "engine/kernel_group.hpp"
 #include "plan/routing.hpp"
 #include "varmoe/router.hpp"
+#include "varmoe/router_statistics.hpp"
 
 namespace varmoe {
 
@@ -31,6 +32,7 @@ struct VARMOE_HIDDEN Router::Impl {
   Impl& operator=(const Impl&) = delete;
 
   Result<PrepareReport> prepare(const PrepareOptions& options);
+  Result<std::size_t> workspace_bytes(std::int64_t tokens) const;
   Status route(const RouteArgs& args) noexcept;
   const RouterSpec& spec() const noexcept { return spec_; }
 
@@ -39,7 +41,7 @@ struct VARMOE_HIDDEN Router::Impl {
   const RouterSpec spec_;
   std::unique_ptr<cpu::CpuRouter> cpu_;
   plan::RoutingContext context_;
-  engine::KernelGroup kernels_;  ///< the one kernel
+  engine::KernelGroup kernels_;  ///< route; with hidden_size router_gemv and router_gemm too
 };
 
 struct VARMOE_HIDDEN BlockAligner::Impl {
@@ -58,6 +60,25 @@ struct VARMOE_HIDDEN BlockAligner::Impl {
   const AlignSpec spec_;
   plan::RoutingContext context_;
   engine::KernelGroup kernels_;  ///< single, count, scatter
+};
+
+struct VARMOE_HIDDEN RouterStatistics::Impl {
+  static Result<std::shared_ptr<Impl>> create(std::shared_ptr<Engine::Impl> engine,
+                                              const RouterStatisticsSpec& spec);
+  Impl(std::shared_ptr<Engine::Impl> engine, const RouterStatisticsSpec& spec);
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+
+  Result<PrepareReport> prepare(const PrepareOptions& options);
+  Result<std::size_t> workspace_bytes(std::int64_t tokens) const;
+  Status compute(const RouterStatisticsArgs& args) noexcept;
+  const RouterStatisticsSpec& spec() const noexcept { return spec_; }
+
+ private:
+  const std::shared_ptr<Engine::Impl> engine_;
+  const RouterStatisticsSpec spec_;
+  plan::RoutingContext context_;
+  engine::KernelGroup kernels_;  ///< statistics_blocks, statistics_total
 };
 
 }  // namespace varmoe

@@ -89,6 +89,9 @@ void read_enumerator(const JsonFields& fields, const char* name, std::initialize
       fmt::format("{} \"{}\" is not known; must be one of {}", name, printable(text, 64), join(names)));
 }
 
+/// In place of a hidden size, until the layer's is known.
+constexpr std::int64_t kLayersHidden = -1;
+
 /// The object "router", if it is there; experts and top-k are the layer's.
 std::optional<RouterSpec> read_router(const JsonFields& fields, const std::optional<RouterSpec>& base) {
   const Json* value = fields.find("router");
@@ -96,7 +99,7 @@ std::optional<RouterSpec> read_router(const JsonFields& fields, const std::optio
   const JsonFields of(*value, fields.where() + ": router", NullField::is_wrong);
   of.refuse_unknown({"logit_type", "scoring", "order", "renormalize", "epsilon", "scaling_factor",
                      "correction_bias", "num_groups", "top_groups", "group_score", "outside_groups",
-                     "weight_on_input"});
+                     "weight_on_input", "product", "weight_type", "logit_bias"});
   constexpr double kLargest = std::numeric_limits<float>::max();
   RouterSpec router;
   read_name(of, "logit_type", parse_logit_type, router.logit_type);
@@ -112,13 +115,23 @@ std::optional<RouterSpec> read_router(const JsonFields& fields, const std::optio
   read_enumerator(of, "outside_groups", {OutsideGroups::never, OutsideGroups::as_zero},
                   router.outside_groups);
   router.weight_on_input = of.boolean_or("weight_on_input", router.weight_on_input);
+  // The layer's hidden size stands in for it: router_of.
+  if (of.boolean_or("product", false)) router.hidden_size = kLayersHidden;
+  read_name(of, "weight_type", parse_logit_type, router.weight_type);
+  router.logit_bias = of.boolean_or("logit_bias", router.logit_bias);
+  if (router.hidden_size == 0 && (of.has("weight_type") || of.has("logit_bias")))
+    of.fail("weight_type and logit_bias go with product: true");
   return router;
 }
 
-/// For the layer's experts and top-k.
+/// For the layer's experts, top-k, hidden size and dtype.
 std::optional<RouterSpec> router_of(std::optional<RouterSpec> router, const LayerSpec& spec,
-                                    const JsonFields& fields) {
+                                    const std::optional<DType>& dtype, const JsonFields& fields) {
   if (!router) return router;
+  if (router->hidden_size != 0) {
+    router->hidden_size = spec.hidden_size;
+    router->input_type = dtype.value_or(spec.dtype);
+  }
   router->num_experts = spec.num_experts();
   router->top_k = spec.top_k;
   if (const Status status = router->validate(); !status)
@@ -175,7 +188,7 @@ ModelConfig read_layer_file(const Json& root, const std::string& origin, const R
   if (layers == nullptr) {
     require_spec(base, fields);
     const std::int64_t count = fields.integer_or("num_layers", 1, kMaxLayers, 1);
-    const auto router = router_of(base_router, base, fields);
+    const auto router = router_of(base_router, base, options.dtype, fields);
     for (int i = 0; i < count; ++i) add_layer(model, finish(base), i, origin, router);
     return model;
   }
@@ -191,7 +204,7 @@ ModelConfig read_layer_file(const Json& root, const std::string& origin, const R
     read_spec_fields(layer, spec);
     require_spec(spec, layer);
     add_layer(model, finish(spec), static_cast<int>(i), origin,
-              router_of(read_router(layer, base_router), spec, layer));
+              router_of(read_router(layer, base_router), spec, options.dtype, layer));
   }
   return model;
 }

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "base/text.hpp"
+#include "varmoe/router_statistics.hpp"
 
 namespace varmoe {
 namespace {
@@ -55,6 +56,24 @@ Status check_groups(const RouterSpec& s) {
   return {};
 }
 
+Status check_product(const RouterSpec& s) {
+  if (s.hidden_size == 0) return {};
+  if (s.hidden_size < 8 || s.hidden_size > kMaxRouterHidden || s.hidden_size % 8 != 0)
+    return bad_spec(
+        fmt::format("hidden_size is {}; must be 0 (the router is given logits), or a multiple of 8 up to {}",
+                    s.hidden_size, kMaxRouterHidden));
+  if (s.input_type > DType::fp16)
+    return bad_spec(fmt::format("input_type is {}, which is no enumerator", static_cast<int>(s.input_type)));
+  if (s.weight_type > LogitType::fp16)
+    return bad_spec(
+        fmt::format("weight_type is {}, which is no enumerator", static_cast<int>(s.weight_type)));
+  if (s.logit_type != LogitType::fp32)
+    return bad_spec(fmt::format(
+        "logit_type is {} and hidden_size {}; must be fp32, as which the router computes its logits",
+        to_string(s.logit_type), s.hidden_size));
+  return {};
+}
+
 /// Groups that leave all experts in are none.
 bool grouped(const RouterSpec& s) {
   return s.num_groups > 1 && s.top_groups < s.num_groups;
@@ -85,6 +104,7 @@ Status RouterSpec::validate() const {
   if (!std::isfinite(scaling_factor))
     return bad_spec(fmt::format("scaling_factor is {}; must be finite", scaling_factor));
   if (auto status = check_groups(*this); !status) return status;
+  if (auto status = check_product(*this); !status) return status;
   if (scoring == Scoring::softmax && order == ScoreOrder::after_top_k && chooses_by_score(*this))
     return bad_spec(fmt::format(
         "order is after_top_k, so softmax has no scores to choose by, and {} asks for them; must be "
@@ -105,13 +125,17 @@ std::string router_signature(const RouterSpec& s) {
     // Choice scores below zero need a bias.
     if (s.correction_bias) groups += fmt::format(":{}", to_string(s.outside_groups));
   }
+  std::string product;
+  if (s.hidden_size != 0)
+    product = fmt::format(" hidden={} x={} weight={} logit_bias={}", s.hidden_size, to_string(s.input_type),
+                          to_string(s.weight_type), s.logit_bias ? 1 : 0);
   return fmt::format(
       "router experts={} top_k={} logits={} scoring={} order={} renormalize={} scale={:08x} bias={} "
-      "groups={}",
+      "groups={}{}",
       s.num_experts, s.top_k, to_string(s.logit_type), to_string(s.scoring),
       softmax ? to_string(s.order) : "-",
       s.renormalize ? fmt::format("{:08x}", float_bits(s.epsilon)) : std::string("-"),
-      float_bits(s.scaling_factor), s.correction_bias ? 1 : 0, groups);
+      float_bits(s.scaling_factor), s.correction_bias ? 1 : 0, groups, product);
 }
 
 const char* to_string(LogitType value) noexcept {
@@ -140,6 +164,18 @@ Result<LogitType> parse_logit_type(std::string_view text) {
   }
   return Error(ErrorCode::invalid_spec, fmt::format("logit type \"{}\" is not known; must be one of {}",
                                                     printable(text, 64), join(names)));
+}
+
+Status RouterStatisticsSpec::validate() const {
+  if (logit_type > LogitType::fp16)
+    return bad_spec(fmt::format("logit_type is {}, which is no enumerator", static_cast<int>(logit_type)));
+  if (scoring > Scoring::sigmoid)
+    return bad_spec(fmt::format("scoring is {}, which is no enumerator", static_cast<int>(scoring)));
+  if (num_experts < 1 || num_experts > kMaxExperts)
+    return bad_spec(fmt::format("num_experts is {}; must be from 1 to {}", num_experts, kMaxExperts));
+  if (top_k < 1 || top_k > kMaxTopK)
+    return bad_spec(fmt::format("top_k is {}; must be from 1 to {}", top_k, kMaxTopK));
+  return {};
 }
 
 Status AlignSpec::validate() const {

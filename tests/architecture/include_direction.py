@@ -30,7 +30,8 @@ OWNERS = [
 ]
 # What kernels and host share (below kernels_src/), and the rooms that include it: parameter structs, how rows are cut into
 # tiles and boxes, and how the router loads logits.
-KERNEL_HEADERS = {"abi.cuh": {"emit", "plan"}, "schedule/row_tiles.cuh": {"plan"}, "moe/rank_key.cuh": {"plan"}}
+KERNEL_HEADERS = {"abi.cuh": {"emit", "plan"}, "schedule/row_tiles.cuh": {"plan"}, "moe/rank_key.cuh": {"plan"},
+                  "moe/router_chunks.cuh": {"emit", "plan"}}
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"\n]+)[>"]', re.M)
 SOURCE_SUFFIXES = {".h", ".hpp", ".c", ".cc", ".cpp", ".inc"}

@@ -65,6 +65,22 @@ TEST_CASE("names and version") {
   CHECK(std::string(varmoe_status_name(-1)) == "unknown");
 }
 
+TEST_CASE("pointers of each expert are read as so many addresses") {
+  const Handles h;
+  alignas(256) static std::uint16_t fc1[2 * 128 * 128], fc2[128 * 128];
+  const void* const one[] = {fc1, fc1, fc1, fc1};
+  const void* const two[] = {fc2, fc2, fc2, fc2};
+  varmoe_weights weights;
+  REQUIRE(varmoe_weights_init(&weights, sizeof weights) == VARMOE_OK);
+  weights.storage = VARMOE_STORAGE_POINTERS;
+  weights.fc1_pointers = one;
+  weights.fc2_pointers = two;
+  weights.num_experts = 4;
+  CHECK_MESSAGE(varmoe_layer_bind(h.layer, &weights) == VARMOE_OK, varmoe_last_error());
+  weights.num_experts = 2;
+  CHECK(varmoe_layer_bind(h.layer, &weights) == VARMOE_E_INVALID_ARGUMENT);
+}
+
 TEST_CASE("null where a pointer is required is an error that names it") {
   Handles h;
   varmoe_counters counters;

@@ -1,6 +1,7 @@
 // Routers and block aligners through the C API, on the CPU.
 #include <doctest/doctest.h>
 
+#include <cstddef>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -82,6 +83,84 @@ TEST_CASE("C: a router of every method routes as the oracle does") {
     CHECK(c.scores_problem(scores.data(), 9) == "");
     varmoe_router_destroy(router);
   }
+}
+
+TEST_CASE("C: a router that multiplies itself and its statistics") {
+  const CpuEngine cpu;
+  varmoe_router_spec spec;
+  REQUIRE(varmoe_router_spec_init(&spec, sizeof spec) == VARMOE_OK);
+  CHECK(spec.weight_type == VARMOE_LOGITS_BF16);
+  spec.num_experts = 2;
+  spec.top_k = 1;
+  spec.hidden_size = 8;
+  spec.logit_bias = 1;
+  varmoe_router* router = nullptr;
+  REQUIRE_MESSAGE(varmoe_router_create(cpu.engine, &spec, &router) == VARMOE_OK, varmoe_last_error());
+  std::size_t bytes = 7;
+  CHECK(varmoe_router_workspace_bytes(router, 100, &bytes) == VARMOE_OK);
+  CHECK(bytes == 0);
+  alignas(16) std::uint16_t x[16], weight[16];
+  for (int i = 0; i < 16; ++i) {
+    x[i] = i < 8 ? 0x3f80 : 0xbf80;       // a token of ones, one of minus ones
+    weight[i] = i < 8 ? 0x3f80 : 0x4000;  // an expert of ones, one of twos
+  }
+  const float bias[2] = {0.5f, 0.0f};
+  std::int32_t ids[2];
+  float weights[2], logits[4];
+  varmoe_route_args args;
+  REQUIRE(varmoe_route_args_init(&args, sizeof args) == VARMOE_OK);
+  args.tokens = 2;
+  args.x = x;
+  args.weight = weight;
+  args.logit_bias = bias;
+  args.logits_out = logits;
+  args.topk_ids = ids;
+  args.topk_weights = weights;
+  REQUIRE_MESSAGE(varmoe_router_route(router, &args) == VARMOE_OK, varmoe_last_error());
+  CHECK(std::vector<float>(logits, logits + 4) == std::vector<float>{8.5f, 16.0f, -7.5f, -16.0f});
+  CHECK(ids[0] == 1);
+  CHECK(ids[1] == 0);
+  // A caller of the first version, whose structs end earlier, gets no product.
+  varmoe_route_args_init(&args, offsetof(varmoe_route_args, x));
+  args.tokens = 1;
+  args.topk_ids = ids;
+  args.topk_weights = weights;
+  CHECK(varmoe_router_route(router, &args) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("x is null"));
+  varmoe_router_destroy(router);
+
+  varmoe_router_statistics_spec of;
+  REQUIRE(varmoe_router_statistics_spec_init(&of, sizeof of) == VARMOE_OK);
+  of.num_experts = 2;
+  of.top_k = 1;
+  varmoe_router_statistics* statistics = nullptr;
+  REQUIRE(varmoe_router_statistics_create(cpu.engine, &of, &statistics) == VARMOE_OK);
+  CHECK(varmoe_router_statistics_prepare(statistics, nullptr, nullptr) == VARMOE_OK);
+  CHECK(varmoe_router_statistics_workspace_bytes(statistics, 2, &bytes) == VARMOE_OK);
+  std::int32_t counts[2];
+  float losses[4];
+  varmoe_router_statistics_args sums;
+  REQUIRE(varmoe_router_statistics_args_init(&sums, sizeof sums) == VARMOE_OK);
+  const float even[4] = {0, 0, 0, 0};
+  sums.tokens = 2;
+  sums.logits = even;
+  sums.topk_ids = ids;
+  sums.tokens_per_expert = counts;
+  sums.losses = losses;
+  REQUIRE_MESSAGE(varmoe_router_statistics_compute(statistics, &sums) == VARMOE_OK, varmoe_last_error());
+  CHECK(counts[0] == 1);
+  CHECK(counts[1] == 1);
+  CHECK(losses[1] == 1.0f);
+  sums.id_type = 2;
+  CHECK(varmoe_router_statistics_compute(statistics, &sums) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("id_type = 2"));
+  varmoe_router_statistics_destroy(statistics);
+  of.scoring = 5;
+  CHECK(varmoe_router_statistics_create(cpu.engine, &of, &statistics) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("scoring = 5"));
+  CHECK(varmoe_router_workspace_bytes(nullptr, 1, &bytes) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(varmoe_router_statistics_compute(nullptr, &sums) == VARMOE_E_INVALID_ARGUMENT);
+  varmoe_router_statistics_destroy(nullptr);
 }
 
 TEST_CASE("C: a block aligner, its sizes and its defaults") {

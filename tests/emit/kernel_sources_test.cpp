@@ -112,7 +112,11 @@ TEST_CASE("a kernel carries the headers that it reaches and no others, as they a
   RouterSpec router;
   router.num_experts = 8;
   router.top_k = 2;
-  kernels.push_back(emit::emit_router(router).value());
+  router.hidden_size = 64;
+  const auto of_router = emit::emit_router_kernels(router).value();
+  kernels.insert(kernels.end(), of_router.begin(), of_router.end());
+  const auto of_statistics = emit::emit_router_statistics({8, 2}).value();
+  kernels.insert(kernels.end(), of_statistics.begin(), of_statistics.end());
   kernels.push_back(emit::emit_align({8, 128}, Stage::align_single).value());
   for (const EmittedKernel& kernel : kernels) {
     CAPTURE(kernel.entry_name);

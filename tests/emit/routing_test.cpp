@@ -61,6 +61,55 @@ TEST_CASE("routers that compute the same share a kernel, and no others do") {
   CHECK(names.size() == count);
 }
 
+TEST_CASE("a router that multiplies itself: its text is closed and what its product knows keys it") {
+  RouterSpec spec = router_of(router_methods().at(1), 64, 6);
+  spec.hidden_size = 2048;
+  const auto names = [](const RouterSpec& s) {
+    auto all = emit::emit_router_kernels(s);
+    REQUIRE_MESSAGE(all.ok(), (all.ok() ? "" : all.error().message()));
+    std::vector<std::string> of;
+    for (const EmittedKernel& kernel : *all) {
+      check_closed(kernel);
+      of.push_back(kernel.entry_name);
+    }
+    return of;
+  };
+  const auto base = names(spec);
+  REQUIRE(base.size() == 3);
+  CHECK(base[0].rfind("varmoe_route_t128_", 0) == 0);
+  CHECK(base[1].rfind("varmoe_router_gemv_t32_", 0) == 0);
+  CHECK(base[2].rfind("varmoe_router_gemm_t128_", 0) == 0);
+  // The kernel that sums partial products is another than the one that is given logits.
+  CHECK(base[0] != must_route(router_of(router_methods().at(1), 64, 6)).entry_name);
+  std::set<std::string> products = {base[1], base[2]};
+  for (const auto& change : std::vector<void (*)(RouterSpec&)>{
+           [](RouterSpec& s) { s.hidden_size = 2056; }, [](RouterSpec& s) { s.input_type = DType::fp16; },
+           [](RouterSpec& s) { s.weight_type = LogitType::fp32; },
+           [](RouterSpec& s) { s.num_experts = 128; }}) {
+    RouterSpec other = spec;
+    change(other);
+    const auto of = names(other);
+    CHECK(products.insert(of[1]).second);
+    CHECK(products.insert(of[2]).second);
+  }
+  // How experts are chosen is nothing to the product, and a bias is bound at run time.
+  RouterSpec sigmoid = spec;
+  sigmoid.scoring = Scoring::sigmoid;
+  sigmoid.logit_bias = true;
+  CHECK(names(sigmoid)[1] == base[1]);
+  CHECK(names(sigmoid)[2] == base[2]);
+}
+
+TEST_CASE("router statistics: two kernels of closed text") {
+  auto all = emit::emit_router_statistics({64, 6, LogitType::bf16, Scoring::sigmoid});
+  REQUIRE(all.ok());
+  REQUIRE(all->size() == 2);
+  for (const EmittedKernel& kernel : *all) check_closed(kernel);
+  CHECK((*all)[0].stage == Stage::statistics_blocks);
+  CHECK((*all)[1].stage == Stage::statistics_total);
+  CHECK(emit::emit_router_statistics({0, 1}).error().code() == ErrorCode::invalid_spec);
+}
+
 TEST_CASE("the block size is bound at run time: aligners of equal E share kernels") {
   const auto a = emit::emit_align({64, 16}, Stage::align_single),
              b = emit::emit_align({64, 128}, Stage::align_single);

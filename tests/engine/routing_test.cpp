@@ -4,9 +4,11 @@
 
 #include "cuda/graph.hpp"
 #include "engine_fixture.hpp"
+#include "oracle/product_case.hpp"
 #include "oracle/router_case.hpp"
 #include "support/router_methods.hpp"
 #include "varmoe/router.hpp"
+#include "varmoe/router_statistics.hpp"
 
 using namespace varmoe;
 using test::EngineFixture;
@@ -216,6 +218,132 @@ TEST_CASE_FIXTURE(RoutingFixture,
   llama.weight_on_input = true;
   Router on_input = make_router(engine, llama);
   CHECK(code(on_input, r, f) == ErrorCode::unsupported);
+}
+
+TEST_CASE_FIXTURE(RoutingFixture,
+                  "a router with hidden_size takes x and a workspace: what does not fit is named") {
+  Engine engine = make_engine();
+  RouterSpec spec = qwen3();
+  spec.hidden_size = 2048;
+  CHECK(engine.create_router(spec).error().message().find("logit_type is bf16") != std::string::npos);
+  spec.logit_type = LogitType::fp32;
+  spec.logit_bias = true;
+  Router router = make_router(engine, spec);
+  const auto report = router.prepare();
+  require_ok(report);
+  REQUIRE(report->kernels.size() == 3);
+  CHECK(report->kernels[1].stage == "router_gemv");
+  CHECK(report->kernels[2].stage == "router_gemm");
+  CHECK_FALSE(router.workspace_bytes(-1).ok());
+  RouteArgs sound = route_args(spec, 64);
+  sound.logits = nullptr;
+  sound.x = arena.take(64 * 2048 * 2);
+  sound.weight = arena.take(128 * 2048 * 2);
+  sound.logit_bias = static_cast<const float*>(arena.take(128 * 4));
+  sound.workspace_bytes = *router.workspace_bytes(64);
+  sound.workspace = arena.take(sound.workspace_bytes);
+  fake_cuda::clear_launches();
+  require_ok(router.route(sound));
+  const auto launches = fake_cuda::launches();
+  REQUIRE(launches.size() == 2);
+  CHECK(begins(launches[0].name, "varmoe_router_gemm_"));
+  CHECK(begins(launches[1].name, "varmoe_route_"));
+  fake_cuda::clear_launches();
+  const auto refusal = [&](auto change) {
+    RouteArgs args = sound;
+    change(args);
+    const Status status = router.route(args);
+    return status ? std::string("accepted") : status.error().message();
+  };
+  CHECK(refusal([](RouteArgs& a) { a.x = nullptr; }) == "RouteArgs: x is null");
+  CHECK(refusal([](RouteArgs& a) { a.weight = nullptr; }) == "RouteArgs: weight is null");
+  CHECK(refusal([](RouteArgs& a) { a.logit_bias = nullptr; }) == "RouteArgs: logit_bias is null");
+  CHECK(refusal([](RouteArgs& a) { a.logits = a.x; }).find("logits must be null") != std::string::npos);
+  CHECK(refusal([](RouteArgs& a) { a.x_stride = 2052; }).find("x_stride = 2052") != std::string::npos);
+  CHECK(refusal([](RouteArgs& a) { a.weight_stride = 1024; }).find("weight_stride = 1024") !=
+        std::string::npos);
+  CHECK(refusal([](RouteArgs& a) { a.x = static_cast<const char*>(a.x) + 8; }).find("16-byte aligned") !=
+        std::string::npos);
+  CHECK(refusal([](RouteArgs& a) { a.workspace_bytes -= 1; }).find("Router::workspace_bytes") !=
+        std::string::npos);
+  CHECK(fake_cuda::launches().empty());
+  Router given = make_router(engine, qwen3());
+  CHECK(*given.workspace_bytes(64) == 0);
+  RouteArgs foreign = route_args(qwen3(), 64);
+  foreign.x = sound.x;
+  CHECK(given.route(foreign).error().message().find("x must be null") != std::string::npos);
+}
+
+TEST_CASE_FIXTURE(RoutingFixture, "router statistics are two launches with a workspace: mistakes are named") {
+  Engine engine = make_engine();
+  auto created = engine.create_router_statistics({64, 6, LogitType::bf16, Scoring::softmax});
+  require_ok(created);
+  RouterStatistics statistics = *std::move(created);
+  const auto report = statistics.prepare();
+  require_ok(report);
+  CHECK(report->kernels.size() == 2);
+  RouterStatisticsArgs sound;
+  sound.tokens = 100;
+  sound.logits = arena.take(100 * 64 * 2);
+  sound.topk_ids = arena.take(100 * 6 * 8);
+  sound.losses = static_cast<float*>(arena.take(16));
+  sound.workspace_bytes = *statistics.workspace_bytes(100);
+  sound.workspace = arena.take(sound.workspace_bytes);
+  fake_cuda::clear_launches();
+  require_ok(statistics.compute(sound));
+  const auto launches = fake_cuda::launches();
+  REQUIRE(launches.size() == 2);
+  CHECK(begins(launches[0].name, "varmoe_statistics_blocks_t256_"));
+  CHECK(begins(launches[1].name, "varmoe_statistics_total_t1024_"));
+  fake_cuda::clear_launches();
+  const auto refusal = [&](auto change) {
+    RouterStatisticsArgs args = sound;
+    change(args);
+    const Status status = statistics.compute(args);
+    return status ? std::string("accepted") : status.error().message();
+  };
+  using Args = RouterStatisticsArgs;
+  CHECK(refusal([](Args& a) { a.logits = nullptr; }) == "RouterStatisticsArgs: logits is null");
+  CHECK(refusal([](Args& a) { a.tokens = INT32_MAX / 6 + 1; }).find("must be from 0 to") !=
+        std::string::npos);
+  CHECK(refusal([](Args& a) { a.logit_stride = 63; }).find("logit_stride = 63") != std::string::npos);
+  CHECK(refusal([](Args& a) { a.id_type = static_cast<IdType>(7); }).find("id_type = 7") !=
+        std::string::npos);
+  CHECK(refusal([](Args& a) { a.workspace = nullptr; }).find("workspace_bytes = 0") != std::string::npos);
+  CHECK(fake_cuda::launches().empty());
+  CHECK(engine.create_router_statistics({}).error().code() == ErrorCode::invalid_spec);
+}
+
+TEST_CASE_FIXTURE(CpuRoutingFixture, "the CPU engine multiplies and counts through the same calls") {
+  Engine engine = make_engine();
+  RouterSpec spec = test::router_of(test::router_methods().at(1), 16, 2);
+  spec.hidden_size = 64;
+  Router router = make_router(engine, spec);
+  CHECK(*router.workspace_bytes(1000) == 0);
+  const auto c = oracle::make_product_case(spec, 5, 3);
+  const auto copy = [&](const std::vector<std::byte>& bytes) {
+    void* to = arena.take(bytes.size());
+    std::copy(bytes.begin(), bytes.end(), static_cast<std::byte*>(to));
+    return to;
+  };
+  RouteArgs args = route_args(spec, 5);
+  args.logits = nullptr;
+  args.x = copy(c.x.bytes);
+  args.weight = copy(c.weight.bytes);
+  args.logits_out = static_cast<float*>(arena.take(5 * 16 * 4));
+  require_ok(router.route(args));
+  CHECK(c.problem({args.logits_out, args.logits_out + 5 * 16}) == "");
+  auto statistics = engine.create_router_statistics({16, 2});
+  require_ok(statistics);
+  RouterStatisticsArgs count;
+  count.tokens = 5;
+  count.logits = args.logits_out;
+  count.topk_ids = args.topk_ids;
+  count.tokens_per_expert = static_cast<std::int32_t*>(arena.take(16 * 4));
+  require_ok(statistics->compute(count));
+  std::int32_t all = 0;
+  for (int e = 0; e < 16; ++e) all += count.tokens_per_expert[e];
+  CHECK(all == 10);
 }
 
 TEST_CASE_FIXTURE(RoutingFixture,

@@ -8,6 +8,7 @@
 
 #include "base/thread_pool.hpp"
 #include "cuda/graph.hpp"
+#include "gpu/device_bytes.hpp"
 #include "gpu/device_layer.hpp"
 #include "gpu/evidence.hpp"
 #include "oracle/router_case.hpp"
@@ -15,47 +16,12 @@
 #include "varmoe/router.hpp"
 
 using namespace varmoe;
+using gpu::DeviceBytes;
+using gpu::upload;
 
 namespace {
 
 constexpr std::int32_t kPoison = -0x01010102;  // bytes fe
-
-/// Device memory filled with poison, and a copy of what lies there.
-struct DeviceBytes {
-  cuda::DeviceBuffer buffer;
-  explicit DeviceBytes(std::size_t bytes)
-      : buffer(gpu::must(cuda::DeviceBuffer::allocate(gpu::device(), bytes + 256), "allocate")) {}
-  void poison(void* stream) const {
-    gpu::must(cuda::fill_async(*gpu::device(), buffer.address(), 0xfe, buffer.size(), stream), "fill");
-  }
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(buffer.data());
-  }
-  /// `count` elements and the guard after them.
-  template <class T>
-  std::vector<T> read(std::size_t count) const {
-    std::vector<T> host(count + 256 / sizeof(T));
-    gpu::must(cuda::copy_to_host(*gpu::device(), host.data(), buffer.address(), host.size() * sizeof(T)),
-              "download");
-    const auto* guard = reinterpret_cast<const std::uint8_t*>(host.data() + count);
-    CHECK_MESSAGE(std::all_of(guard, guard + 256, [](std::uint8_t b) { return b == 0xfe; }),
-                  "wrote behind the end");
-    host.resize(count);
-    return host;
-  }
-};
-
-template <class T>
-cuda::DeviceBuffer upload(const std::vector<T>& host) {
-  auto buffer = gpu::must(
-      cuda::DeviceBuffer::allocate(gpu::device(), std::max<std::size_t>(host.size() * sizeof(T), 16)),
-      "allocate");
-  if (!host.empty())
-    gpu::must(cuda::copy_to_device(*gpu::device(), buffer.address(), host.data(), host.size() * sizeof(T)),
-              "upload");
-  return buffer;
-}
 
 struct Routed {
   std::vector<std::int32_t> ids;

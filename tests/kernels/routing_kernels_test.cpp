@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <set>
 #include <string>
 #include <vector>
@@ -64,6 +65,52 @@ TEST_CASE("the router compiles for every method, without spills, up to 1024 expe
     jobs.push_back({must(emit::emit_router(test::router_of(deepseek, experts, 8, LogitType::fp16)), "fp16"),
                     "sm_120",
                     {}});
+  compile_jobs(jobs);
+}
+
+TEST_CASE("a router's product compiles for every pair of types without spills") {
+  std::vector<Job> jobs;
+  std::set<std::string> seen;
+  for (const std::int64_t experts : {8, 60, 256, 1024}) {
+    for (const std::int64_t hidden : {8, 200, 2048, 7168}) {
+      for (const DType input : {DType::bf16, DType::fp16}) {
+        for (const LogitType weight : {LogitType::fp32, LogitType::bf16, LogitType::fp16}) {
+          if ((experts + hidden + static_cast<int>(input)) % 3 == 1 && experts != 256) continue;
+          RouterSpec spec = test::router_of(test::router_methods().at(10), experts, 8);
+          spec.hidden_size = hidden;
+          spec.input_type = input;
+          spec.weight_type = weight;
+          spec.logit_bias = experts == 60;
+          auto all = emit::emit_router_kernels(spec);
+          REQUIRE_MESSAGE(all.ok(), (all.ok() ? std::string() : all.error().message()));
+          REQUIRE(all->size() == 3);
+          for (emit::EmittedKernel& kernel : *all) {
+            if (!seen.insert(kernel.entry_name).second) continue;
+            const std::string what =
+                std::string(emit::to_string(kernel.stage)) + ", " + router_signature(spec);
+            for (const char* arch : {"sm_80", "sm_90a"}) jobs.push_back({{what, kernel, false, 1}, arch, {}});
+          }
+        }
+      }
+    }
+  }
+  compile_jobs(jobs);
+}
+
+TEST_CASE("router statistics compile up to 1024 experts") {
+  std::vector<Job> jobs;
+  for (const std::int64_t experts : {1, 60, 96, 256, 1024}) {
+    for (const Scoring scoring : {Scoring::softmax, Scoring::sigmoid}) {
+      for (const LogitType type : {LogitType::fp32, LogitType::bf16, LogitType::fp16}) {
+        auto all = emit::emit_router_statistics({experts, std::min<std::int64_t>(experts, 8), type, scoring});
+        REQUIRE(all.ok());
+        for (emit::EmittedKernel& kernel : *all) {
+          for (const char* arch : {"sm_80", "sm_90a"})
+            jobs.push_back({{emit::to_string(kernel.stage), kernel, false, 1}, arch, {}});
+        }
+      }
+    }
+  }
   compile_jobs(jobs);
 }
 

@@ -231,6 +231,20 @@ TEST_CASE("a layer file's router") {
   REQUIRE(two.layers.size() == 2);
   CHECK(two.layers[0].router->scoring == Scoring::softmax);
   CHECK(two.layers[1].router->scoring == Scoring::sigmoid);
+  const auto product =
+      read(plus(kLayer, R"("router": {"product": true, "weight_type": "fp32", "logit_bias": true})"))
+          .layers[0];
+  CHECK(product.router->hidden_size == product.spec.hidden_size);
+  CHECK(product.router->input_type == product.spec.dtype);
+  CHECK(product.router->weight_type == LogitType::fp32);
+  CHECK(product.router->logit_bias);
+  ReadOptions fp16;
+  fp16.dtype = DType::fp16;
+  CHECK(read(plus(kLayer, R"("router": {"product": true})"), fp16).layers[0].router->input_type ==
+        DType::fp16);
+  CHECK(contains(refusal(plus(kLayer, R"("router": {"product": true, "logit_type": "bf16"})")),
+                 "must be fp32"));
+  CHECK(contains(refusal(plus(kLayer, R"("router": {"weight_type": "fp32"})")), "go with product"));
   CHECK(contains(refusal(plus(kLayer, R"("router": {"scoring": "tanh"})")), "softmax, sigmoid"));
   CHECK(contains(refusal(plus(kLayer, R"("router": {"score": 1})")), "unknown field"));
   CHECK(contains(refusal(plus(kLayer, R"("router": {"num_groups": 3})")), "router: num_groups is 3"));

@@ -39,6 +39,30 @@ bool contains(const std::string& text, const char* part) {
 
 }  // namespace
 
+TEST_CASE("a router that multiplies itself: what it takes and its signature") {
+  RouterSpec spec;
+  spec.num_experts = 64;
+  spec.top_k = 6;
+  const std::string given = router_signature(spec);
+  // Read where there is a product alone.
+  spec.weight_type = LogitType::fp16;
+  spec.logit_bias = true;
+  CHECK(router_signature(spec) == given);
+  spec.hidden_size = 2048;
+  CHECK(spec.validate().ok());
+  CHECK(router_signature(spec) == given + " hidden=2048 x=bf16 weight=fp16 logit_bias=1");
+  for (const std::int64_t hidden :
+       {std::int64_t{-8}, std::int64_t{4}, std::int64_t{2049}, kMaxRouterHidden + 8}) {
+    spec.hidden_size = hidden;
+    const Status status = spec.validate();
+    REQUIRE_FALSE(status.ok());
+    CHECK(status.error().message().find("multiple of 8") != std::string::npos);
+  }
+  spec.hidden_size = 2048;
+  spec.logit_type = LogitType::bf16;
+  CHECK(spec.validate().error().message().find("must be fp32") != std::string::npos);
+}
+
 TEST_CASE("a router spec out of range is refused by field, value and what is allowed") {
   using S = RouterSpec;
   CHECK(contains(refusal([](S& s) { s.num_experts = 0; }), "num_experts is 0; must be from 1 to 1024"));

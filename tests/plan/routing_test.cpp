@@ -1,6 +1,8 @@
 // What the routing operations enqueue, argument by argument.
 #include "plan/routing.hpp"
 
+#include <algorithm>
+
 #include "emit/routing.hpp"
 #include "run_fixture.hpp"
 
@@ -46,7 +48,7 @@ struct RoutingFixture {
     fake_cuda::clear_launches();
     args.tokens = tokens;
     const cuda::ContextScope current(*device);
-    const Status status = plan::run_route(context, kernel, spec, args);
+    const Status status = plan::run_route(context, {kernel, {}, {}}, spec, args);
     REQUIRE_MESSAGE(status.ok(), (status.ok() ? "" : status.error().message()));
     REQUIRE(fake_cuda::launches().size() == 1);
     return fake_cuda::launches()[0];
@@ -88,6 +90,98 @@ TEST_CASE_FIXTURE(RoutingFixture, "rows that do not keep a load's alignment are 
   CHECK(wide(0, 0x10002) == 0);
   spec.num_experts = 61;  // one element a load
   CHECK(wide(0, 0x10002) == 1);
+}
+
+TEST_CASE_FIXTURE(RoutingFixture,
+                  "a router's product: its kernel and its partial sums follow the number of tokens") {
+  plan::RouterKernels kernels;
+  kernels.route = load(Stage::route, sizeof(abi::RouteParams), 128);
+  kernels.gemv = load(Stage::router_gemv, sizeof(abi::RouterProductParams), 32);
+  kernels.gemm = load(Stage::router_gemm, sizeof(abi::RouterProductParams), 128);
+  spec.logit_type = LogitType::fp32;
+  spec.num_experts = 256;
+  spec.hidden_size = 7168;
+  spec.logit_bias = true;
+  args.logits = nullptr;
+  args.x = reinterpret_cast<const void*>(0x70000);
+  args.x_stride = 8192;
+  args.weight = reinterpret_cast<const void*>(0x80000);
+  args.logit_bias = reinterpret_cast<const float*>(0x90000);
+  args.logits_out = reinterpret_cast<float*>(0xa0000);
+  args.workspace = reinterpret_cast<void*>(0xb0000);
+  std::size_t before = 0;
+  for (const std::int64_t tokens : {1, 8, 16, 17, 64, 1472, 1473, 4096, 16384, 100000}) {
+    CAPTURE(tokens);
+    args.tokens = tokens;
+    fake_cuda::clear_launches();
+    const cuda::ContextScope current(*device);
+    const Status status = plan::run_route(context, kernels, spec, args);
+    REQUIRE_MESSAGE(status.ok(), (status.ok() ? "" : status.error().message()));
+    const auto launches = fake_cuda::launches();
+    REQUIRE(launches.size() == 2);
+    const auto product = params_of<abi::RouterProductParams>(launches[0]);
+    const auto route = params_of<abi::RouteParams>(launches[1]);
+    const bool few = tokens <= 16, split = tokens <= 1472;
+    CHECK(launches[0].name == (few ? "router_gemv" : "router_gemm"));
+    CHECK(launches[1].name == "route");
+    CHECK(launches[0].programmatic);
+    CHECK(launches[0].grid[0] == static_cast<unsigned>((tokens + (few ? 7 : 63)) / (few ? 8 : 64)));
+    CHECK(launches[0].grid[1] == (few ? 16u : 4u));
+    CHECK(launches[0].grid[2] == (split ? 16u : 1u));  // 448 of K each
+    CHECK(product.split == (split ? 1 : 0));
+    CHECK(product.x == args.x);
+    CHECK(product.weight == args.weight);
+    CHECK(product.partials == args.workspace);
+    CHECK(product.token_count == args.token_count);
+    CHECK(product.x_stride == 8192);
+    CHECK(product.weight_stride == 7168);
+    CHECK(product.tokens == tokens);
+    CHECK(route.logits == args.workspace);
+    CHECK(route.logit_stride == 256);
+    CHECK(route.partials == (split ? 16 : 1));
+    CHECK(route.logit_bias == args.logit_bias);
+    CHECK(route.logits_out == args.logits_out);
+    CHECK(route.wide_loads == 1);
+    // What serves so many tokens serves fewer, and holds the partial sums.
+    const std::size_t bytes = plan::route_workspace_bytes(spec, tokens);
+    CHECK(bytes >= static_cast<std::size_t>(tokens) * launches[0].grid[2] * 256 * 4);
+    CHECK(bytes >= before);
+    before = bytes;
+  }
+  spec.hidden_size = 0;
+  CHECK(plan::route_workspace_bytes(spec, 4096) == 0);
+}
+
+TEST_CASE_FIXTURE(RoutingFixture, "router statistics: a block per 64 tokens up to 128 and then one block") {
+  plan::StatisticsKernels kernels;
+  kernels.blocks = load(Stage::statistics_blocks, sizeof(abi::RouterStatisticsParams), 256);
+  kernels.total = load(Stage::statistics_total, sizeof(abi::RouterStatisticsParams), 1024);
+  const RouterStatisticsSpec of{128, 8, LogitType::bf16, Scoring::softmax};
+  RouterStatisticsArgs a;
+  a.logits = args.logits;
+  a.topk_ids = reinterpret_cast<const void*>(0x70000);
+  a.id_type = IdType::int64;
+  a.losses = reinterpret_cast<float*>(0x80000);
+  a.workspace = reinterpret_cast<void*>(0x90000);
+  for (const std::int64_t tokens : {0, 1, 64, 65, 8192, 100000}) {
+    CAPTURE(tokens);
+    a.tokens = tokens;
+    fake_cuda::clear_launches();
+    const cuda::ContextScope current(*device);
+    REQUIRE(plan::run_statistics(context, kernels, of, a).ok());
+    const auto launches = fake_cuda::launches();
+    REQUIRE(launches.size() == 2);
+    const auto blocks = static_cast<std::int64_t>(launches[0].grid[0]);
+    CHECK(blocks == std::clamp<std::int64_t>((tokens + 63) / 64, 1, 128));
+    CHECK(launches[1].grid[0] == 1);
+    const auto p = params_of<abi::RouterStatisticsParams>(launches[1]);
+    CHECK(p.blocks == blocks);
+    CHECK(p.tokens_per_block * blocks >= tokens);
+    CHECK(p.ids_are_64bit == 1);
+    CHECK(p.losses == a.losses);
+    CHECK(reinterpret_cast<std::uintptr_t>(p.block_z + blocks) ==
+          0x90000 + plan::statistics_workspace_bytes(of, tokens));
+  }
 }
 
 TEST_CASE_FIXTURE(RoutingFixture,

@@ -92,11 +92,16 @@ Status build_routers(const std::vector<InputLayer>& layers, engine::KernelBuilde
                      Rows& all) {
   const std::vector<RouterSpec> routers = routers_of(layers);
   std::vector<engine::UnitRequest> requests;
+  std::vector<const RouterSpec*> router_of;
   for (const RouterSpec& router : routers) {
-    auto emitted = emit::emit_router(router);
+    auto emitted = emit::emit_router_kernels(router);
     if (!emitted) return emitted.error();
-    requests.push_back({"route", fmt::format("block_threads={}", emitted->block_threads), false,
-                        builder.unit(*std::move(emitted))});
+    for (emit::EmittedKernel& kernel : *emitted) {
+      requests.push_back({emit::to_string(kernel.stage),
+                          fmt::format("block_threads={}", kernel.block_threads), false,
+                          builder.unit(std::move(kernel))});
+      router_of.push_back(&router);
+    }
   }
   hooks.progress = nullptr;
   auto built = builder.build(std::move(requests), hooks);
@@ -104,7 +109,7 @@ Status build_routers(const std::vector<InputLayer>& layers, engine::KernelBuilde
   for (std::size_t i = 0; i < built->size(); ++i) {
     engine::BuiltKernel& kernel = (*built)[i];
     if (!all.first_error) all.first_error = kernel.error;
-    all.rows.push_back({kernel.report, findings_of[kernel.report.key], layers_with(routers[i], layers)});
+    all.rows.push_back({kernel.report, findings_of[kernel.report.key], layers_with(*router_of[i], layers)});
   }
   return {};
 }

@@ -94,14 +94,22 @@ int emit_verb(const EmitOptions& options, const Output& out) {
     if (stages.back() == options.stage) request = &r;
   }
   const std::optional<RouterSpec>& router = layers->front().router;
-  if (router) stages.emplace_back(emit::to_string(emit::Stage::route));
-  const bool routes = router && options.stage == stages.back();
-  if (request == nullptr && !routes) {
+  std::optional<emit::EmittedKernel> of_router;
+  if (router) {
+    auto kernels = emit::emit_router_kernels(*router);
+    if (!kernels) return out.fail(kernels.error());
+    for (emit::EmittedKernel& kernel : *kernels) {
+      stages.emplace_back(emit::to_string(kernel.stage));
+      if (stages.back() == options.stage) of_router = std::move(kernel);
+    }
+  }
+  if (request == nullptr && !of_router) {
     return out.fail({ErrorCode::invalid_argument,
                      fmt::format("--stage: this layer has no kernel '{}' at {} tokens, but {}",
                                  options.stage.substr(0, 40), options.tokens, join(stages))});
   }
-  auto kernel = routes ? emit::emit_router(*router) : emit::emit_kernel(spec, *request);
+  auto kernel =
+      of_router ? Result<emit::EmittedKernel>(*std::move(of_router)) : emit::emit_kernel(spec, *request);
   if (!kernel) return out.fail(kernel.error());
 
   std::string text;

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "varmoe/router_spec.hpp"
+
+/// Numbers of the router's element types on the host.
+namespace varmoe::cpu {
+
+inline float half_to_float(std::uint16_t h) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
+  const std::uint32_t exponent = (h >> 10) & 0x1fu, fraction = h & 0x3ffu;
+  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | fraction << 13);
+  if (exponent == 0) {
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+template <LogitType kType>
+float element_at(const void* base, std::int64_t at) {
+  if constexpr (kType == LogitType::fp32)
+    return static_cast<const float*>(base)[at];
+  else if constexpr (kType == LogitType::bf16)
+    return std::bit_cast<float>(static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(base)[at])
+                                << 16);
+  else
+    return half_to_float(static_cast<const std::uint16_t*>(base)[at]);
+}
+
+inline float element_at(LogitType type, const void* base, std::int64_t at) {
+  switch (type) {
+    case LogitType::fp32:
+      return element_at<LogitType::fp32>(base, at);
+    case LogitType::bf16:
+      return element_at<LogitType::bf16>(base, at);
+    case LogitType::fp16:
+      return element_at<LogitType::fp16>(base, at);
+  }
+  return 0;
+}
+
+}  // namespace varmoe::cpu

@@ -1,0 +1,576 @@
+"""varmoe from Python: the C API (varmoe/varmoe.h) through ctypes, without copies and without anything to install.
+
+    import varmoe_client
+    library = varmoe_client.Library()                       # or the path of libvarmoe_jit.so
+    engine = library.engine(device=0)                       # "cpu": host pointers
+    layer = engine.layer(hidden_size=2048, expert_widths=[768, 512, 512, 256], top_k=2)
+    layer.prepare([1, 64, 4096])
+    layer.bind(fc1, fc2)                                    # tensors stay where they are; the layer keeps a reference to them
+    layer.forward(x, topk_ids, topk_weights, out)           # torch tensors: enqueued on torch's current stream
+
+What serves as a tensor: torch tensors, numpy arrays, array.array, ctypes arrays, anything with the buffer interface, and plain addresses (int). Where
+it says its shape, element type and strides, they are checked; else the library takes the address at its word, and `tokens` must be given.
+bf16 has no name in numpy and array.array: give 16-bit integers (uint16, "H").
+
+Each call that fails raises VarmoeError with the library's sentence. Objects free themselves; close() or `with` does so at a time of your choice.
+Keep an engine as long as forwards run and captured graphs of its layers are used.
+"""
+import ctypes as c
+import pathlib
+
+CPU = -1
+
+
+class VarmoeError(RuntimeError):
+    """A call that failed: `code` is one of VARMOE_E_*, `name` its name ("not_prepared"), the text the library's sentence."""
+
+    def __init__(self, code, name, sentence):
+        super().__init__(sentence or name)
+        self.code, self.name = code, name
+
+
+# Enumerators by name, in the order of their numbers.
+DTYPES = ("bf16", "fp16")
+ACTIVATIONS = ("silu_mul", "gelu_tanh_mul", "gelu_erf_mul", "swiglu_oai", "silu", "gelu_tanh", "gelu_erf", "relu", "relu2", "identity")
+LAYOUTS = ("nk", "kn")
+GATE_ORDERS = ("first", "up_first", "interleaved")
+STORAGES = ("blocks", "padded", "packed", "packed_joint", "pointers", "experts")
+ELEMENTS = ("fp32", "bf16", "fp16")
+ENUMERATORS = {
+    "activation": ACTIVATIONS, "dtype": DTYPES, "fc1_layout": LAYOUTS, "fc2_layout": LAYOUTS, "gate_order": GATE_ORDERS,
+    "cache_mode": ("rw", "ro", "off"), "jit": ("on", "cached_only"), "tune": ("replay", "off", "online"), "storage": STORAGES,
+    "logit_type": ELEMENTS, "scoring": ("softmax", "sigmoid"), "order": ("before_top_k", "after_top_k"), "group_score": ("max", "top2_sum"),
+    "outside_groups": ("never", "as_zero"), "input_type": DTYPES, "weight_type": ELEMENTS,
+}
+
+PTR, I32, I64, F32, F64, SIZE, STR = c.c_void_p, c.c_int32, c.c_int64, c.c_float, c.c_double, c.c_size_t, c.c_char_p
+
+
+class Struct(c.Structure):
+    """A struct of varmoe.h; `c_name` is its name there. A struct of the library may have grown further members: they keep their defaults."""
+    c_name = ""
+
+    def assign(self, values):
+        """Sets members by name; an enumerator by its name or number, strings as text."""
+        kinds = dict(self._fields_)
+        for name, value in values.items():
+            if name not in kinds or name == "struct_size":
+                known = ", ".join(n for n in kinds if n not in ("struct_size", "reserved"))
+                raise TypeError(f"{self.c_name} has no member {name}: its members are {known}")
+            if isinstance(value, str) and kinds[name] is not STR:
+                names = ENUMERATORS.get(name, ())
+                if value not in names:
+                    raise ValueError(f"{self.c_name}: {name} = {value!r}: must be one of {', '.join(names)}" if names else
+                                     f"{self.c_name}: {name} = {value!r}: must be a number")
+                value = names.index(value)
+            setattr(self, name, value.encode() if isinstance(value, str) else value)
+
+
+class EngineOptions(Struct):
+    c_name = "varmoe_engine_options"
+    _fields_ = [("struct_size", SIZE), ("device", I32), ("cache_mode", I32), ("jit", I32), ("compile_threads", I32), ("cpu_threads", I32),
+                ("cache_max_bytes", I64), ("cache_dir", STR), ("cubin_path", PTR), ("cubin_path_count", SIZE), ("nvrtc_lib", STR), ("dump_dir", STR),
+                ("fc1_config", STR), ("fc2_config", STR), ("log", PTR), ("log_user", PTR), ("tuning_db", PTR), ("tuning_db_count", SIZE), ("tune", I32)]
+
+
+class LayerSpec(Struct):
+    c_name = "varmoe_layer_spec"
+    _fields_ = [("struct_size", SIZE), ("hidden_size", I64), ("expert_widths", c.POINTER(I64)), ("num_experts", SIZE), ("top_k", I64),
+                ("activation", I32), ("dtype", I32), ("fc1_layout", I32), ("fc2_layout", I32), ("gate_order", I32), ("batch_invariant", I32),
+                ("alpha", F32), ("limit", F32)]
+
+
+class LayerOptions(Struct):
+    c_name = "varmoe_layer_options"
+    _fields_ = [("struct_size", SIZE), ("max_workspace_bytes", SIZE), ("max_sms", I32), ("reserved", I32)]
+
+
+class PrepareOptions(Struct):
+    c_name = "varmoe_prepare_options"
+    _fields_ = [("struct_size", SIZE), ("tokens", c.POINTER(I64)), ("token_count", SIZE), ("min_tokens", I64), ("max_tokens", I64), ("progress", PTR),
+                ("progress_user", PTR)]
+
+
+class Weights(Struct):
+    c_name = "varmoe_weights"
+    _fields_ = [("struct_size", SIZE), ("storage", I32), ("reserved", I32), ("fc1", PTR), ("fc2", PTR), ("gate", PTR), ("up", PTR),
+                ("padded_width", I64), ("fc1_pointers", c.POINTER(PTR)), ("fc2_pointers", c.POINTER(PTR)), ("fc1_stride", I64), ("fc2_stride", I64),
+                ("experts", PTR), ("num_experts", SIZE)]
+
+
+class ForwardArgs(Struct):
+    c_name = "varmoe_forward_args"
+    _fields_ = [("struct_size", SIZE), ("tokens", I64), ("x", PTR), ("x_stride", I64), ("topk_ids", PTR), ("topk_weights", PTR), ("out", PTR),
+                ("out_stride", I64), ("id_type", I32), ("accumulate", I32), ("token_count", PTR), ("workspace", PTR), ("workspace_bytes", SIZE),
+                ("stream", PTR)]
+
+
+class RouterSpec(Struct):
+    c_name = "varmoe_router_spec"
+    _fields_ = [("struct_size", SIZE), ("num_experts", I64), ("top_k", I64), ("logit_type", I32), ("scoring", I32), ("order", I32),
+                ("renormalize", I32), ("epsilon", F32), ("scaling_factor", F32), ("correction_bias", I32), ("group_score", I32), ("num_groups", I64),
+                ("top_groups", I64), ("outside_groups", I32), ("weight_on_input", I32), ("hidden_size", I64), ("input_type", I32), ("weight_type", I32),
+                ("logit_bias", I32)]
+
+
+class RouteArgs(Struct):
+    c_name = "varmoe_route_args"
+    _fields_ = [("struct_size", SIZE), ("tokens", I64), ("logits", PTR), ("logit_stride", I64), ("correction_bias", PTR), ("topk_ids", PTR),
+                ("topk_weights", PTR), ("scores", PTR), ("token_count", PTR), ("stream", PTR), ("x", PTR), ("x_stride", I64), ("weight", PTR),
+                ("weight_stride", I64), ("logit_bias", PTR), ("logits_out", PTR), ("workspace", PTR), ("workspace_bytes", SIZE)]
+
+
+class RouterStatisticsSpec(Struct):
+    c_name = "varmoe_router_statistics_spec"
+    _fields_ = [("struct_size", SIZE), ("num_experts", I64), ("top_k", I64), ("logit_type", I32), ("scoring", I32)]
+
+
+class RouterStatisticsArgs(Struct):
+    c_name = "varmoe_router_statistics_args"
+    _fields_ = [("struct_size", SIZE), ("tokens", I64), ("logits", PTR), ("logit_stride", I64), ("topk_ids", PTR), ("id_type", I32), ("reserved", I32),
+                ("expert_widths", PTR), ("tokens_per_expert", PTR), ("mean_scores", PTR), ("losses", PTR), ("token_count", PTR), ("workspace", PTR),
+                ("workspace_bytes", SIZE), ("stream", PTR)]
+
+
+class AlignSpec(Struct):
+    c_name = "varmoe_align_spec"
+    _fields_ = [("struct_size", SIZE), ("num_experts", I64), ("block_size", I64)]
+
+
+class AlignArgs(Struct):
+    c_name = "varmoe_align_args"
+    _fields_ = [("struct_size", SIZE), ("rows", I64), ("topk_ids", PTR), ("id_type", I32), ("reserved", I32), ("sorted_token_ids", PTR),
+                ("sorted_size", I64), ("expert_ids", PTR), ("num_tokens_post_pad", PTR), ("workspace", PTR), ("workspace_bytes", SIZE), ("stream", PTR)]
+
+
+class Counters(Struct):
+    c_name = "varmoe_counters"
+    _fields_ = [("struct_size", SIZE)] + [(name, c.c_uint64) for name in (
+        "cache_hits", "cache_misses", "compiles", "kernels_loaded", "module_bytes", "forwards", "configs_override", "configs_tuned", "configs_predicted")]
+
+
+class KernelReport(Struct):
+    c_name = "varmoe_kernel_report"
+    _fields_ = [("struct_size", SIZE), ("stage", STR), ("name", STR), ("key", STR), ("config", STR), ("origin", STR), ("error", STR),
+                ("token_buckets", c.POINTER(I64)), ("token_bucket_count", SIZE), ("config_source", I32), ("runtime_width", I32), ("hit", I32),
+                ("registers", I32), ("spill_bytes", I32), ("static_smem_bytes", I32), ("dynamic_smem_bytes", I32), ("reserved", I32), ("compile_ms", F64)]
+
+
+# Tensors.
+
+def address(tensor):
+    """Where a tensor's first element lies; None for None."""
+    if tensor is None or isinstance(tensor, int):
+        return tensor
+    if hasattr(tensor, "data_ptr"):
+        return tensor.data_ptr()
+    if hasattr(tensor, "__array_interface__"):
+        return tensor.__array_interface__["data"][0]
+    if hasattr(tensor, "buffer_info"):
+        return tensor.buffer_info()[0]
+    if isinstance(tensor, (c.Array, c._SimpleCData, c.Structure)):
+        return c.addressof(tensor)
+    view = memoryview(tensor)
+    return c.addressof((c.c_char * view.nbytes).from_buffer(view)) if view.nbytes else None
+
+
+def element(tensor):
+    """"bf16", "fp16", "fp32", "int32", "int64", or "" where the tensor does not say so."""
+    names = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32", "int32": "int32", "int64": "int64", "long": "int64"}
+    if hasattr(tensor, "dtype"):
+        return names.get(str(tensor.dtype).removeprefix("torch."), "")
+    return {"f": "fp32", "i": "int32", "q": "int64"}.get(getattr(tensor, "typecode", ""), "")
+
+
+def rows(tensor, name, columns):
+    """(rows, elements between rows) of a [T, columns] tensor; None where it has no shape."""
+    shape = getattr(tensor, "shape", None)
+    if shape is None:
+        return None
+    if len(shape) != 2 or shape[1] != columns:
+        raise ValueError(f"{name} has the shape {tuple(shape)}: must be [T, {columns}]")
+    strides = tensor.stride() if callable(getattr(tensor, "stride", None)) else [s // tensor.itemsize for s in tensor.strides]
+    if columns > 1 and strides[1] != 1:
+        raise ValueError(f"{name} has a stride of {strides[1]} elements between columns: must be 1")
+    if shape[0] > 1 and strides[0] < columns:
+        raise ValueError(f"{name} has {strides[0]} elements between rows: must be at least {columns}")
+    return int(shape[0]), int(strides[0]) if shape[0] > 1 else columns
+
+
+def require(tensor, name, allowed):
+    """Its element type is of `allowed`, where it says so."""
+    kind = element(tensor)
+    if kind and kind not in allowed:
+        raise ValueError(f"{name} is {kind}: must be {' or '.join(allowed)}")
+    return kind
+
+
+def host_buffer(size, alignment=256):
+    """`size` bytes of host memory at an aligned address, as a ctypes array."""
+    raw = (c.c_uint8 * (size + alignment))()
+    return (c.c_uint8 * size).from_buffer(raw, -c.addressof(raw) % alignment)
+
+
+def host_copy(values, alignment=256):
+    """The bytes of an array in host memory at an aligned address, as a ctypes array."""
+    given = memoryview(values).cast("B")
+    copy = host_buffer(given.nbytes, alignment)
+    memoryview(copy).cast("B")[:] = given
+    return copy
+
+
+def stream_of(tensor):
+    """torch's current stream of a tensor on a GPU; else null, the legacy default stream."""
+    if getattr(getattr(tensor, "device", None), "type", "") != "cuda":
+        return None
+    import torch
+    return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def scratch(tensor, size):
+    """Workspace where the tensor lies: a torch tensor on its GPU, else host memory."""
+    if getattr(getattr(tensor, "device", None), "type", "") == "cuda":
+        import torch
+        return torch.empty(max(size, 1), dtype=torch.uint8, device=tensor.device)
+    return host_buffer(max(size, 1))
+
+
+# Objects.
+
+class Handle:
+    """One object of the library and what destroys it."""
+    destroy = ""
+
+    def __init__(self, library, pointer, *keeps):
+        self.library, self.pointer, self.keeps = library, pointer, list(keeps)
+
+    def close(self):
+        if self.pointer:
+            getattr(self.library.lib, self.destroy)(self.pointer)
+            self.pointer = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __del__(self):
+        try:
+            self.close()
+        except (AttributeError, TypeError):  # the interpreter is shutting down
+            pass
+
+
+class Call:
+    """Arguments set up once, for loops and graph captures: call() enqueues on `stream`, None being torch's current stream where x lies on a GPU."""
+
+    def __init__(self, handle, function, args, tensor, keeps):
+        self.handle, self.function, self.args, self.tensor, self.keeps = handle, function, args, tensor, keeps
+
+    def __call__(self, stream=None):
+        self.args.stream = stream if stream is not None else stream_of(self.tensor)
+        self.handle.library.check(self.function(self.handle.pointer, c.byref(self.args)))
+
+
+class Layer(Handle):
+    destroy = "varmoe_layer_destroy"
+
+    def __init__(self, library, pointer, engine, spec):
+        super().__init__(library, pointer, engine)
+        self.hidden, self.top_k, self.experts = spec.hidden_size, spec.top_k, spec.num_experts
+        self.dtype = DTYPES[spec.dtype]
+
+    def prepare(self, tokens=None):
+        """Compiles or loads the kernels for these token counts; None: all of 1 … 4096. Returns the list of kernels' names and origins."""
+        return self.library.prepare("varmoe_layer_prepare", self.pointer, tokens)
+
+    def bind(self, fc1=None, fc2=None, storage="blocks", **members):
+        """Where the weights lie; members are those of varmoe_weights (gate, up, padded_width, fc1_stride, …). storage "pointers": lists of one matrix each."""
+        weights = self.library.made(Weights)
+        keeps = [fc1, fc2]
+        for tensor, name in ((fc1, "fc1"), (fc2, "fc2")):
+            for one in tensor if storage == "pointers" else (tensor,):
+                require(one, name, (self.dtype,))
+        for name in ("gate", "up"):
+            if name in members:
+                require(members[name], name, (self.dtype,))
+                keeps.append(members[name])
+                members[name] = address(members[name])
+        weights.assign({"storage": storage, "num_experts": self.experts, **members})
+        if storage == "pointers":
+            if not len(fc1) == len(fc2) == self.experts:
+                raise ValueError(f"fc1 and fc2 list {len(fc1)} and {len(fc2)} matrices: must be {self.experts} each")
+            weights.fc1_pointers, weights.fc2_pointers = ((PTR * self.experts)(*map(address, tensors)) for tensors in (fc1, fc2))
+        else:
+            weights.fc1, weights.fc2 = address(fc1), address(fc2)
+        self.library.check(self.library.lib.varmoe_layer_bind(self.pointer, c.byref(weights)))
+        self.keeps[1:] = keeps
+
+    def workspace_bytes(self, tokens):
+        return self.library.size("varmoe_layer_workspace_bytes", self.pointer, tokens)
+
+    def call(self, x, topk_ids, topk_weights, out, tokens=None, accumulate=False, token_count=None, id_type=None, workspace=None):
+        """A forward's arguments as a Call. Without `workspace` (256-byte aligned, at least workspace_bytes(tokens)) it owns one."""
+        args = self.library.made(ForwardArgs)
+        for tensor, name, columns, allowed in ((x, "x", self.hidden, (self.dtype,)), (out, "out", self.hidden, (self.dtype,)),
+                                               (topk_ids, "topk_ids", self.top_k, ("int32", "int64")), (topk_weights, "topk_weights", self.top_k, ("fp32",))):
+            require(tensor, name, allowed)
+            shape = rows(tensor, name, columns)
+            if shape is None:
+                continue
+            tokens = shape[0] if tokens is None else tokens
+            if shape[0] < tokens:
+                raise ValueError(f"{name} has {shape[0]} rows: must have {tokens}")
+            if name in ("x", "out"):
+                setattr(args, name + "_stride", shape[1])
+            elif shape[1] != columns:
+                raise ValueError(f"{name} has {shape[1]} elements between rows: must be contiguous")
+        if tokens is None:
+            raise TypeError("tokens must be given where no tensor has a shape")
+        kind = id_type or element(topk_ids) or "int32"
+        args.assign({"tokens": tokens, "x": address(x), "out": address(out), "topk_ids": address(topk_ids), "topk_weights": address(topk_weights),
+                     "id_type": ("int32", "int64").index(kind), "accumulate": int(accumulate), "token_count": address(token_count)})
+        size = self.workspace_bytes(tokens)
+        if workspace is None:
+            workspace = scratch(x, size)
+        args.workspace, args.workspace_bytes = address(workspace), size
+        return Call(self, self.library.lib.varmoe_layer_forward, args, x, (x, topk_ids, topk_weights, out, token_count, workspace))
+
+    def forward(self, x, topk_ids, topk_weights, out, stream=None, **more):
+        """x, out [T, H]; topk_ids int32 or int64 [T, k]; topk_weights fp32 [T, k]. On a GPU the workspace it makes lives as long as torch's
+        allocator says; make a Call, or give one, where other streams are in play."""
+        self.call(x, topk_ids, topk_weights, out, **more)(stream)
+        return out
+
+
+class Router(Handle):
+    destroy = "varmoe_router_destroy"
+
+    def __init__(self, library, pointer, engine, spec):
+        super().__init__(library, pointer, engine)
+        self.experts, self.top_k, self.logit_type = spec.num_experts, spec.top_k, ELEMENTS[spec.logit_type]
+        self.hidden, self.input_type, self.weight_type = spec.hidden_size, DTYPES[spec.input_type], ELEMENTS[spec.weight_type]
+
+    def prepare(self):
+        return self.library.prepare("varmoe_router_prepare", self.pointer, None)
+
+    def call(self, logits, topk_ids, topk_weights, scores=None, correction_bias=None, tokens=None, token_count=None):
+        args = self.library.made(RouteArgs)
+        stride = 0
+        require(logits, "logits", (self.logit_type,))
+        shape = rows(logits, "logits", self.experts)
+        if shape is not None:
+            tokens, stride = shape[0] if tokens is None else tokens, shape[1]
+        if tokens is None:
+            raise TypeError("tokens must be given where the logits have no shape")
+        for tensor, name, kind in ((topk_ids, "topk_ids", "int32"), (topk_weights, "topk_weights", "fp32"), (scores, "scores", "fp32"),
+                                   (correction_bias, "correction_bias", "fp32")):
+            require(tensor, name, (kind,))
+        args.assign({"tokens": tokens, "logits": address(logits), "logit_stride": stride, "correction_bias": address(correction_bias),
+                     "topk_ids": address(topk_ids), "topk_weights": address(topk_weights), "scores": address(scores), "token_count": address(token_count)})
+        return Call(self, self.library.lib.varmoe_router_route, args, logits, (logits, topk_ids, topk_weights, scores, correction_bias, token_count))
+
+    def call_product(self, x, weight, topk_ids, topk_weights, logits_out=None, logit_bias=None, correction_bias=None, scores=None, tokens=None,
+                     token_count=None, workspace=None):
+        """For a router made with hidden_size: x [T, H] and its weight [E, H] instead of logits; logits_out: optional fp32 [T, E]."""
+        args = self.library.made(RouteArgs)
+        strides = {}
+        for tensor, name, kind in ((x, "x", self.input_type), (weight, "weight", self.weight_type)):
+            require(tensor, name, (kind,))
+            shape = rows(tensor, name, self.hidden)
+            if shape is not None:
+                strides[name + "_stride"] = shape[1]
+                if name == "x":
+                    tokens = shape[0] if tokens is None else tokens
+                elif shape[0] != self.experts:
+                    raise ValueError(f"weight has {shape[0]} rows: must have {self.experts}")
+        if tokens is None:
+            raise TypeError("tokens must be given where x has no shape")
+        outputs = {"topk_weights": topk_weights, "scores": scores, "correction_bias": correction_bias, "logit_bias": logit_bias, "logits_out": logits_out}
+        require(topk_ids, "topk_ids", ("int32",))
+        for name, tensor in outputs.items():
+            require(tensor, name, ("fp32",))
+        size = self.library.size("varmoe_router_workspace_bytes", self.pointer, tokens)
+        workspace = scratch(x, size) if workspace is None else workspace
+        args.assign({"tokens": tokens, "x": address(x), "weight": address(weight), "topk_ids": address(topk_ids), "token_count": address(token_count),
+                     "workspace": address(workspace), "workspace_bytes": size, **strides, **{name: address(t) for name, t in outputs.items()}})
+        return Call(self, self.library.lib.varmoe_router_route, args, x, (x, weight, topk_ids, *outputs.values(), token_count, workspace))
+
+    def route(self, logits, topk_ids, topk_weights, stream=None, **more):
+        """logits [T, E] of the spec's logit_type → topk_ids int32 [T, k], topk_weights fp32 [T, k]; scores: optional fp32 [T, E]."""
+        self.call(logits, topk_ids, topk_weights, **more)(stream)
+
+
+class RouterStatistics(Handle):
+    destroy = "varmoe_router_statistics_destroy"
+    losses = ("z", "load_balance", "group_balance", "compute")
+
+    def __init__(self, library, pointer, engine, spec):
+        super().__init__(library, pointer, engine)
+        self.experts, self.top_k, self.logit_type = spec.num_experts, spec.top_k, ELEMENTS[spec.logit_type]
+
+    def prepare(self):
+        return self.library.prepare("varmoe_router_statistics_prepare", self.pointer, None)
+
+    def call(self, logits, topk_ids, losses=None, tokens_per_expert=None, mean_scores=None, expert_widths=None, tokens=None, token_count=None,
+             id_type=None, workspace=None):
+        """logits [T, E], topk_ids [T, k] → losses fp32 [4] in the order of RouterStatistics.losses, tokens_per_expert int32 [E], mean_scores fp32 [E]."""
+        require(logits, "logits", (self.logit_type,))
+        shape = rows(logits, "logits", self.experts)
+        stride = 0
+        if shape is not None:
+            tokens, stride = shape[0] if tokens is None else tokens, shape[1]
+        if tokens is None:
+            raise TypeError("tokens must be given where the logits have no shape")
+        kind = id_type or require(topk_ids, "topk_ids", ("int32", "int64")) or "int32"
+        for tensor, name, allowed in ((losses, "losses", "fp32"), (mean_scores, "mean_scores", "fp32"), (tokens_per_expert, "tokens_per_expert", "int32"),
+                                      (expert_widths, "expert_widths", "int32")):
+            require(tensor, name, (allowed,))
+        size = self.library.size("varmoe_router_statistics_workspace_bytes", self.pointer, tokens)
+        workspace = scratch(logits, size) if workspace is None else workspace
+        args = self.library.made(RouterStatisticsArgs)
+        args.assign({"tokens": tokens, "logits": address(logits), "logit_stride": stride, "topk_ids": address(topk_ids),
+                     "id_type": ("int32", "int64").index(kind), "expert_widths": address(expert_widths), "tokens_per_expert": address(tokens_per_expert),
+                     "mean_scores": address(mean_scores), "losses": address(losses), "token_count": address(token_count), "workspace": address(workspace),
+                     "workspace_bytes": size})
+        return Call(self, self.library.lib.varmoe_router_statistics_compute, args, logits,
+                    (logits, topk_ids, losses, tokens_per_expert, mean_scores, expert_widths, token_count, workspace))
+
+
+class BlockAligner(Handle):
+    destroy = "varmoe_block_aligner_destroy"
+
+    def __init__(self, library, pointer, engine, spec):
+        super().__init__(library, pointer, engine)
+        self.experts, self.block_size = spec.num_experts, spec.block_size
+
+    def prepare(self):
+        return self.library.prepare("varmoe_block_aligner_prepare", self.pointer, None)
+
+    def sizes(self, routed):
+        """(entries of sorted_token_ids, entries of expert_ids) for so many routed rows."""
+        places = self.library.lib.varmoe_sorted_ids_size(I64(self.experts), I64(self.block_size), I64(routed))
+        return places, self.library.lib.varmoe_aligned_blocks(I64(self.block_size), I64(places))
+
+    def call(self, topk_ids, sorted_token_ids, expert_ids, num_tokens_post_pad, routed=None, id_type=None, workspace=None):
+        routed = routed if routed is not None else topk_ids.numel() if hasattr(topk_ids, "numel") else topk_ids.size if hasattr(topk_ids, "size") else len(topk_ids)
+        size = self.library.size("varmoe_block_aligner_workspace_bytes", self.pointer, routed)
+        workspace = scratch(topk_ids, size) if workspace is None else workspace
+        args = self.library.made(AlignArgs)
+        kind = id_type or require(topk_ids, "topk_ids", ("int32", "int64")) or "int32"
+        args.assign({"rows": routed, "topk_ids": address(topk_ids), "id_type": ("int32", "int64").index(kind), "sorted_token_ids": address(sorted_token_ids),
+                     "expert_ids": address(expert_ids), "num_tokens_post_pad": address(num_tokens_post_pad), "workspace": address(workspace),
+                     "workspace_bytes": size})
+        return Call(self, self.library.lib.varmoe_block_aligner_align, args, topk_ids, (topk_ids, sorted_token_ids, expert_ids, num_tokens_post_pad, workspace))
+
+    def align(self, topk_ids, sorted_token_ids, expert_ids, num_tokens_post_pad, stream=None, **more):
+        """topk_ids [R] → int32 sorted_token_ids, expert_ids (of sizes(R) entries) and num_tokens_post_pad [1]."""
+        self.call(topk_ids, sorted_token_ids, expert_ids, num_tokens_post_pad, **more)(stream)
+
+
+class Engine(Handle):
+    destroy = "varmoe_engine_destroy"
+
+    def made(self, kind, spec, create, *between):
+        pointer = PTR()
+        self.library.check(getattr(self.library.lib, create)(self.pointer, c.byref(spec), *between, c.byref(pointer)))
+        return kind(self.library, pointer, self, spec)
+
+    def layer(self, hidden_size, expert_widths, top_k, max_workspace_bytes=0, max_sms=0, **members):
+        """members: the others of varmoe_layer_spec, enumerators by name (activation="swiglu_oai", fc1_layout="kn", …)."""
+        spec = self.library.made(LayerSpec)
+        widths = (I64 * len(expert_widths))(*expert_widths)
+        spec.assign({"hidden_size": hidden_size, "expert_widths": widths, "num_experts": len(expert_widths), "top_k": top_k, **members})
+        options = self.library.made(LayerOptions)
+        options.max_workspace_bytes, options.max_sms = max_workspace_bytes, max_sms
+        return self.made(Layer, spec, "varmoe_layer_create", c.byref(options))
+
+    def router(self, num_experts, top_k, **members):
+        """members: the others of varmoe_router_spec."""
+        spec = self.library.made(RouterSpec)
+        spec.assign({"num_experts": num_experts, "top_k": top_k, **members})
+        return self.made(Router, spec, "varmoe_router_create")
+
+    def router_statistics(self, num_experts, top_k, **members):
+        """members: logit_type, scoring."""
+        spec = self.library.made(RouterStatisticsSpec)
+        spec.assign({"num_experts": num_experts, "top_k": top_k, **members})
+        return self.made(RouterStatistics, spec, "varmoe_router_statistics_create")
+
+    def block_aligner(self, num_experts, block_size=128):
+        spec = self.library.made(AlignSpec)
+        spec.assign({"num_experts": num_experts, "block_size": block_size})
+        return self.made(BlockAligner, spec, "varmoe_block_aligner_create")
+
+    def counters(self):
+        counters = self.library.made(Counters)
+        self.library.check(self.library.lib.varmoe_engine_counters(self.pointer, c.byref(counters)))
+        return {name: getattr(counters, name) for name, _ in Counters._fields_ if name != "struct_size"}
+
+    def description(self):
+        needed = SIZE()
+        self.library.check(self.library.lib.varmoe_engine_description(self.pointer, None, SIZE(0), c.byref(needed)))
+        text = c.create_string_buffer(needed.value)
+        self.library.check(self.library.lib.varmoe_engine_description(self.pointer, text, needed, None))
+        return text.value.decode()
+
+
+def find_library():
+    """libvarmoe_jit.so of a build folder of this checkout, else the name alone, for the dynamic loader to find."""
+    root = pathlib.Path(__file__).resolve().parent.parent.parent
+    return next(iter(sorted(root.glob("build/**/libvarmoe_jit.so"))), "libvarmoe_jit.so")
+
+
+class Library:
+    """The shared library. `path`: the file; None: find_library()."""
+
+    def __init__(self, path=None):
+        self.lib = c.CDLL(str(path or find_library()))
+        for name in ("varmoe_last_error", "varmoe_version", "varmoe_status_name"):
+            getattr(self.lib, name).restype = STR
+        for name in ("varmoe_sorted_ids_size", "varmoe_aligned_blocks"):
+            getattr(self.lib, name).restype = I64
+        self.lib.varmoe_report_kernel_count.restype = SIZE
+
+    def version(self):
+        return self.lib.varmoe_version().decode()
+
+    def check(self, status):
+        if status != 0:
+            raise VarmoeError(status, self.lib.varmoe_status_name(status).decode(), self.lib.varmoe_last_error().decode())
+
+    def made(self, kind):
+        """A struct with the library's defaults."""
+        value = kind()
+        self.check(getattr(self.lib, kind.c_name + "_init")(c.byref(value), SIZE(c.sizeof(kind))))
+        return value
+
+    def size(self, function, pointer, count):
+        size = SIZE()
+        self.check(getattr(self.lib, function)(pointer, I64(count), c.byref(size)))
+        return size.value
+
+    def prepare(self, function, pointer, tokens):
+        options = self.made(PrepareOptions)
+        if tokens is not None:
+            options.tokens, options.token_count = (I64 * len(tokens))(*tokens), len(tokens)
+        report = PTR()
+        self.check(getattr(self.lib, function)(pointer, c.byref(options), c.byref(report)))
+        try:
+            kernels = []
+            for i in range(self.lib.varmoe_report_kernel_count(report)):
+                kernel = self.made(KernelReport)
+                self.check(self.lib.varmoe_report_kernel(report, SIZE(i), c.byref(kernel)))
+                kernels.append({name: getattr(kernel, name).decode() for name in ("stage", "name", "config", "origin", "error")})
+            return kernels
+        finally:
+            self.lib.varmoe_report_destroy(report)
+
+    def engine(self, device=0, **members):
+        """device: CUDA ordinal, or "cpu". members: the others of varmoe_engine_options (cache_dir, fc1_config, cpu_threads, …)."""
+        options = self.made(EngineOptions)
+        options.assign({"device": CPU if device == "cpu" else device, **members})
+        pointer = PTR()
+        self.check(self.lib.varmoe_engine_create(c.byref(options), c.byref(pointer)))
+        return Engine(self, pointer)
