@@ -23,7 +23,7 @@ using u64 = unsigned long long;
 namespace varmoe::abi {
 
 /// Raised whenever a structure below changes meaning.
-inline constexpr int kAbiVersion = 3;
+inline constexpr int kAbiVersion = 4;
 /// Width classes that a specialised kernel may have.
 inline constexpr int kMaxClasses = 16;
 
@@ -43,6 +43,15 @@ struct alignas(16) ExpertEntry {
   i32 width_class; // index into the class list, widest first; 0 in runtime-width layers
   i32 up_first;    // the up matrix lies before the gate matrix, so tensor maps list it first
   i32 reserved[3];
+};
+
+/// One expert's biases; a table beside the experts', so that layers without pay nothing. Addresses of two-byte elements.
+struct alignas(16) ExpertBias {
+  u64 gate;        // [I_e], fc1_stride elements apart; 0 when not gated
+  u64 up;          // [I_e]
+  u64 down;        // [H]
+  i32 fc1_stride;  // 1, or 2 where gate and up alternate
+  i32 reserved;
 };
 
 /// Up to block_m consecutive routed rows of one expert.
@@ -91,6 +100,11 @@ struct SortParams {
   i32 fc2_cluster;
   i32 fc1_tile_columns;          // columns of h per output tile
   i32 classes;
+  const i32* expert_map;         // [global_experts] id → expert of this layer, or none; null: ids are this layer's
+  const float* topk_weights;     // [tokens, k]; weight on input
+  float* row_weight;             // [rows] gets each row's weight; weight on input
+  i32 global_experts;
+  i32 reserved;
 };
 
 /// Parameters of the gather kernel: out[r] = x[row_source[r] / k].
@@ -102,7 +116,8 @@ struct GatherParams {
   i64 x_stride;
 };
 
-/// Parameters of the combine kernel: out[t] (+)= Σ_slot weight[t·k + slot]·y[slot_row[t·k + slot]], ascending slot.
+/// Parameters of the combine kernel: out[t] (+)= Σ_slot weight[t·k + slot]·y[slot_row[t·k + slot]], ascending slot; weight on
+/// input: without the weight.
 struct CombineParams {
   const void* y;                 // [rows, H] contiguous
   void* out;
@@ -113,7 +128,7 @@ struct CombineParams {
   i32 tokens;
   i32 token_begin;
   i32 accumulate;
-  i32 reserved;
+  i32 keep_absent;               // tokens without any row: out stays as it is
 };
 
 /// Parameters of the router kernel.
@@ -161,6 +176,8 @@ struct GemmParams {
   i32* tickets;                  // wgmma: in tile_counts
   i32* h_pending;                // wgmma: [E] output tiles of fc1 that are not stored yet: fc1 counts down, fc2 starts before fc1 ends and
                                  // waits for its expert's zero; null: fc2 waits for all of fc1
+  const ExpertBias* biases;      // [E]; null without biases
+  const float* row_weight;       // [rows] weight on input: fc1's
   TensorMap row_map;             // wgmma, rows by box: a as [rows, K]
 };
 
@@ -193,6 +210,9 @@ struct LayerParams {
   i32 token_begin;               // of this chunk within the batch
   i32 ids_are_64bit;
   i32 accumulate;
+  const i32* expert_map;         // as the sort's
+  i32 global_experts;
+  i32 reserved;
 };
 
 }  // namespace varmoe::abi

@@ -84,6 +84,12 @@ struct LayerSpec {
   WeightLayout fc2_layout = WeightLayout::nk;
   GateOrder gate_order = GateOrder::gate_first;
   bool batch_invariant = false;            ///< a token's output bits do not depend on its neighbours
+  /// fc1 and fc2 add a bias of the layer's dtype: fc1's [2I_e] (ungated [I_e]) in the gate order, before the activation; fc2's
+  /// [H], before y is rounded. Both or neither, as in every model that has any; zeroes stand for the one that is missing.
+  bool bias = false;
+  /// The routing weight multiplies the expert's input instead of its output (Llama-4): fc1's fp32 sums are multiplied by it, before
+  /// the bias. A module that rounds x·w to its dtype first differs by that rounding.
+  bool weight_on_input = false;
 
   std::int64_t num_experts() const noexcept { return static_cast<std::int64_t>(expert_widths.size()); }
   bool gated() const noexcept { return activation_info(activation).gated; }
@@ -109,8 +115,8 @@ struct WidthClass {
 VARMOE_API std::vector<WidthClass> width_classes(const LayerSpec& spec);
 
 /// Canonical text of what keys kernels: H, E, k, class set (widths, not counts; "runtime" beyond kMaxWidthClasses),
-/// activation and its parameters, dtype, layouts, gate order, batch_invariant; what a layer ignores (the gate order of an
-/// ungated one, unused parameters) does not enter. Two layers with equal signatures share kernels however their experts are
+/// activation and its parameters, dtype, layouts, gate order, batch_invariant; bias and weight_on_input where they are set; what
+/// a layer ignores (the gate order of an ungated one, unused parameters) does not enter. Two layers with equal signatures share kernels however their experts are
 /// arranged.
 VARMOE_API std::string kernel_signature(const LayerSpec& spec);
 

@@ -55,11 +55,17 @@ struct Sort {
 
   /// The expert of a slot, or −1 when it has none.
   VARMOE_DEVICE static i32 expert_of(const abi::SortParams& p, i32 slot) {
+    const i32 named = p.expert_map != nullptr ? p.global_experts : kExperts;
+    i32 id;
     if (p.ids_are_64bit) {
-      const i64 id = static_cast<const i64*>(p.topk_ids)[slot];
-      return id >= 0 && id < kExperts ? static_cast<i32>(id) : -1;
+      const i64 wide = static_cast<const i64*>(p.topk_ids)[slot];
+      id = wide >= 0 && wide < named ? static_cast<i32>(wide) : -1;
+    } else {
+      id = static_cast<const i32*>(p.topk_ids)[slot];
+      if (id < 0 || id >= named) id = -1;
     }
-    const i32 id = static_cast<const i32*>(p.topk_ids)[slot];
+    if (p.expert_map == nullptr) return id;
+    if (id >= 0) id = p.expert_map[id];
     return id >= 0 && id < kExperts ? id : -1;
   }
 
@@ -148,6 +154,8 @@ struct Sort {
         if (p.slot_row != nullptr) p.slot_row[slot] = row;
         if (row >= 0) {
           p.row_source[row] = slot;
+          // Here the slot is at hand: fc1 would load it first, for each of its tiles.
+          if constexpr (Layer::kWeightOnInput) p.row_weight[row] = p.topk_weights[slot];
         }
       }
     }

@@ -83,9 +83,11 @@ void Run::work(int member) noexcept {
   }
 }
 
-std::int64_t Run::id(std::int64_t slot) const noexcept {
-  return args_.id_type == IdType::int64 ? static_cast<const std::int64_t*>(args_.topk_ids)[slot]
-                                        : static_cast<const std::int32_t*>(args_.topk_ids)[slot];
+std::int64_t Run::expert_of(std::int64_t slot) const noexcept {
+  std::int64_t id = args_.id_type == IdType::int64 ? static_cast<const std::int64_t*>(args_.topk_ids)[slot]
+                                                   : static_cast<const std::int32_t*>(args_.topk_ids)[slot];
+  if (args_.expert_map != nullptr) id = id >= 0 && id < args_.num_global_experts ? args_.expert_map[id] : -1;
+  return id >= 0 && id < spec_.num_experts() ? id : -1;
 }
 
 // Counting sort of the chunk's slots by expert, stable: an expert's rows are in ascending token·k + j.
@@ -94,8 +96,8 @@ void Run::sort() noexcept {
                      count = chunk_tokens_ * top_k_;
   std::fill_n(expert_rows_, experts + 1, 0);
   for (std::int64_t s = 0; s < count; ++s) {
-    const std::int64_t e = id(begin + s);
-    if (e >= 0 && e < experts) ++expert_rows_[e + 1];
+    const std::int64_t e = expert_of(begin + s);
+    if (e >= 0) ++expert_rows_[e + 1];
   }
   std::int64_t h = 0;
   for (std::int64_t e = 0; e < experts; ++e) {
@@ -106,8 +108,8 @@ void Run::sort() noexcept {
   // fc1_tasks_ is not planned yet: it serves as the cursors.
   std::copy_n(expert_rows_, experts, fc1_tasks_);
   for (std::int64_t s = 0; s < count; ++s) {
-    const std::int64_t e = id(begin + s);
-    if (e < 0 || e >= experts) {
+    const std::int64_t e = expert_of(begin + s);
+    if (e < 0) {
       slot_row_[s] = -1;
       continue;
     }
@@ -154,6 +156,15 @@ Run::Tile Run::tile_of(const std::int64_t* tasks, std::int64_t task, int tile_ou
   return t;
 }
 
+void Run::add_bias(const void* bias, std::int64_t first, std::int64_t stride, int rows, int outputs,
+                   std::int64_t step, float* sums) const noexcept {
+  float values[2 * kTileOutputs];
+  kernels_.widen(spec_.dtype, elements(bias) + first * stride, (outputs - 1) * stride + 1, values);
+  for (int m = 0; m < rows; ++m) {
+    for (std::int64_t i = 0; i < outputs; ++i) sums[m * kTileOutputs + i * step] += values[i * stride];
+  }
+}
+
 void Run::fc1(std::int64_t task, float* scratch) noexcept {
   const Tile t = tile_of(fc1_tasks_, task, fc1_outputs_, true);
   const auto expert = static_cast<std::size_t>(t.expert);
@@ -175,7 +186,7 @@ void Run::fc1(std::int64_t task, float* scratch) noexcept {
   p.depth = hidden_;
   p.scratch = scratch;
   const std::int64_t offset = t.first_output * (p.layout == WeightLayout::nk ? w.fc1_stride : 1);
-  const float *gate_values = gate, *up_values = up;
+  float *gate_values = gate, *up_values = up;
   std::int64_t step = 1;
   if (joint_) {
     p.weights = elements(w.gate) + 2 * offset;
@@ -194,6 +205,20 @@ void Run::fc1(std::int64_t task, float* scratch) noexcept {
       p.c = gate;
       kernels_.product(p);
     }
+  }
+  if (spec_.weight_on_input) {
+    // Not together with the bias: a compiler may make one multiply-add of the two in one loop and not in
+    // another.
+    for (int m = 0; m < t.rows; ++m) {
+      const float weight = args_.topk_weights[row_slot_[t.first_row + m]];
+      for (int i = 0; i < p.outputs; ++i) up[m * kTileOutputs + i] *= weight;
+      for (int i = 0; gated_ && !joint_ && i < p.outputs; ++i) gate[m * kTileOutputs + i] *= weight;
+    }
+  }
+  if (spec_.bias) {
+    add_bias(w.up_bias, t.first_output, w.fc1_bias_stride, t.rows, t.outputs, step, up_values);
+    if (gated_)
+      add_bias(w.gate_bias, t.first_output, w.fc1_bias_stride, t.rows, t.outputs, step, gate_values);
   }
   std::uint16_t* h =
       h_ + expert_h_[t.expert] + (t.first_row - expert_rows_[t.expert]) * width + t.first_output;
@@ -224,9 +249,11 @@ void Run::fc2(std::int64_t task, float* scratch) noexcept {
   p.c = scratch + kProductScratch;
   p.scratch = scratch;
   kernels_.product(p);
+  if (spec_.bias) add_bias(w.down_bias, t.first_output, 1, t.rows, t.outputs, 1, p.c);
   for (int m = 0; m < t.rows; ++m) {
     const std::int64_t row = t.first_row + m;
-    kernels_.scale_round(spec_.dtype, p.c + m * kTileOutputs, args_.topk_weights[row_slot_[row]], t.outputs,
+    const float weight = spec_.weight_on_input ? 1.0f : args_.topk_weights[row_slot_[row]];
+    kernels_.scale_round(spec_.dtype, p.c + m * kTileOutputs, weight, t.outputs,
                          y_ + row * hidden_ + t.first_output);
   }
 }
@@ -240,6 +267,7 @@ void Run::combine(std::int64_t task) noexcept {
       const std::int64_t row = slot_row_[t * top_k_ + j];
       if (row >= 0) rows[count++] = y_ + row * hidden_;
     }
+    if (count == 0 && args_.absent_tokens == AbsentTokens::untouched) continue;
     std::uint16_t* out = static_cast<std::uint16_t*>(args_.out) + (first_token_ + t) * out_stride_;
     kernels_.combine(spec_.dtype, rows, count, args_.accumulate ? out : nullptr, hidden_, out);
   }

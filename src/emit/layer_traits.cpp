@@ -78,6 +78,7 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
     case Stage::sort_scatter:
       s += integer("kExperts", spec.num_experts());
       s += integer("kTopK", spec.top_k);
+      s += boolean("kWeightOnInput", spec.weight_on_input);
       break;
     case Stage::gather:
       s += integer("kHidden", spec.hidden_size);
@@ -87,6 +88,7 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += element(spec.dtype);
       s += integer("kHidden", spec.hidden_size);
       s += integer("kTopK", spec.top_k);
+      s += boolean("kWeightOnInput", spec.weight_on_input);
       break;
     case Stage::fc1:
       s += element(spec.dtype);
@@ -97,6 +99,8 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += boolean("kFc1Kn", spec.fc1_layout == WeightLayout::kn);
       s += boolean("kInterleaved", spec.gated() && spec.gate_order == GateOrder::interleaved &&
                                        spec.fc1_layout == WeightLayout::kn);
+      s += boolean("kBias", spec.bias);
+      s += boolean("kWeightOnInput", spec.weight_on_input);
       s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
       break;
     case Stage::whole_layer:
@@ -111,6 +115,7 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += integer("kHidden", spec.hidden_size);
       s += width_table(spec, runtime_width);
       s += boolean("kFc2Kn", spec.fc2_layout == WeightLayout::kn);
+      s += boolean("kBias", spec.bias);
       break;
     case Stage::route:
     case Stage::align_single:
@@ -146,6 +151,8 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(SortParams, h_pending);
       VARMOE_OFFSET(SortParams, fc2_cluster);
       VARMOE_OFFSET(SortParams, classes);
+      VARMOE_OFFSET(SortParams, row_weight);
+      VARMOE_OFFSET(SortParams, global_experts);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, width_class);
       VARMOE_SIZE(RowTile);
@@ -163,12 +170,14 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(CombineParams, topk_weights);
       VARMOE_OFFSET(CombineParams, out_stride);
       VARMOE_OFFSET(CombineParams, accumulate);
+      VARMOE_OFFSET(CombineParams, keep_absent);
       break;
     case Stage::whole_layer:
       VARMOE_SIZE(LayerParams);
       VARMOE_OFFSET(LayerParams, nonce);
       VARMOE_OFFSET(LayerParams, h_stride);
       VARMOE_OFFSET(LayerParams, accumulate);
+      VARMOE_OFFSET(LayerParams, global_experts);
       VARMOE_SIZE(LayerControl);
       VARMOE_OFFSET(LayerControl, claimed);
       VARMOE_SIZE(ExpertEntry);
@@ -183,6 +192,9 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(GemmParams, tile_prefix);
       VARMOE_OFFSET(GemmParams, out_stride);
       VARMOE_OFFSET(GemmParams, h_pending);
+      VARMOE_OFFSET(GemmParams, row_weight);
+      VARMOE_SIZE(ExpertBias);
+      VARMOE_OFFSET(ExpertBias, fc1_stride);
       VARMOE_OFFSET(GemmParams, row_map);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, down);

@@ -102,7 +102,8 @@ Result<EmittedKernel> emit_align(const AlignSpec& spec, Stage stage) {
   kernel.block_threads = sort_block_threads(spec.num_experts, kAlignThreads);
   kernel.dynamic_smem_bytes = sort_smem_bytes(spec.num_experts, kernel.block_threads);
   const std::string traits = fmt::format(
-      "struct Layer {{\n  static constexpr int kExperts = {};\n  static constexpr int kTopK = 1;\n}};\n",
+      "struct Layer {{\n  static constexpr int kExperts = {};\n  static constexpr int kTopK = 1;\n  static "
+      "constexpr bool kWeightOnInput = false;\n}};\n",
       spec.num_experts);
   return finish(std::move(kernel), head_of(stage, "moe/align.cuh", traits), "AlignParams",
                 fmt::format("{}<Layer, {}>", to_string(stage), kernel.block_threads));

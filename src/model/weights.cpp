@@ -79,11 +79,6 @@ Status require_kn(const LayerSpec& spec, const char* storage) {
                   to_string(spec.fc1_layout), to_string(spec.fc2_layout)));
 }
 
-Result<Weights> checked(const LayerSpec& spec, Weights weights) {
-  if (auto status = weights.validate(spec); !status) return status.error();
-  return weights;
-}
-
 Status check_pointer(const void* pointer, const char* name, std::size_t expert) {
   if (pointer == nullptr) return bad_argument(fmt::format("expert {}: {} is null", expert, name));
   if (reinterpret_cast<std::uintptr_t>(pointer) % kAlignment != 0) {
@@ -97,6 +92,100 @@ Status check_stride(std::int64_t stride, std::int64_t least, const char* name, s
   if (stride >= least && stride <= kMaxStride && stride % kWidthMultiple == 0) return {};
   return bad_argument(fmt::format("expert {}: {} is {}; must be a multiple of {} from {} to {}", expert, name,
                                   stride, kWidthMultiple, least, kMaxStride));
+}
+
+/// All that validate checks but the biases.
+Status check_matrices(const LayerSpec& spec, const std::vector<ExpertWeights>& experts) {
+  if (experts.size() != spec.expert_widths.size()) {
+    return bad_argument(
+        fmt::format("weights of {} experts; the layer has {}", experts.size(), spec.num_experts()));
+  }
+  const bool gated = spec.gated();
+  const bool one_matrix = interleaved(spec) && spec.fc1_layout == WeightLayout::kn;
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    const ExpertWeights& expert = experts[e];
+    const std::int64_t width = spec.expert_widths[e];
+    if (gated) {
+      if (auto status = check_pointer(expert.gate, "gate", e); !status) return status;
+    } else if (expert.gate != nullptr) {
+      return bad_argument(fmt::format("expert {}: gate must be null: activation {} is not gated", e,
+                                      to_string(spec.activation)));
+    }
+    if (!one_matrix) {
+      if (auto status = check_pointer(expert.up, "up", e); !status) return status;
+    }
+    if (auto status = check_pointer(expert.down, "down", e); !status) return status;
+    std::int64_t least = spec.hidden_size;
+    if (spec.fc1_layout == WeightLayout::kn) least = one_matrix ? 2 * width : width;
+    if (auto status = check_stride(expert.fc1_stride, least, "fc1_stride", e); !status) return status;
+    if (auto status = check_stride(expert.fc2_stride, fc2_contiguous_stride(spec, width), "fc2_stride", e);
+        !status) {
+      return status;
+    }
+  }
+  return {};
+}
+
+Status check_biases(const LayerSpec& spec, const std::vector<ExpertWeights>& experts) {
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    const ExpertWeights& w = experts[e];
+    const struct {
+      const char* name;
+      const void* pointer;
+      bool wanted;
+    } biases[] = {{"gate_bias", w.gate_bias, spec.bias && spec.gated()},
+                  {"up_bias", w.up_bias, spec.bias},
+                  {"down_bias", w.down_bias, spec.bias}};
+    for (const auto& b : biases) {
+      if ((b.pointer != nullptr) != b.wanted) {
+        return bad_argument(fmt::format("expert {}: {} {}", e, b.name,
+                                        b.wanted    ? "is null: the layer has biases (Weights::with_biases)"
+                                        : spec.bias ? "must be null: the activation is not gated"
+                                                    : "must be null: the layer has no biases"));
+      }
+      if (reinterpret_cast<std::uintptr_t>(b.pointer) % kElementBytes != 0) {
+        return bad_argument(fmt::format("expert {}: {} is at {}, which is not {}-byte aligned", e, b.name,
+                                        fmt::ptr(b.pointer), kElementBytes));
+      }
+    }
+    if (w.fc1_bias_stride != 1 && w.fc1_bias_stride != 2) {
+      return bad_argument(
+          fmt::format("expert {}: fc1_bias_stride is {}; must be 1 or 2", e, w.fc1_bias_stride));
+    }
+  }
+  return {};
+}
+
+/// Points one expert's bias fields into fc1's bias, whose second half begins `half` entries after the first.
+void set_fc1_bias(const LayerSpec& spec, const void* base, std::int64_t half, ExpertWeights& expert) {
+  expert.fc1_bias_stride = interleaved(spec) ? 2 : 1;
+  if (!spec.gated()) {
+    expert.up_bias = base;
+    return;
+  }
+  const void* second = advance(base, interleaved(spec) ? 1 : half);
+  const bool up_first = spec.gate_order == GateOrder::up_first;
+  expert.gate_bias = up_first ? second : base;
+  expert.up_bias = up_first ? base : second;
+}
+
+Status require_biases(const LayerSpec& spec, const Weights& weights) {
+  if (auto status = spec.validate(); !status) return status;
+  if (!spec.bias) return bad_argument("biases were given; the layer has none (LayerSpec::bias is false)");
+  return check_matrices(spec, weights.experts);
+}
+
+Result<Weights> checked(const LayerSpec& spec, Weights weights) {
+  if (auto status = check_matrices(spec, weights.experts); !status) return status.error();
+  return weights;
+}
+
+Status check_padded_width(const LayerSpec& spec, std::int64_t padded_width) {
+  if (padded_width >= spec.max_width() && padded_width <= kMaxWidth && padded_width % kWidthMultiple == 0)
+    return {};
+  return bad_argument(
+      fmt::format("padded_width is {}; must be a multiple of {} from {} (the widest expert) to {}",
+                  padded_width, kWidthMultiple, spec.max_width(), kMaxWidth));
 }
 
 /// Experts one after another, each stored with `padded_width`, or with its own width when there is none.
@@ -129,11 +218,7 @@ Result<Weights> Weights::blocks(const LayerSpec& spec, const void* fc1, const vo
 Result<Weights> Weights::padded(const LayerSpec& spec, const void* fc1, const void* fc2,
                                 std::int64_t padded_width) {
   if (auto status = spec.validate(); !status) return status.error();
-  if (padded_width < spec.max_width() || padded_width > kMaxWidth || padded_width % kWidthMultiple != 0) {
-    return bad_argument(
-        fmt::format("padded_width is {}; must be a multiple of {} from {} (the widest expert) to {}",
-                    padded_width, kWidthMultiple, spec.max_width(), kMaxWidth));
-  }
+  if (auto status = check_padded_width(spec, padded_width); !status) return status.error();
   return one_after_another(spec, fc1, fc2, padded_width);
 }
 
@@ -219,35 +304,48 @@ Result<Weights> Weights::pointers(const LayerSpec& spec, const std::vector<const
   return checked(spec, std::move(weights));
 }
 
-Status Weights::validate(const LayerSpec& spec) const {
-  if (experts.size() != spec.expert_widths.size()) {
-    return bad_argument(
-        fmt::format("weights of {} experts; the layer has {}", experts.size(), spec.num_experts()));
+Result<Weights> Weights::with_biases(const LayerSpec& spec, const void* fc1_bias, const void* fc2_bias,
+                                     std::int64_t padded_width) const {
+  if (auto status = require_biases(spec, *this); !status) return status.error();
+  if (auto status = require(fc1_bias, "fc1_bias"); !status) return status.error();
+  if (auto status = require(fc2_bias, "fc2_bias"); !status) return status.error();
+  if (padded_width != 0) {
+    if (auto status = check_padded_width(spec, padded_width); !status) return status.error();
   }
-  const bool gated = spec.gated();
-  const bool one_matrix = interleaved(spec) && spec.fc1_layout == WeightLayout::kn;
+  Weights weights = *this;
+  std::int64_t before = 0;
   for (std::size_t e = 0; e < experts.size(); ++e) {
-    const ExpertWeights& expert = experts[e];
-    const std::int64_t width = spec.expert_widths[e];
-    if (gated) {
-      if (auto status = check_pointer(expert.gate, "gate", e); !status) return status;
-    } else if (expert.gate != nullptr) {
-      return bad_argument(fmt::format("expert {}: gate must be null: activation {} is not gated", e,
-                                      to_string(spec.activation)));
-    }
-    if (!one_matrix) {
-      if (auto status = check_pointer(expert.up, "up", e); !status) return status;
-    }
-    if (auto status = check_pointer(expert.down, "down", e); !status) return status;
-    std::int64_t least = spec.hidden_size;
-    if (spec.fc1_layout == WeightLayout::kn) least = one_matrix ? 2 * width : width;
-    if (auto status = check_stride(expert.fc1_stride, least, "fc1_stride", e); !status) return status;
-    if (auto status = check_stride(expert.fc2_stride, fc2_contiguous_stride(spec, width), "fc2_stride", e);
-        !status) {
-      return status;
-    }
+    const std::int64_t stored = padded_width != 0 ? padded_width : spec.expert_widths[e];
+    set_fc1_bias(spec, advance(fc1_bias, fc1_columns(spec, before)), stored, weights.experts[e]);
+    weights.experts[e].down_bias = advance(fc2_bias, static_cast<std::int64_t>(e) * spec.hidden_size);
+    before += stored;
   }
-  return {};
+  if (auto status = weights.validate(spec); !status) return status.error();
+  return weights;
+}
+
+Result<Weights> Weights::with_biases(const LayerSpec& spec, const std::vector<const void*>& fc1_bias,
+                                     const std::vector<const void*>& fc2_bias) const {
+  if (auto status = require_biases(spec, *this); !status) return status.error();
+  if (fc1_bias.size() != experts.size() || fc2_bias.size() != experts.size()) {
+    return bad_argument(fmt::format("{} fc1_bias and {} fc2_bias pointers; the layer has {} experts",
+                                    fc1_bias.size(), fc2_bias.size(), experts.size()));
+  }
+  Weights weights = *this;
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    for (const auto& [pointer, name] : {std::pair{fc1_bias[e], "fc1_bias"}, std::pair{fc2_bias[e], "fc2_bias"}}) {
+      if (pointer == nullptr) return bad_argument(fmt::format("expert {}: {} is null", e, name));
+    }
+    set_fc1_bias(spec, fc1_bias[e], spec.expert_widths[e], weights.experts[e]);
+    weights.experts[e].down_bias = fc2_bias[e];
+  }
+  if (auto status = weights.validate(spec); !status) return status.error();
+  return weights;
+}
+
+Status Weights::validate(const LayerSpec& spec) const {
+  if (auto status = check_matrices(spec, experts); !status) return status;
+  return check_biases(spec, experts);
 }
 
 std::int64_t packed_width(std::int64_t width) noexcept {
@@ -278,13 +376,25 @@ void pack_kn_halves(const std::byte* source, std::int64_t hidden, std::int64_t w
   }
 }
 
+/// Whether an expert of this width can be packed.
+Status check_packing(const LayerSpec& spec, std::int64_t width) {
+  if (width < 1 || width > kMaxWidth) {
+    return bad_argument(fmt::format("width is {}; must be from 1 to {}", width, kMaxWidth));
+  }
+  const ActivationInfo& activation = activation_info(spec.activation);
+  if (packed_width(width) != width && !activation.keeps_zero) {
+    return Error(ErrorCode::unsupported,
+                 fmt::format("width {} cannot be padded to {}: activation {} of zero is not zero", width,
+                             packed_width(width), activation.name));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status pack_expert(const LayerSpec& spec, std::int64_t width, const void* fc1, const void* fc2,
                    void* packed_fc1, void* packed_fc2) {
-  if (width < 1 || width > kMaxWidth) {
-    return bad_argument(fmt::format("width is {}; must be from 1 to {}", width, kMaxWidth));
-  }
+  if (auto status = check_packing(spec, width); !status) return status;
   if (spec.hidden_size < 1 || spec.hidden_size > kMaxHidden) {
     return bad_argument(fmt::format("hidden_size is {}; must be from 1 to {}", spec.hidden_size, kMaxHidden));
   }
@@ -295,12 +405,6 @@ Status pack_expert(const LayerSpec& spec, std::int64_t width, const void* fc1, c
     if (auto status = require(pointer, name); !status) return status;
   }
   const std::int64_t packed = packed_width(width);
-  const ActivationInfo& activation = activation_info(spec.activation);
-  if (packed != width && !activation.keeps_zero) {
-    return Error(ErrorCode::unsupported,
-                 fmt::format("width {} cannot be padded to {}: activation {} of zero is not zero", width,
-                             packed, activation.name));
-  }
   const auto* in1 = static_cast<const std::byte*>(fc1);
   const auto* in2 = static_cast<const std::byte*>(fc2);
   auto* out1 = static_cast<std::byte*>(packed_fc1);
@@ -327,6 +431,22 @@ Status pack_expert(const LayerSpec& spec, std::int64_t width, const void* fc1, c
     copy_rows(in2, hidden, width, out2, hidden, packed);
   } else {
     copy_rows(in2, width, hidden, out2, packed, hidden);
+  }
+  return {};
+}
+
+Status pack_fc1_bias(const LayerSpec& spec, std::int64_t width, const void* fc1_bias,
+                     void* packed_fc1_bias) {
+  if (auto status = check_packing(spec, width); !status) return status;
+  if (auto status = require(fc1_bias, "fc1_bias"); !status) return status;
+  if (auto status = require(packed_fc1_bias, "packed_fc1_bias"); !status) return status;
+  const auto* in = static_cast<const std::byte*>(fc1_bias);
+  auto* out = static_cast<std::byte*>(packed_fc1_bias);
+  const std::int64_t packed = packed_width(width);
+  if (spec.gated() && spec.gate_order != GateOrder::interleaved) {
+    pack_kn_halves(in, 1, width, out, packed);
+  } else {
+    copy_rows(in, 1, fc1_columns(spec, width), out, 1, fc1_columns(spec, packed));
   }
   return {};
 }

@@ -44,7 +44,9 @@ class ChunkRun {
         workspace_(reinterpret_cast<std::uint64_t>(args.workspace)) {}
 
   Status run() noexcept {
-    if (kernels_[Stage::whole_layer].function != nullptr && tokens_ <= kernels_.config.one_launch.max_tokens)
+    // The whole-layer kernel writes every token's row.
+    if (kernels_[Stage::whole_layer].function != nullptr &&
+        tokens_ <= kernels_.config.one_launch.max_tokens && !keeps_absent())
       return whole_layer();
     if (auto ok = sort(); !ok) return ok;
     if (kernels_[Stage::gather].function != nullptr) {
@@ -106,6 +108,10 @@ class ChunkRun {
     p.fc2_cluster = kernels_.config.fc2.cluster;
     p.fc1_tile_columns = model::tile_columns(spec_, model::GemmStage::fc1, kernels_.config.fc1);
     p.classes = classes;
+    p.expert_map = args_.expert_map;
+    p.global_experts = global_experts();
+    p.topk_weights = topk_weights();
+    p.row_weight = row_weight();
     if (!two_launches) return launch(Stage::sort_single, 1, p);
     if (auto ok = launch(Stage::sort_count, grid.blocks, p); !ok) return ok;
     return launch(Stage::sort_scatter, grid.blocks + 1, p);  // one writes the schedule
@@ -164,12 +170,13 @@ class ChunkRun {
     p.y = at<const void>(workspace_, layout_.y);
     p.out = static_cast<char*>(args_.out) + begin_ * out_stride() * 2;
     p.slot_row = at<const i32>(workspace_, layout_.slot_row);
-    p.topk_weights = args_.topk_weights + begin_ * spec_.top_k;
+    p.topk_weights = topk_weights();
     p.token_count = args_.token_count;
     p.out_stride = out_stride();
     p.tokens = static_cast<i32>(tokens_);
     p.token_begin = static_cast<i32>(begin_);
     p.accumulate = args_.accumulate;
+    p.keep_absent = keeps_absent();
     return launch(Stage::combine, elementwise_blocks(Stage::combine, tokens_, 1), p);
   }
 
@@ -178,8 +185,10 @@ class ChunkRun {
     p.x = x();
     p.out = static_cast<char*>(args_.out) + begin_ * out_stride() * 2;
     p.topk_ids = topk_ids();
-    p.topk_weights = args_.topk_weights + begin_ * spec_.top_k;
+    p.topk_weights = topk_weights();
     p.token_count = args_.token_count;
+    p.expert_map = args_.expert_map;
+    p.global_experts = global_experts();
     p.experts = at<const abi::ExpertEntry>(context_.expert_table, table_.entries);
     p.h = at<void>(workspace_, layout_.h);
     p.control = at<abi::LayerControl>(workspace_, layout_.layer_control);
@@ -204,6 +213,8 @@ class ChunkRun {
     p.expert_order = at<const i32>(context_.expert_table, table_.order);
     p.tile_prefix = at<const i32>(workspace_, layout_.fc1_tile_prefix);
     p.h_pending = h_pending();
+    p.biases = spec_.bias ? at<const abi::ExpertBias>(context_.expert_table, table_.biases) : nullptr;
+    p.row_weight = row_weight();
     return p;
   }
 
@@ -265,6 +276,14 @@ class ChunkRun {
     const std::int64_t id_bytes = args_.id_type == IdType::int64 ? 8 : 4;
     return static_cast<const char*>(args_.topk_ids) + begin_ * spec_.top_k * id_bytes;
   }
+  const float* topk_weights() const noexcept { return args_.topk_weights + begin_ * spec_.top_k; }
+  float* row_weight() const noexcept {
+    return spec_.weight_on_input ? at<float>(workspace_, layout_.row_weight) : nullptr;
+  }
+  i32 global_experts() const noexcept {
+    return args_.expert_map != nullptr ? static_cast<i32>(args_.num_global_experts) : 0;
+  }
+  bool keeps_absent() const noexcept { return args_.absent_tokens == AbsentTokens::untouched; }
   const void* x() const noexcept { return static_cast<const char*>(args_.x) + begin_ * x_stride() * 2; }
 
   const RunContext& context_;

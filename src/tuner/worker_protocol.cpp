@@ -71,9 +71,9 @@ float parameter(const JsonFields& fields, std::string_view name) {
 LayerSpec read_spec(const JsonFields& fields) {
   LayerSpec spec;
   spec.activation = named(fields, "activation", parse_activation);
-  std::vector<std::string_view> known = {"hidden_size", "expert_widths", "top_k",
-                                         "activation",  "dtype",         "fc1_layout",
-                                         "fc2_layout",  "gate_order",    "batch_invariant"};
+  std::vector<std::string_view> known = {"hidden_size",     "expert_widths", "top_k",          "activation",
+                                         "dtype",           "fc1_layout",    "fc2_layout",     "gate_order",
+                                         "batch_invariant", "bias",          "weight_on_input"};
   if (activation_info(spec.activation).uses_params) {
     known.insert(known.end(), {"alpha", "limit"});
     spec.activation_params.alpha = parameter(fields, "alpha");
@@ -88,6 +88,8 @@ LayerSpec read_spec(const JsonFields& fields) {
   spec.fc2_layout = named(fields, "fc2_layout", parse_weight_layout);
   spec.gate_order = named(fields, "gate_order", parse_gate_order);
   spec.batch_invariant = boolean(fields, "batch_invariant");
+  spec.bias = boolean(fields, "bias");
+  spec.weight_on_input = boolean(fields, "weight_on_input");
   if (Status status = spec.validate(); !status) fields.fail(status.error().message());
   return spec;
 }
@@ -164,6 +166,8 @@ std::string spec_json(const LayerSpec& spec) {
       .text("fc2_layout", to_string(spec.fc2_layout))
       .text("gate_order", to_string(spec.gate_order))
       .boolean("batch_invariant", spec.batch_invariant)
+      .boolean("bias", spec.bias)
+      .boolean("weight_on_input", spec.weight_on_input)
       .object();
 }
 

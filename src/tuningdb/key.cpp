@@ -41,8 +41,6 @@ Status check_fixed(const TuningKey& key) {
         fmt::format("q_dtype_w is {}; must be {}, as dtype", to_string(key.q_dtype_w), to_string(key.dtype)));
   }
   if (key.q_type != QuantType::none) return bad_key("q_type must be none");
-  if (key.doweight_stage1) return bad_key("doweight_stage1 is true; must be false");
-  if (key.bias) return bad_key("bias is true; must be false");
   return {};
 }
 
@@ -90,6 +88,8 @@ TuningKey make_tuning_key(const LayerSpec& spec, const TuningDevice& device, std
   key.fc1_layout = spec.fc1_layout;
   key.fc2_layout = spec.fc2_layout;
   if (activation.gated) key.gate_order = spec.gate_order;
+  key.doweight_stage1 = spec.weight_on_input;
+  key.bias = spec.bias;
   key.batch_invariant = spec.batch_invariant;
   return key;
 }
@@ -107,6 +107,8 @@ LayerSpec layer_spec_of(const TuningKey& key) {
   spec.fc1_layout = key.fc1_layout;
   spec.fc2_layout = key.fc2_layout;
   spec.gate_order = key.gate_order;
+  spec.weight_on_input = key.doweight_stage1;
+  spec.bias = key.bias;
   spec.batch_invariant = key.batch_invariant;
   return spec;
 }

@@ -136,6 +136,8 @@ std::string tune_command(const LayerSpec& spec, std::int64_t tokens) {
   if (spec.gated() && spec.gate_order != plain.gate_order)
     text += fmt::format(" --gate-order {}", to_string(spec.gate_order));
   if (spec.batch_invariant) text += " --batch-invariant";
+  if (spec.bias) text += " --bias";
+  if (spec.weight_on_input) text += " --weight-on-input";
   return text + fmt::format(" --tokens {}", tokens);
 }
 

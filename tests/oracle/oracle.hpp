@@ -14,8 +14,9 @@
 /// What a Mixture-of-Experts layer computes, as a plain fp64 loop with the rounding points of the library's
 /// conventions:
 ///
-///   fc1 accumulates; the activation is applied; h is rounded ONCE to the activation dtype; fc2 accumulates
-///   and is multiplied by the routing weight; the row is rounded to the output dtype (where rows are stored
+///   fc1 accumulates (weight on input: is multiplied by the routing weight) and gets its bias; the activation
+///   is applied; h is rounded ONCE to the activation dtype; fc2 accumulates, gets its bias and is multiplied
+///   by the routing weight (unless fc1 was); the row is rounded to the output dtype (where rows are stored
 ///   before the combine); the combine sums in ascending k; the old `out` is added when accumulating; one
 ///   final rounding to the output dtype.
 ///
@@ -30,11 +31,18 @@ struct OracleMatrix {
   std::int64_t k_stride = 0;
 };
 
+/// A vector: element i lies at data[i · stride]. Null: zeroes.
+struct OracleVector {
+  const std::uint16_t* data = nullptr;
+  std::int64_t stride = 1;
+};
+
 struct OracleExpert {
   std::int64_t width = 0;
   OracleMatrix gate;  ///< [width, H]; unread when the activation is not gated
   OracleMatrix up;    ///< [width, H]
   OracleMatrix down;  ///< [H, width]
+  OracleVector gate_bias = {}, up_bias = {}, down_bias = {};
 };
 
 struct OracleLayer {
@@ -46,6 +54,7 @@ struct OracleLayer {
   std::vector<OracleExpert> experts;
   bool round_rows = true;    ///< rows are stored (rounded) before the combine
   bool round_output = true;  ///< false: the sum before its final rounding
+  bool weight_on_input = false;
 };
 
 /// One forward's inputs, host memory.
@@ -56,6 +65,9 @@ struct OracleCall {
   const float* weights = nullptr;          ///< [T, k]
   const std::uint16_t* old_out = nullptr;  ///< null: out is written, else accumulated into
   std::int64_t out_stride = 0;             ///< of old_out; 0: H
+  const std::int32_t* expert_map =
+      nullptr;  ///< null, or [global_experts]: ids index it, and it names experts
+  std::int64_t global_experts = 0;
 };
 
 inline bool is_gated(varmoe::Activation a) {
@@ -176,13 +188,17 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
   const std::int64_t out_stride = call.out_stride != 0 ? call.out_stride : H;
   const double* table = detail::decode_table(layer.dtype);
   const bool gated = is_gated(layer.activation);
+  const auto bias = [table](const OracleVector& v, std::int64_t i) {
+    return v.data != nullptr ? table[v.data[i * v.stride]] : 0.0;
+  };
 
   std::vector<Route> routes;
   std::vector<std::size_t> first_route;  // of each sampled token, and the end
   for (const std::int64_t t : tokens) {
     first_route.push_back(routes.size());
     for (std::int64_t j = 0; j < k; ++j) {
-      const std::int64_t e = call.ids[t * k + j];
+      std::int64_t e = call.ids[t * k + j];
+      if (call.expert_map != nullptr) e = e >= 0 && e < call.global_experts ? call.expert_map[e] : -1;
       if (e >= 0 && e < E) routes.push_back({t, j, e, {}, {}, {}});
     }
   }
@@ -218,7 +234,11 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
     double gate[kChunk] = {}, up[kChunk];
     if (gated) detail::product(table, expert.gate, r.x.data(), H, item.first, item.count, gate);
     detail::product(table, expert.up, r.x.data(), H, item.first, item.count, up);
+    const double weight =
+        layer.weight_on_input ? static_cast<double>(call.weights[r.token * k + r.slot]) : 1.0;
     for (std::int64_t o = 0; o < item.count; ++o) {
+      gate[o] = gate[o] * weight + bias(expert.gate_bias, item.first + o);
+      up[o] = up[o] * weight + bias(expert.up_bias, item.first + o);
       r.h[static_cast<std::size_t>(item.first + o)] =
           round_to(layer.dtype, activate(layer.activation, layer.params, gate[o], up[o]));
     }
@@ -232,7 +252,8 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
     double* y = r.y.data() + item.first;
     detail::product(table, expert.down, r.h.data(), expert.width, item.first, item.count, y);
     for (std::int64_t o = 0; o < item.count; ++o) {
-      y[o] *= static_cast<double>(call.weights[r.token * k + r.slot]);
+      y[o] += bias(expert.down_bias, item.first + o);
+      if (!layer.weight_on_input) y[o] *= static_cast<double>(call.weights[r.token * k + r.slot]);
       if (layer.round_rows) y[o] = round_to(layer.dtype, y[o]);
     }
   });

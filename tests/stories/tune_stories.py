@@ -285,7 +285,8 @@ class Fuzz(Story):
         random = Random(seed)
         options = ["--set", "--model", "--device", "--tokens", "--hidden-size", "--experts", "--width", "--widths", "--top-k",
                    "--activation", "--dtype", "--fc1-layout", "--gate-order", "--layer", "--alpha", "--limit", "--fc1-config",
-                   "--fc2-config", "--cache-dir", "--jobs", "--json", "--batch-invariant"]
+                   "--fc2-config", "--cache-dir", "--jobs", "--json", "--batch-invariant", "--bias",
+                   "--weight-on-input"]
         values = ["8_variable", "h200", "64", "1,64", "0", "-1", "", "9" * 40, "1e9", "nan", "bf16", "kn", "silu_mul", "64x4",
                   "64x0,8", "block_m=64", "block_m=64;tokens=1-2", "=,;=", "x" * 3000, "\x01\xff", "--", "{}", "/dev/null", "/", "."]
         for i in range(150):

@@ -70,6 +70,10 @@ void LayerInput::add_options(CLI::App& app) {
   app.add_option("--gate-order", gate_order, "gate_first, up_first or interleaved")->group("Layer");
   app.add_flag("--batch-invariant", batch_invariant, "a token's bits do not depend on its neighbours")
       ->group("Layer");
+  app.add_flag("--bias", bias, "fc1 and fc2 add biases")->group("Layer");
+  app.add_flag("--weight-on-input", weight_on_input,
+               "routing weights multiply the experts' input, not their output")
+      ->group("Layer");
 }
 
 bool LayerInput::empty() const noexcept {
@@ -93,6 +97,8 @@ Status LayerInput::apply_overrides(LayerSpec& spec) const {
   if (limit) spec.activation_params.limit = static_cast<float>(*limit);
   if (top_k != 0) spec.top_k = top_k;
   if (batch_invariant) spec.batch_invariant = true;
+  if (bias) spec.bias = true;
+  if (weight_on_input) spec.weight_on_input = true;
   return spec.validate();
 }
 
@@ -167,6 +173,7 @@ Result<std::vector<InputLayer>> LayerInput::read(std::vector<std::string>* notes
   }
   for (InputLayer& input : layers) {
     if (auto status = apply_overrides(input.spec); !status) return status.error();
+    if (input.router) input.router->weight_on_input = input.spec.weight_on_input;
   }
   return layers;
 }

@@ -32,7 +32,7 @@ struct LayerInput {
   std::string widths;  ///< "512x4,256x4" or "768,512"
   std::string activation, dtype, fc1_layout, fc2_layout, gate_order;
   std::optional<double> alpha, limit;
-  bool batch_invariant = false;
+  bool batch_invariant = false, bias = false, weight_on_input = false;
 
   void add_options(CLI::App& app);
   /// Nothing names a layer.

@@ -65,6 +65,8 @@ extern "C" __global__ void varmoe_tool_fill(Fill p) {
 struct Expert {
   const u16 *gate, *up, *down;
   i64 width, fc1_stride, fc2_stride;
+  const u16 *gate_bias, *up_bias, *down_bias;
+  i64 fc1_bias_stride;
 };
 struct Reference {
   const u16* x;
@@ -76,6 +78,7 @@ struct Reference {
   i64 hidden, h_stride;
   int top_k, num_experts, activation, gated, fp16, fc1_kn, fc2_kn, interleaved;
   float alpha, limit;
+  int weight_on_input, unused;
 };
 
 // In the order of varmoe/layer_spec.hpp's Activation.
@@ -145,6 +148,13 @@ extern "C" __global__ void varmoe_tool_reference_h(Reference p) {
     up = warp_sum(up);
     if (lane != 0) return;
   }
+  if (p.weight_on_input) {
+    const double weight = p.topk_weights[token * p.top_k + pair % p.top_k];
+    gate *= weight;
+    up *= weight;
+  }
+  if (e.gate_bias) gate += decode(e.gate_bias[n * e.fc1_bias_stride], p.fp16);
+  if (e.up_bias) up += decode(e.up_bias[n * e.fc1_bias_stride], p.fp16);
   const float h = static_cast<float>(activate(p, gate, up));
   p.h[pair * p.h_stride + n] = decode(encode(h, p.fp16), p.fp16);
 }
@@ -168,7 +178,8 @@ extern "C" __global__ void varmoe_tool_reference_out(Reference p) {
       for (i64 i = lane; i < e.width; i += 32) y += h[i] * decode(e.down[c * e.fc2_stride + i], p.fp16);
       y = warp_sum(y);
     }
-    sum += static_cast<double>(p.topk_weights[token * p.top_k + slot]) * y;
+    if (e.down_bias) y += decode(e.down_bias[c], p.fp16);
+    sum += p.weight_on_input ? y : static_cast<double>(p.topk_weights[token * p.top_k + slot]) * y;
   }
   if (p.fc2_kn || lane == 0) p.out[sample * p.hidden + c] = sum;
 }
@@ -236,7 +247,7 @@ extern "C" __global__ void varmoe_tool_scan(Scan p) {
 )";
 
 // The text above declares the same structs.
-static_assert(sizeof(FillParams) == 32 && sizeof(ReferenceExpert) == 48 && sizeof(ReferenceParams) == 112 &&
+static_assert(sizeof(FillParams) == 32 && sizeof(ReferenceExpert) == 80 && sizeof(ReferenceParams) == 120 &&
               sizeof(CompareParams) == 88 && sizeof(ScanParams) == 32);
 
 }  // namespace

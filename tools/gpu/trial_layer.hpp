@@ -52,7 +52,7 @@ class TrialLayer {
 
  private:
   struct Copy {
-    cuda::DeviceBuffer fc1, fc2, table;
+    cuda::DeviceBuffer fc1, fc2, fc1_bias, fc2_bias, table;
     plan::RunContext context;
   };
   struct Routed {
