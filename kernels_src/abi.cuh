@@ -45,6 +45,15 @@ struct alignas(16) ExpertEntry {
   i32 reserved[3];
 };
 
+/// One expert's biases; a table beside the experts', so that layers without pay nothing. Addresses of two-byte elements.
+struct alignas(16) ExpertBias {
+  u64 gate;        // [I_e], fc1_stride elements apart; 0 when not gated
+  u64 up;          // [I_e]
+  u64 down;        // [H]
+  i32 fc1_stride;  // 1, or 2 where gate and up alternate
+  i32 reserved;
+};
+
 /// Up to block_m consecutive routed rows of one expert.
 struct alignas(16) RowTile {
   i32 expert;
@@ -97,8 +106,11 @@ struct SortParams {
   const u64* shared_gate;        // address of w_g [H], in the layer's table
   float* shared_weight;          // [tokens] gets each token's weight of its shared experts
   i64 x_stride;                  // elements
-  i32 sort_blocks;               // sort_single, sort_count: blocks that sort; those after them work out weights
-  i32 reserved;
+  const i32* expert_map;         // [global_experts] id → expert of this layer, or none; null: ids are this layer's
+  const float* topk_weights;     // [tokens, k]; weight on input
+  float* row_weight;             // [rows] gets each row's weight; weight on input
+  i32 global_experts;
+  i32 sort_blocks;               // sort_single, sort_count: blocks that sort; those after them work out weights of shared experts
 };
 
 /// Parameters of the gather kernel: out[r] = x[row_source[r] / k].
@@ -110,8 +122,8 @@ struct GatherParams {
   i64 x_stride;
 };
 
-/// Parameters of the combine kernel: out[t] (+)= Σ_slot weight[t·k + slot]·y[slot_row[t·k + slot]], ascending slot. Slots of shared
-/// experts come after those of topk_weights.
+/// Parameters of the combine kernel: out[t] (+)= Σ_slot weight[t·k + slot]·y[slot_row[t·k + slot]], ascending slot; weight on
+/// input: without the weight. Slots of shared experts come after those of topk_weights.
 struct CombineParams {
   const void* y;                 // [rows, H] contiguous
   void* out;
@@ -122,7 +134,7 @@ struct CombineParams {
   i32 tokens;
   i32 token_begin;
   i32 accumulate;
-  i32 reserved;
+  i32 keep_absent;               // tokens without any row: out stays as it is
   const float* shared_weight;    // [tokens], of layers with a shared gate
 };
 
@@ -209,6 +221,8 @@ struct GemmParams {
   i32* tickets;                  // wgmma: in tile_counts
   i32* h_pending;                // wgmma: [E] output tiles of fc1 that are not stored yet: fc1 counts down, fc2 starts before fc1 ends and
                                  // waits for its expert's zero; null: fc2 waits for all of fc1
+  const ExpertBias* biases;      // [E]; null without biases
+  const float* row_weight;       // [rows] weight on input: fc1's
   TensorMap row_map;             // wgmma, rows by box: a as [rows, K]
 };
 
@@ -241,6 +255,9 @@ struct LayerParams {
   i32 token_begin;               // of this chunk within the batch
   i32 ids_are_64bit;
   i32 accumulate;
+  const i32* expert_map;         // as the sort's
+  i32 global_experts;
+  i32 reserved;
 };
 
 }  // namespace varmoe::abi

@@ -109,6 +109,12 @@ struct PrepareReport {
 
 enum class IdType : std::uint8_t { int32, int64 };
 
+/// What becomes of the rows of `out` whose token has no expert here (expert parallelism).
+enum class AbsentTokens : std::uint8_t {
+  write_zeros,  ///< zeroes are written; with accumulate, added
+  untouched,    ///< neither read nor written
+};
+
 /// Arguments of one forward. Pointers are device pointers on a GPU engine, host pointers on the CPU engine.
 struct ForwardArgs {
   std::int64_t tokens = 0;             ///< T; 0 is allowed and does nothing
@@ -122,6 +128,12 @@ struct ForwardArgs {
   bool accumulate = false;             ///< out += result instead of out = result
   /// Optional device-side token count n ≤ T: rows at and beyond n are neither read nor written. int32, 4-byte aligned.
   const std::int32_t* token_count = nullptr;
+  /// Optional, expert parallelism: topk_ids name experts of the whole model, and this maps them to the layer's. Device-side int32
+  /// [num_global_experts], 4-byte aligned: the layer's expert 0 … E−1, or anything else where another rank has it. Then an id contributes
+  /// zero when it is outside 0 … num_global_experts−1 or mapped to none. Read on every forward: experts may move without a prepare.
+  const std::int32_t* expert_map = nullptr;
+  std::int64_t num_global_experts = 0; ///< entries of expert_map, 1 … 2^31−1; ignored without one
+  AbsentTokens absent_tokens = AbsentTokens::write_zeros;
   void* workspace = nullptr;           ///< 256-byte aligned; needs no initial contents; not shared by concurrent forwards
   std::size_t workspace_bytes = 0;     ///< ≥ Layer::workspace_bytes(tokens)
   void* stream = nullptr;              ///< CUstream / cudaStream_t; null: the legacy default stream. CPU: ignored

@@ -92,6 +92,12 @@ struct LayerSpec {
   /// Each token's shared output is multiplied by sigmoid(x·w_g), w_g [H] of the layer's dtype: one gate for all shared experts
   /// (Qwen2-MoE).
   bool shared_gate = false;
+  /// fc1 and fc2 add a bias of the layer's dtype: fc1's [2I_e] (ungated [I_e]) in the gate order, before the activation; fc2's
+  /// [H], before y is rounded. Both or neither, as in every model that has any; zeroes stand for the one that is missing.
+  bool bias = false;
+  /// The routing weight multiplies the expert's input instead of its output (Llama-4): fc1's fp32 sums are multiplied by it, before
+  /// the bias. A module that rounds x·w to its dtype first differs by that rounding.
+  bool weight_on_input = false;
 
   /// E: routed experts, those that `topk_ids` may name.
   std::int64_t num_experts() const noexcept { return static_cast<std::int64_t>(expert_widths.size()); }
@@ -133,7 +139,7 @@ VARMOE_API std::vector<WidthClass> width_classes(const LayerSpec& spec);
 VARMOE_API std::vector<WidthClass> classes_of_widths(std::vector<std::int64_t> widths);
 
 /// Canonical text of what keys kernels: H, E, k, class set of all experts (widths, not counts; "runtime" beyond kMaxWidthClasses),
-/// activation and its parameters, dtype, layouts, gate order, batch_invariant; of a layer with shared experts their number and
+/// activation and its parameters, dtype, layouts, gate order, batch_invariant; bias and weight_on_input where they are set; of a layer with shared experts their number and
 /// whether there is a shared gate. What a layer ignores (the gate order of an ungated one, unused parameters) does not enter.
 /// Two layers with equal signatures share kernels however their experts are arranged.
 VARMOE_API std::string kernel_signature(const LayerSpec& spec);

@@ -64,7 +64,7 @@ class VARMOE_API Router {
 };
 
 /// route, then forward on the same stream: a layer from its logits. `forward` must read what `route` writes: the same ids (int32), weights,
-/// tokens, token count and stream. `unsupported` for a router with weight_on_input: layers weight their output.
+/// tokens, token count and stream. Router and layer must agree on experts (with an expert map: on its entries), top-k and weight_on_input.
 VARMOE_API Status route_and_forward(Router& router, const RouteArgs& route, Layer& layer, const ForwardArgs& forward) noexcept;
 
 /// Arguments of one alignment. Device pointers on a GPU engine, host pointers on the CPU engine.

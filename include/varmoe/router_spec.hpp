@@ -57,8 +57,8 @@ struct RouterSpec {
   std::int64_t top_groups = 1;   ///< groups that a token may choose from; num_groups: all
   GroupScore group_score = GroupScore::max;
   OutsideGroups outside_groups = OutsideGroups::never;
-  /// The weight multiplies the expert's input instead of its output (Llama-4). The router computes the same either way; a layer that
-  /// cannot apply weights so refuses (route_and_forward).
+  /// The weight multiplies the expert's input instead of its output (Llama-4). The router computes the same either way; the layer says
+  /// it too (LayerSpec::weight_on_input), and route_and_forward refuses two that disagree.
   bool weight_on_input = false;
 
   /// H of a router that computes its logits itself, x·Wᵣᵀ (+ logit bias), from x [T, H] and Wᵣ [E, H]: products and sums in fp32, so

@@ -41,11 +41,12 @@ struct TuningKey {
   DType dtype = DType::bf16;
   DType q_dtype_a = DType::bf16, q_dtype_w = DType::bf16;  ///< of activations and weights: dtype, unquantised
   QuantType q_type = QuantType::none;
-  bool use_g1u1 = true;          ///< gated: fc1 has gate and up
-  bool doweight_stage1 = false;  ///< routing weights are applied in fc1; here the combine applies them
+  bool use_g1u1 = true;  ///< gated: fc1 has gate and up
+  bool doweight_stage1 =
+      false;  ///< LayerSpec::weight_on_input: fc1 applies the routing weights, not the combine
   WeightLayout fc1_layout = WeightLayout::nk, fc2_layout = WeightLayout::nk;
   GateOrder gate_order = GateOrder::gate_first;
-  bool bias = false;
+  bool bias = false;  ///< LayerSpec::bias
   bool batch_invariant = false;
   std::vector<WidthClass>
       shared_inter_dim;  ///< of the shared experts; `inter_dim` and `expert` are the routed ones'

@@ -74,6 +74,8 @@ enum {
 enum { VARMOE_LAYOUT_NK = 0, VARMOE_LAYOUT_KN = 1 };
 enum { VARMOE_GATE_FIRST = 0, VARMOE_GATE_UP_FIRST = 1, VARMOE_GATE_INTERLEAVED = 2 };
 enum { VARMOE_ID_INT32 = 0, VARMOE_ID_INT64 = 1 };
+/* Rows of `out` whose token has no expert here. */
+enum { VARMOE_ABSENT_WRITE_ZEROS = 0, VARMOE_ABSENT_UNTOUCHED = 1 };
 enum { VARMOE_CACHE_RW = 0, VARMOE_CACHE_RO = 1, VARMOE_CACHE_OFF = 2 };
 enum { VARMOE_JIT_ON = 0, VARMOE_JIT_CACHED_ONLY = 1 };
 enum { VARMOE_TUNE_REPLAY = 0, VARMOE_TUNE_OFF = 1, VARMOE_TUNE_ONLINE = 2 };
@@ -159,7 +161,9 @@ typedef struct varmoe_layer_spec {
   const int64_t* shared_widths; /* one per shared expert, which every token visits; multiples of 8; copied */
   size_t num_shared;            /* 0 ... 16 */
   int32_t shared_gate;          /* 0 or 1: sigmoid(x . w_g) weights the shared experts' output (Qwen2-MoE) */
-  int32_t reserved;             /* 0 */
+  int32_t bias;            /* 0 or 1: fc1 and fc2 add a bias */
+  int32_t weight_on_input; /* 0 or 1: the routing weight multiplies fc1's sums, not fc2's (Llama-4) */
+  int32_t reserved;        /* 0 */
 } varmoe_layer_spec;
 
 typedef struct varmoe_layer_options {
@@ -189,6 +193,14 @@ typedef struct varmoe_expert_weights {
   int64_t fc2_stride;
 } varmoe_expert_weights;
 
+/* One expert's biases, of the layer's dtype. This struct is an array element: it never changes. */
+typedef struct varmoe_expert_biases {
+  const void* gate; /* null when not gated */
+  const void* up;
+  const void* down;
+  int64_t fc1_stride; /* elements between entries of gate and of up: 1, or 2 where the two alternate */
+} varmoe_expert_biases;
+
 /* Only the members of the chosen storage are read. */
 typedef struct varmoe_weights {
   size_t struct_size;
@@ -213,6 +225,12 @@ typedef struct varmoe_weights {
   const varmoe_expert_weights* shared_experts; /* [num_shared], as EXPERTS */
   size_t num_shared;       /* entries of the arrays; must be the layer's number of shared experts */
   const void* shared_gate; /* w_g [H]; null unless the layer has a shared gate */
+  /* Of a layer with biases; see Weights::with_biases. */
+  const void* fc1_bias; /* BLOCKS, PACKED, PACKED_JOINT: each expert's, one after another; PADDED: padded */
+  const void* fc2_bias; /* [E, H] */
+  const void* const* fc1_bias_pointers; /* POINTERS */
+  const void* const* fc2_bias_pointers;
+  const varmoe_expert_biases* expert_biases; /* EXPERTS */
 } varmoe_weights;
 
 /* Device pointers on a GPU engine, host pointers on the CPU engine. */
@@ -231,6 +249,11 @@ typedef struct varmoe_forward_args {
   void* workspace;            /* 256-byte aligned */
   size_t workspace_bytes;
   void* stream; /* CUstream or cudaStream_t; ignored on the CPU */
+  const int32_t*
+      expert_map; /* optional device-side [num_global_experts]: id -> the layer's expert, else none */
+  int64_t num_global_experts; /* 0 without expert_map */
+  int32_t absent_tokens;      /* VARMOE_ABSENT_*; WRITE_ZEROS */
+  int32_t reserved;           /* 0 */
 } varmoe_forward_args;
 
 /* The up-projection alone; see UpArgs in engine.hpp. S: the layer's shared experts. */
@@ -267,7 +290,7 @@ typedef struct varmoe_router_spec {
   int64_t num_groups;      /* 1 */
   int64_t top_groups;      /* 1 */
   int32_t outside_groups;  /* VARMOE_OUTSIDE_GROUPS_*; NEVER */
-  int32_t weight_on_input; /* 0 or 1: Llama-4; varmoe_route_and_forward refuses it */
+  int32_t weight_on_input; /* 0 or 1: Llama-4; varmoe_route_and_forward wants the layer's to be the same */
   int64_t hidden_size;     /* 0: given logits; else H, and the router multiplies x by its weight itself */
   int32_t input_type;      /* VARMOE_DTYPE_* of x; BF16 */
   int32_t weight_type;     /* VARMOE_LOGITS_* of the weight; BF16 */
@@ -490,6 +513,9 @@ VARMOE_C_API int64_t varmoe_packed_width(int64_t width);
 /* Pads one expert of any width with zero columns (host memory); see pack_expert in weights.hpp. */
 VARMOE_C_API int varmoe_pack_expert(const varmoe_layer_spec* spec, int64_t width, const void* fc1,
                                     const void* fc2, void* packed_fc1, void* packed_fc2);
+/* The same for fc1's bias; see pack_fc1_bias in weights.hpp. */
+VARMOE_C_API int varmoe_pack_fc1_bias(const varmoe_layer_spec* spec, int64_t width, const void* fc1_bias,
+                                      void* packed_fc1_bias);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -21,6 +21,13 @@ struct ExpertWeights {
   /// contiguous). Multiples of 8. For interleaved nk weights this is twice the stored row length.
   std::int64_t fc1_stride = 0;
   std::int64_t fc2_stride = 0;
+  /// Biases of a layer that has them, else null: gate and up [I_e], down [H], of the layer's dtype, aligned to their element. The
+  /// gate's is null when the activation is not gated.
+  const void* gate_bias = nullptr;
+  const void* up_bias = nullptr;
+  const void* down_bias = nullptr;
+  /// Elements from one entry of gate_bias and of up_bias to the next: 1, or 2 where gate and up alternate.
+  std::int64_t fc1_bias_stride = 1;
 };
 
 /// Weights of all experts, in expert order.
@@ -59,8 +66,17 @@ struct Weights {
   VARMOE_API Status set_shared_pointers(const LayerSpec& spec, const std::vector<const void*>& fc1,
                                         const std::vector<const void*>& fc2, const void* gate = nullptr);
 
-  /// Checks count, nulls, 16-byte alignment and strides against the spec, of routed and shared experts; the error names the
-  /// expert and the matrix. The functions that make Weights check the routed ones alone: shared ones are added after.
+  /// These weights with biases, of a spec that has them. fc1_bias: each expert's [2I_e] (ungated [I_e]) in the gate order, one after
+  /// another; with `padded_width` each as if its width were that, as in the storage "padded" (0: its own). fc2_bias: [E, H].
+  VARMOE_API Result<Weights> with_biases(const LayerSpec& spec, const void* fc1_bias, const void* fc2_bias,
+                                         std::int64_t padded_width = 0) const;
+  /// The same with one pointer per expert: fc1's [2I_e] (ungated [I_e]) in the gate order, fc2's [H].
+  VARMOE_API Result<Weights> with_biases(const LayerSpec& spec, const std::vector<const void*>& fc1_bias,
+                                         const std::vector<const void*>& fc2_bias) const;
+
+  /// Checks count, nulls, 16-byte alignment and strides against the spec, of routed and shared experts, and that biases are there where
+  /// the spec has them and nowhere else; the error names the expert and the matrix. The functions that make Weights check the routed
+  /// matrices alone: shared experts and biases are added after.
   VARMOE_API Status validate(const LayerSpec& spec) const;
 };
 
@@ -72,5 +88,8 @@ VARMOE_API std::int64_t packed_width(std::int64_t width) noexcept;
 /// `fc1` and `fc2` are contiguous in the spec's layouts and gate order with the true width; outputs likewise with the packed one.
 VARMOE_API Status pack_expert(const LayerSpec& spec, std::int64_t width, const void* fc1, const void* fc2,
                               void* packed_fc1, void* packed_fc2);
+/// The same for fc1's bias of one expert ([2·width] in the gate order, [width] ungated): padded columns get a bias of zero, so they stay
+/// exact. fc2's bias has H entries whatever the width.
+VARMOE_API Status pack_fc1_bias(const LayerSpec& spec, std::int64_t width, const void* fc1_bias, void* packed_fc1_bias);
 
 }  // namespace varmoe

@@ -32,9 +32,9 @@
 // the sort, so what the sort wrote is there. Otherwise a block waits only for the warps of its cluster.
 //
 // `Problem` (moe/fc1_sm90.cuh, moe/fc2_sm90.cuh) supplies: Config, kElement, kKn, kMakesH, tile_count(), tile(index, rank),
-// k_extent(width), up_first(expert), kWeightBoxes, load_weights(stage, barrier, tile, k, box, L2 policy), Staging and
-// store(tile, accumulator, staging, first block); kLongestK (of any tile; 0: not known); kTopK (slots that a row of a has) and kWholeStages (K is a multiple of 64) where it
-// gathers.
+// k_extent(width), up_first(expert), kWeightBoxes, load_weights(stage, barrier, tile, k, box, L2 policy), Staging, ahead(tile, first block),
+// what it asks for before the products, and store(tile, accumulator, staging, first block, ahead); kLongestK (of any tile; 0: not known); kTopK (slots that a row of a has)
+// and kWholeStages (K is a multiple of 64) where it gathers.
 namespace varmoe::mma {
 
 template <class Problem>
@@ -350,7 +350,10 @@ class Sm90Gemm {
         products.skip(stages);
         continue;
       }
+      const int first_block = Config::kPingPong ? 0 : group * Group::kBlocks;
+      const auto ahead = problem_.ahead(tile, first_block);
       typename Group::Accumulator acc;
+      ahead.clear(acc);
       if constexpr (Config::kPingPong) {
         // Only one group waits on the ring at a time: a barrier's parity tells two phases apart, not three.
         ptx::mbarrier_wait(shared_ + Shared::kTurn + static_cast<u32>(group) * 8, turn_parity);
@@ -358,7 +361,7 @@ class Sm90Gemm {
       }
       products.multiply(acc, tile.rows, stages);
       if (Config::kPingPong && threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_ + Shared::kTurn + static_cast<u32>(group ^ 1) * 8);
-      problem_.store(tile, acc, staging, Config::kPingPong ? 0 : group * Group::kBlocks);
+      problem_.store(tile, acc, staging, first_block, ahead);
     }
   }
 

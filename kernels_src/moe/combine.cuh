@@ -6,8 +6,9 @@
 #include "ptx/memory.cuh"
 
 // out[t] (+)= Σ_slot weight[t·k + slot]·y[slot_row[t·k + slot]] in fp32, ascending slot. Deterministic: one thread sums
-// one 16-byte chunk of one token. Slots without a row (an id of −1 or ≥ E) add nothing; a token with none gets zeroes. The last
-// kSharedExperts of the kTopK slots are those of shared experts: their weight is 1, or the token's of p.shared_weight.
+// one 16-byte chunk of one token. Slots without a row (an id of −1 or ≥ E) add nothing; a token with none gets zeroes, or is passed
+// over on request. Weight on input (emitted: kWeightOnInput): fc1 has applied the weights, so each row counts once.
+// The last kSharedExperts of the kTopK slots are those of shared experts: their weight is 1, or the token's of p.shared_weight.
 namespace varmoe::moe {
 
 template <class Layer, int kThreads>
@@ -32,6 +33,7 @@ VARMOE_DEVICE void combine(const abi::CombineParams& p) {
     if constexpr (Layer::kSharedGate) shared_weight = p.shared_weight[token];
     const char* column = static_cast<const char*>(p.y) + static_cast<i64>(chunk) * 16;
     float sum[8] = {};
+    i32 any = -1;  // negative: no slot of the token has a row
     // No full unrolling over large k: kInFlight rows are read ahead, then added in order.
 #pragma unroll 1
     for (int s0 = 0; s0 < kTopK; s0 += kInFlight) {
@@ -41,9 +43,13 @@ VARMOE_DEVICE void combine(const abi::CombineParams& p) {
       for (int s = 0; s < kInFlight; ++s) {
         const i32 row = kTopK % kInFlight == 0 || s0 + s < kTopK ? slots[s0 + s] : -1;
         v[s] = Vec16{{0, 0, 0, 0}};
+        any &= row;
         // Slots without a row may carry any weight, NaN too.
         if constexpr (Layer::kSharedExperts > 0) {
-          weight[s] = row < 0 ? 0.0f : s0 + s < kRouted ? weights[s0 + s] : shared_weight;
+          const float routed = s0 + s >= kRouted ? shared_weight : Layer::kWeightOnInput ? 1.0f : weights[s0 + s];
+          weight[s] = row < 0 ? 0.0f : routed;
+        } else if constexpr (Layer::kWeightOnInput) {
+          weight[s] = row >= 0 ? 1.0f : 0.0f;
         } else {
           weight[s] = row >= 0 ? weights[s0 + s] : 0.0f;
         }
@@ -60,6 +66,7 @@ VARMOE_DEVICE void combine(const abi::CombineParams& p) {
         }
       }
     }
+    if (p.keep_absent && any < 0) continue;
     char* out = static_cast<char*>(p.out) + (static_cast<i64>(token) * p.out_stride + chunk * 8) * 2;
     if (p.accumulate) {
       const Vec16 old = ptx::load16_streaming(out);

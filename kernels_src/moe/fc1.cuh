@@ -1,5 +1,6 @@
 #pragma once
 
+#include "epilogue/scale_and_bias.cuh"
 #include "epilogue/store_rows.cuh"
 #include "mma/sm80_gemm.cuh"
 #include "prelude.cuh"
@@ -9,9 +10,10 @@
 #include "tile/operand_rows.cuh"
 #include "tile/operand_weights.cuh"
 
-// fc1: h[r, :] = activation(x[token(r)] · W1ᵀ of r's expert), rounded once.
+// fc1: h[r, :] = activation(x[token(r)] · W1ᵀ of r's expert), rounded once. Before the activation the sums are multiplied by the row's
+// weight (weight on input: x·w is linear up to there) and get the expert's bias.
 //
-// Layer (emitted): kElement, kHidden, kExperts, kTopK, kClasses, width(c), kFc1Kn, kInterleaved, Activation.
+// Layer (emitted): kElement, kHidden, kExperts, kTopK, kClasses, width(c), kFc1Kn, kInterleaved, kBias, kWeightOnInput, Activation.
 // Config (emitted): kBlockM, kBlockN, kBlockK, kStages, kWarpsM, kWarpsN, kRaster, kFusedGather.
 namespace varmoe::moe {
 
@@ -76,6 +78,10 @@ class Fc1 {
   };
 
   VARMOE_DEVICE void epilogue(const schedule::OutputTile& t, typename Warp::Accumulator& acc) const {
+    if constexpr (Layer::kBias || Layer::kWeightOnInput) {
+      epilogue::scale_and_bias<Warp, kElement, Layer::kBias, Layer::kWeightOnInput>(
+          acc, [&](int pair, int block, int element) { return bias_of(t, pair, block, element); }, p.row_weight + t.row_begin, t.rows);
+    }
     const i32 lane_row = Warp::row0() + Warp::lane() / 4;
     const i32 column = t.column_tile * kColumns + (kAdjacent ? Warp::column0() / 2 : Warp::column0());
     const i32 columns = t.width - column;
@@ -105,6 +111,20 @@ class Fc1 {
   }
 
  private:
+  /// Of one of this lane's columns, by where its accumulator lies.
+  VARMOE_DEVICE u32 bias_of(const schedule::OutputTile& t, int pair, int block, int element) const {
+    const i32 in_block = Warp::lane() % 4 * 2 + element;
+    i32 column = Warp::column0() + (kSplit ? pair * 8 : pair * 16 + block * 8) + in_block;
+    bool up = !kGated || block != 0;
+    if constexpr (kAdjacent) {
+      column /= 2;
+      up = element != 0;
+    }
+    column += t.column_tile * kColumns;
+    const abi::ExpertBias& bias = p.biases[t.expert];
+    return epilogue::load_bias(up ? bias.up : bias.gate, static_cast<i64>(column) * bias.fc1_stride, column < t.width);
+  }
+
   template <class... Values>
   VARMOE_DEVICE static float act(Values... v) {
     return Activation{}(v...);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "epilogue/scale_and_bias.cuh"
 #include "epilogue/store_transposed.cuh"
 #include "mma/sm90_gemm.cuh"
 #include "prelude.cuh"
@@ -7,7 +8,8 @@
 #include "ptx/shuffle.cuh"
 #include "schedule/tile_map.cuh"
 
-// fc1 on Hopper: h[r, :] = activation(x[token(r)] · W1ᵀ of r's expert), rounded once. Weights are wgmma's first operand. A gated
+// fc1 on Hopper: h[r, :] = activation(x[token(r)] · W1ᵀ of r's expert), rounded once; scaled and biased before the activation as
+// moe/fc1.cuh says. Weights are wgmma's first operand. A gated
 // layer's gate and up meet in one thread: nk weights arrive as groups of 8 gate rows, 8 up rows, … (one tensor-map box),
 // which lie 8 accumulator rows apart; kn weights as 64 gate columns and 64 up columns, in neighbouring accumulator blocks.
 namespace varmoe::moe {
@@ -29,6 +31,7 @@ class Fc1Sm90 {
   static constexpr int kColumns = kGated ? Config::kBlockN / 2 : Config::kBlockN;
   using Group = mma::Sm90Warpgroup<Config, kElement, kKn>;
   using Staging = epilogue::TransposedRows<64 * Group::kBlocks / (kGated ? 2 : 1)>;
+  using Ahead = epilogue::TransposedScaleAndBias<Group, kElement, Layer::kBias, Layer::kWeightOnInput>;
 
   VARMOE_DEVICE explicit Fc1Sm90(const abi::GemmParams& params) : p(params) {}
 
@@ -60,9 +63,14 @@ class Fc1Sm90 {
     }
   }
 
+  VARMOE_DEVICE Ahead ahead(const mma::TileSlot& t, int first_block) const {
+    return Ahead([&](i32 row) { return bias_of(t, first_block * 64 + row); }, p.row_weight + t.row_begin, t.rows);
+  }
+
   /// `first_block`: of this group in the weight tile. Columns up to the next multiple of 64 are written, as the zeroes that they
-  /// are (weights beyond the width arrive as zero, and every activation of 0 is 0): fc2 multiplies whole stages.
-  VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block) const {
+  /// are (weights beyond the width arrive as zero, their bias is zero, and every activation of 0 is 0): fc2 multiplies whole stages.
+  VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block, const Ahead& ahead) const {
+    ahead.apply(acc, p.row_weight, t.row_begin, t.rows);
     const i32 column = t.column_tile * kColumns + first_block * 64 / (kGated ? 2 : 1);
     const i32 columns = ceil_div(t.width, 64) * 64 - column;
     const i64 stride = p.out_stride * 2;
@@ -111,6 +119,23 @@ class Fc1Sm90 {
   }
 
  private:
+  /// The bias of row `row` of the weight tile, in the order that load_weights makes.
+  VARMOE_DEVICE u32 bias_of(const mma::TileSlot& t, i32 row) const {
+    i32 column = row;
+    bool up = true;
+    if constexpr (kAdjacent) {
+      column = row / 2;
+      up = row % 2 != 0;
+    } else if constexpr (kGated) {
+      constexpr i32 kRun = kApart ? 64 : 8;  // rows of gate, as many of up
+      column = row / (2 * kRun) * kRun + row % kRun;
+      up = (row / kRun % 2 != 0) != (t.up_first != 0);
+    }
+    column += t.column_tile * kColumns;
+    const abi::ExpertBias& bias = p.biases[t.expert];
+    return epilogue::load_bias(up ? bias.up : bias.gate, static_cast<i64>(column) * bias.fc1_stride, column < t.width);
+  }
+
   template <class... Values>
   VARMOE_DEVICE static float act(Values... v) {
     return Activation{}(v...);

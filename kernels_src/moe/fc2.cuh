@@ -1,5 +1,6 @@
 #pragma once
 
+#include "epilogue/scale_and_bias.cuh"
 #include "epilogue/store_rows.cuh"
 #include "mma/sm80_gemm.cuh"
 #include "prelude.cuh"
@@ -9,7 +10,7 @@
 #include "tile/operand_rows.cuh"
 #include "tile/operand_weights.cuh"
 
-// fc2: y[r, :] = h[r, :] · W2ᵀ of r's expert, rounded to the output type; the combine weights it. K is the expert's width: its tail is cut at
+// fc2: y[r, :] = h[r, :] · W2ᵀ of r's expert (+ its bias), rounded to the output type; the combine weights it. K is the expert's width: its tail is cut at
 // the width, with zeroes in both operands, since what lies behind may be a neighbour's NaN.
 namespace varmoe::moe {
 
@@ -63,6 +64,17 @@ class Fc2 {
   };
 
   VARMOE_DEVICE void epilogue(const schedule::OutputTile& t, typename Warp::Accumulator& acc) const {
+    if constexpr (Layer::kBias) {
+      const i32 first = t.column_tile * kColumns + Warp::column0() + Warp::lane() % 4 * 2;
+      const u64 bias = p.biases[t.expert].down;
+      epilogue::scale_and_bias<Warp, kElement, true, false>(
+          acc,
+          [&](int pair, int block, int element) {
+            const i32 column = first + pair * 16 + block * 8 + element;
+            return epilogue::load_bias(bias, column, column < Layer::kHidden);
+          },
+          nullptr, t.rows);
+    }
     const i32 lane_row = Warp::row0() + Warp::lane() / 4;
     const i32 column = t.column_tile * kColumns + Warp::column0();
 #pragma unroll

@@ -1,12 +1,13 @@
 #pragma once
 
+#include "epilogue/scale_and_bias.cuh"
 #include "epilogue/store_transposed.cuh"
 #include "mma/sm90_gemm.cuh"
 #include "prelude.cuh"
 #include "ptx/convert.cuh"
 #include "schedule/tile_map.cuh"
 
-// fc2 on Hopper: y[r, :] = h[r, :] · W2ᵀ of r's expert, rounded to the output type; the combine weights it. K is the expert's
+// fc2 on Hopper: y[r, :] = h[r, :] · W2ᵀ of r's expert (+ its bias), rounded to the output type; the combine weights it. K is the expert's
 // width in whole stages of 64: beyond the width the weights arrive as zero, and fc1 wrote zeroes to h.
 namespace varmoe::moe {
 
@@ -23,6 +24,7 @@ class Fc2Sm90 {
   static constexpr int kColumns = Config::kBlockN;
   using Group = mma::Sm90Warpgroup<Config, kElement, kKn>;
   using Staging = epilogue::TransposedRows<64 * Group::kBlocks>;
+  using Ahead = epilogue::TransposedScaleAndBias<Group, kElement, Layer::kBias, false>;
 
   VARMOE_DEVICE explicit Fc2Sm90(const abi::GemmParams& params) : p(params) {}
 
@@ -47,7 +49,12 @@ class Fc2Sm90 {
     ptx::tma_load_2d<Config::kCluster>(dst + box * 8192, p.weight_maps + t.expert, barrier, policy, kKn ? c : k, kKn ? k : c);
   }
 
-  VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block) const {
+  VARMOE_DEVICE Ahead ahead(const mma::TileSlot& t, int first_block) const {
+    return Ahead([&](i32 row) { return bias_of(t, first_block * 64 + row); }, nullptr, t.rows);
+  }
+
+  VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block, const Ahead& ahead) const {
+    ahead.apply(acc, nullptr, 0, t.rows);
     const i32 column = t.column_tile * kColumns + first_block * 64;
     const i64 stride = p.out_stride * 2;
     char* out = static_cast<char*>(p.out) + t.row_begin * stride + static_cast<i64>(column) * 2;
@@ -62,6 +69,12 @@ class Fc2Sm90 {
   }
 
  private:
+  /// The bias of row `row` of the weight tile.
+  VARMOE_DEVICE u32 bias_of(const mma::TileSlot& t, i32 row) const {
+    const i32 column = t.column_tile * kColumns + row;
+    return epilogue::load_bias(p.biases[t.expert].down, column, column < Layer::kHidden);
+  }
+
   const abi::GemmParams& p;
 };
 

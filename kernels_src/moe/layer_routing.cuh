@@ -49,6 +49,7 @@ struct LayerRouting {
         id = p.ids_are_64bit ? static_cast<const i64*>(p.topk_ids)[r] : static_cast<const i32*>(p.topk_ids)[r];
         s.slot_weight[r] = p.topk_weights[r];
       }
+      if (p.expert_map != nullptr) id = id >= 0 && id < p.global_experts ? p.expert_map[id] : -1;
       const bool valid = id >= 0 && id < kExperts;
       s.ids[r] = valid ? static_cast<i32>(id) : -1;
       if (valid) atomicOr(reinterpret_cast<unsigned long long*>(&s.hit[id]), 1ull << (r / kTopK));

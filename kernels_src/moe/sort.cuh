@@ -69,12 +69,29 @@ struct Sort {
       if (j >= kRoutedSlots) return kRoutedExperts + j - kRoutedSlots;
       slot = token * kRoutedSlots + j;
     }
+    const i32 named = p.expert_map != nullptr ? p.global_experts : kRoutedExperts;
+    i32 id;
     if (p.ids_are_64bit) {
-      const i64 id = static_cast<const i64*>(p.topk_ids)[slot];
-      return id >= 0 && id < kRoutedExperts ? static_cast<i32>(id) : -1;
+      const i64 wide = static_cast<const i64*>(p.topk_ids)[slot];
+      id = wide >= 0 && wide < named ? static_cast<i32>(wide) : -1;
+    } else {
+      id = static_cast<const i32*>(p.topk_ids)[slot];
+      if (id < 0 || id >= named) id = -1;
     }
-    const i32 id = static_cast<const i32*>(p.topk_ids)[slot];
+    if (p.expert_map == nullptr) return id;
+    if (id >= 0) id = p.expert_map[id];
     return id >= 0 && id < kRoutedExperts ? id : -1;
+  }
+
+  /// What a slot's input is multiplied by: shared experts take theirs as it is.
+  VARMOE_DEVICE static float input_weight(const abi::SortParams& p, i32 slot) {
+    if constexpr (Layer::kSharedExperts > 0) {
+      constexpr int kRoutedSlots = Layer::kTopK - Layer::kSharedExperts;
+      const i32 token = static_cast<i32>(static_cast<u32>(slot) / Layer::kTopK), j = slot - token * Layer::kTopK;
+      return j < kRoutedSlots ? p.topk_weights[token * kRoutedSlots + j] : 1.0f;
+    } else {
+      return p.topk_weights[slot];
+    }
   }
 
   /// Whether this block has worked out weights of the shared experts instead of sorting.
@@ -175,6 +192,8 @@ struct Sort {
         if (p.slot_row != nullptr) p.slot_row[slot] = row;
         if (row >= 0) {
           p.row_source[row] = slot;
+          // Here the slot is at hand: fc1 would load it first, for each of its tiles.
+          if constexpr (Layer::kWeightOnInput) p.row_weight[row] = input_weight(p, slot);
         }
       }
     }

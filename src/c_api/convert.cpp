@@ -33,6 +33,7 @@ static_assert(VARMOE_ACTIVATION_IDENTITY == static_cast<int>(Activation::identit
 static_assert(VARMOE_LAYOUT_KN == static_cast<int>(WeightLayout::kn));
 static_assert(VARMOE_GATE_INTERLEAVED == static_cast<int>(GateOrder::interleaved));
 static_assert(VARMOE_ID_INT64 == static_cast<int>(IdType::int64));
+static_assert(VARMOE_ABSENT_UNTOUCHED == static_cast<int>(AbsentTokens::untouched));
 static_assert(VARMOE_CACHE_OFF == static_cast<int>(CacheMode::off));
 static_assert(VARMOE_JIT_CACHED_ONLY == static_cast<int>(JitMode::cached_only));
 static_assert(VARMOE_TUNE_ONLINE == static_cast<int>(TuneMode::online));
@@ -108,7 +109,9 @@ Result<LayerSpec> to_cpp(const varmoe_layer_spec* given) {
                      {"fc2_layout", c.fc2_layout, VARMOE_LAYOUT_KN},
                      {"gate_order", c.gate_order, VARMOE_GATE_INTERLEAVED},
                      {"batch_invariant", c.batch_invariant, 1},
-                     {"shared_gate", c.shared_gate, 1}};
+                     {"shared_gate", c.shared_gate, 1},
+                     {"bias", c.bias, 1},
+                     {"weight_on_input", c.weight_on_input, 1}};
   for (const auto& e : enumerators)
     if (e.value < 0 || e.value > e.last)
       return bad_member(where, e.member, e.value, fmt::format("in 0 … {}", e.last).c_str());
@@ -133,6 +136,8 @@ Result<LayerSpec> to_cpp(const varmoe_layer_spec* given) {
   s.batch_invariant = c.batch_invariant != 0;
   s.shared_widths.assign(c.shared_widths, c.shared_widths + c.num_shared);
   s.shared_gate = c.shared_gate != 0;
+  s.bias = c.bias != 0;
+  s.weight_on_input = c.weight_on_input != 0;
   return s;
 }
 
@@ -166,7 +171,13 @@ std::vector<const void*> list_of(const void* const* pointers, std::size_t count)
 }
 
 ExpertWeights expert_of(const varmoe_expert_weights& e) {
-  return {e.gate, e.up, e.down, e.fc1_stride, e.fc2_stride};
+  ExpertWeights expert;
+  expert.gate = e.gate;
+  expert.up = e.up;
+  expert.down = e.down;
+  expert.fc1_stride = e.fc1_stride;
+  expert.fc2_stride = e.fc2_stride;
+  return expert;
 }
 
 /// What the caller says of shared experts, which the layer may not have: bind compares the two.
@@ -192,6 +203,27 @@ Status add_shared(const varmoe_weights& c, const LayerSpec& spec, Weights& weigh
                                      list_of(c.shared_fc2_pointers, c.num_shared), c.shared_gate);
 }
 
+Result<Weights> with_biases(const varmoe_weights& c, const LayerSpec& spec, Result<Weights> matrices) {
+  constexpr const char* where = "varmoe_weights";
+  if (!matrices) return matrices;
+  const bool pointers = c.storage == VARMOE_STORAGE_POINTERS;
+  if (!spec.bias) {
+    // Of what the storage reads nothing may be set: it would be left out in silence.
+    const void* given = pointers ? static_cast<const void*>(c.fc1_bias_pointers) : c.fc1_bias;
+    const void* given2 = pointers ? static_cast<const void*>(c.fc2_bias_pointers) : c.fc2_bias;
+    if (given || given2)
+      return Error(ErrorCode::invalid_argument, "varmoe_weights: biases are set; the layer has none");
+    return matrices;
+  }
+  if (!pointers)
+    return matrices->with_biases(spec, c.fc1_bias, c.fc2_bias,
+                                 c.storage == VARMOE_STORAGE_PADDED ? c.padded_width : 0);
+  if (!c.fc1_bias_pointers) return null_member(where, "fc1_bias_pointers");
+  if (!c.fc2_bias_pointers) return null_member(where, "fc2_bias_pointers");
+  return matrices->with_biases(spec, list_of(c.fc1_bias_pointers, c.num_experts),
+                               list_of(c.fc2_bias_pointers, c.num_experts));
+}
+
 Result<Weights> routed_weights(const varmoe_weights& c, const LayerSpec& spec) {
   constexpr const char* where = "varmoe_weights";
   const auto check_count = [&]() -> Status {
@@ -201,26 +233,37 @@ Result<Weights> routed_weights(const varmoe_weights& c, const LayerSpec& spec) {
   };
   switch (c.storage) {
     case VARMOE_STORAGE_BLOCKS:
-      return Weights::blocks(spec, c.fc1, c.fc2);
+      return with_biases(c, spec, Weights::blocks(spec, c.fc1, c.fc2));
     case VARMOE_STORAGE_PADDED:
-      return Weights::padded(spec, c.fc1, c.fc2, c.padded_width);
+      return with_biases(c, spec, Weights::padded(spec, c.fc1, c.fc2, c.padded_width));
     case VARMOE_STORAGE_PACKED:
-      return Weights::packed(spec, c.gate, c.up, c.fc2);
+      return with_biases(c, spec, Weights::packed(spec, c.gate, c.up, c.fc2));
     case VARMOE_STORAGE_PACKED_JOINT:
-      return Weights::packed_joint(spec, c.fc1, c.fc2);
+      return with_biases(c, spec, Weights::packed_joint(spec, c.fc1, c.fc2));
     case VARMOE_STORAGE_POINTERS: {
       if (Status status = check_count(); !status) return std::move(status).error();
       if (!c.fc1_pointers) return null_member(where, "fc1_pointers");
       if (!c.fc2_pointers) return null_member(where, "fc2_pointers");
-      return Weights::pointers(spec, list_of(c.fc1_pointers, c.num_experts),
-                               list_of(c.fc2_pointers, c.num_experts), c.fc1_stride, c.fc2_stride);
+      return with_biases(
+          c, spec,
+          Weights::pointers(spec, list_of(c.fc1_pointers, c.num_experts),
+                            list_of(c.fc2_pointers, c.num_experts), c.fc1_stride, c.fc2_stride));
     }
     case VARMOE_STORAGE_EXPERTS: {
       if (Status status = check_count(); !status) return std::move(status).error();
       if (!c.experts) return null_member(where, "experts");
+      if (spec.bias && !c.expert_biases) return null_member(where, "expert_biases");
       Weights w;
       for (std::size_t i = 0; i < c.num_experts; ++i) {
-        w.experts.push_back(expert_of(c.experts[i]));
+        ExpertWeights expert = expert_of(c.experts[i]);
+        if (c.expert_biases) {
+          const varmoe_expert_biases& b = c.expert_biases[i];
+          expert.gate_bias = b.gate;
+          expert.up_bias = b.up;
+          expert.down_bias = b.down;
+          expert.fc1_bias_stride = b.fc1_stride;
+        }
+        w.experts.push_back(expert);
       }
       return w;
     }
@@ -265,6 +308,11 @@ Result<ForwardArgs> to_cpp(const varmoe_forward_args* given) {
   a.workspace = c.workspace;
   a.workspace_bytes = c.workspace_bytes;
   a.stream = c.stream;
+  if (c.absent_tokens != VARMOE_ABSENT_WRITE_ZEROS && c.absent_tokens != VARMOE_ABSENT_UNTOUCHED)
+    return bad_member("varmoe_forward_args", "absent_tokens", c.absent_tokens, "one of VARMOE_ABSENT_*");
+  a.expert_map = c.expert_map;
+  a.num_global_experts = c.num_global_experts;
+  a.absent_tokens = static_cast<AbsentTokens>(c.absent_tokens);
   return a;
 }
 

@@ -129,6 +129,16 @@ int64_t varmoe_packed_width(int64_t width) {
   return packed_width(width);
 }
 
+int varmoe_pack_fc1_bias(const varmoe_layer_spec* spec, int64_t width, const void* fc1_bias,
+                         void* packed_fc1_bias) {
+  return guarded([&] {
+    auto converted = to_cpp(spec);
+    if (!converted) return fail(converted.error());
+    Status status = pack_fc1_bias(*converted, width, fc1_bias, packed_fc1_bias);
+    return status ? int{VARMOE_OK} : fail(status.error());
+  });
+}
+
 int varmoe_pack_expert(const varmoe_layer_spec* spec, int64_t width, const void* fc1, const void* fc2,
                        void* packed_fc1, void* packed_fc2) {
   return guarded([&] {

@@ -44,6 +44,7 @@ struct Kernels {
   /// value.
   void (*combine)(DType dtype, const std::uint16_t* const* rows, int row_count, const std::uint16_t* old,
                   std::int64_t count, std::uint16_t* out);
+  void (*widen)(DType dtype, const std::uint16_t* in, std::int64_t count, float* out);
 };
 
 /// Those that this machine runs, best first.

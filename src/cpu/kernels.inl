@@ -114,7 +114,7 @@ void narrow_fp16(const float* in, float scale, std::int64_t n, std::uint16_t* ou
   for (; i < n; ++i) out[i] = narrow_fp16_one(in[i] * scale);
 }
 
-inline void widen(DType t, const std::uint16_t* in, std::int64_t n, float* out) {
+void widen(DType t, const std::uint16_t* in, std::int64_t n, float* out) {
   t == DType::bf16 ? widen_bf16(in, n, out) : widen_fp16(in, n, out);
 }
 

@@ -4,7 +4,7 @@
 namespace varmoe::cpu {
 
 const Kernels& avx2_kernels() noexcept {
-  static constexpr Kernels table{"avx2", product, scale_round, combine};
+  static constexpr Kernels table{"avx2", product, scale_round, combine, widen};
   return table;
 }
 

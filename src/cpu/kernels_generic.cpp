@@ -4,7 +4,7 @@
 namespace varmoe::cpu {
 
 const Kernels& generic_kernels() noexcept {
-  static constexpr Kernels table{"generic", product, scale_round, combine};
+  static constexpr Kernels table{"generic", product, scale_round, combine, widen};
   return table;
 }
 

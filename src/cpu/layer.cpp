@@ -55,6 +55,11 @@ Status check(const ForwardArgs& args, const LayerSpec& spec) {
   if (args.topk_weights == nullptr) return bad("topk_weights is null");
   if (!aligned(args.topk_weights, 4)) return bad("topk_weights is not 4-byte aligned");
   if (!aligned(args.token_count, 4)) return bad("token_count is not 4-byte aligned");
+  if (!aligned(args.expert_map, 4)) return bad("expert_map is not 4-byte aligned");
+  if (args.expert_map != nullptr && (args.num_global_experts < 1 || args.num_global_experts > INT32_MAX)) {
+    return bad(fmt::format("num_global_experts is {}; it must be 1 … {} with an expert_map",
+                           args.num_global_experts, INT32_MAX));
+  }
   if (!aligned(args.workspace, kWorkspaceAlignment)) {
     return bad(fmt::format("workspace is not {}-byte aligned", kWorkspaceAlignment));
   }
@@ -165,6 +170,9 @@ Status CpuLayer::forward(const ForwardArgs& args) noexcept try {
 Status CpuLayer::up(const UpArgs& up) noexcept {
   const LayerSpec& spec = impl_->spec;
   if (impl_->experts.empty()) return Error(ErrorCode::not_bound, "up before bind");
+  if (spec.weight_on_input)
+    return Error(ErrorCode::unsupported,
+                 "up: the layer has weight_on_input, and UpArgs has no weights: use forward");
   if (up.tokens == 0) return {};
   if (up.workspace_bytes < workspace_bytes(up.tokens)) {
     return Error(ErrorCode::workspace_too_small,

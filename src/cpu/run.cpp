@@ -100,9 +100,9 @@ std::int64_t Run::expert_of(std::int64_t slot) const noexcept {
   const std::int64_t token = slot / slots_, j = slot % slots_;
   if (j >= top_k_) return spec_.num_experts() + j - top_k_;
   const std::int64_t at = token * top_k_ + j;
-  const std::int64_t id = args_.id_type == IdType::int64
-                              ? static_cast<const std::int64_t*>(args_.topk_ids)[at]
-                              : static_cast<const std::int32_t*>(args_.topk_ids)[at];
+  std::int64_t id = args_.id_type == IdType::int64 ? static_cast<const std::int64_t*>(args_.topk_ids)[at]
+                                                   : static_cast<const std::int32_t*>(args_.topk_ids)[at];
+  if (args_.expert_map != nullptr) id = id >= 0 && id < args_.num_global_experts ? args_.expert_map[id] : -1;
   return id >= 0 && id < spec_.num_experts() ? id : -1;
 }
 
@@ -200,6 +200,15 @@ void Run::gate(std::int64_t task, float* scratch) noexcept {
   for (int m = 0; m < p.row_count; ++m) gates_[first + m] = 1.0f / (1.0f + std::exp(-p.c[m * kTileOutputs]));
 }
 
+void Run::add_bias(const void* bias, std::int64_t first, std::int64_t stride, int rows, int outputs,
+                   std::int64_t step, float* sums) const noexcept {
+  float values[2 * kTileOutputs];
+  kernels_.widen(spec_.dtype, elements(bias) + first * stride, (outputs - 1) * stride + 1, values);
+  for (int m = 0; m < rows; ++m) {
+    for (std::int64_t i = 0; i < outputs; ++i) sums[m * kTileOutputs + i * step] += values[i * stride];
+  }
+}
+
 void Run::fc1(std::int64_t task, float* scratch) noexcept {
   const Tile t = tile_of(fc1_tasks_, task, fc1_outputs_, true);
   const auto expert = static_cast<std::size_t>(t.expert);
@@ -221,7 +230,7 @@ void Run::fc1(std::int64_t task, float* scratch) noexcept {
   p.depth = hidden_;
   p.scratch = scratch;
   const std::int64_t offset = t.first_output * (p.layout == WeightLayout::nk ? w.fc1_stride : 1);
-  const float *gate_values = gate, *up_values = up;
+  float *gate_values = gate, *up_values = up;
   std::int64_t step = 1;
   if (joint_) {
     p.weights = elements(w.gate) + 2 * offset;
@@ -240,6 +249,20 @@ void Run::fc1(std::int64_t task, float* scratch) noexcept {
       p.c = gate;
       kernels_.product(p);
     }
+  }
+  if (spec_.weight_on_input) {
+    // Not together with the bias: a compiler may make one multiply-add of the two in one loop and not in
+    // another.
+    for (int m = 0; m < t.rows; ++m) {
+      const float weight = weight_of(row_slot_[t.first_row + m]);
+      for (int i = 0; i < p.outputs; ++i) up[m * kTileOutputs + i] *= weight;
+      for (int i = 0; gated_ && !joint_ && i < p.outputs; ++i) gate[m * kTileOutputs + i] *= weight;
+    }
+  }
+  if (spec_.bias) {
+    add_bias(w.up_bias, t.first_output, w.fc1_bias_stride, t.rows, t.outputs, step, up_values);
+    if (gated_)
+      add_bias(w.gate_bias, t.first_output, w.fc1_bias_stride, t.rows, t.outputs, step, gate_values);
   }
   std::uint16_t* h =
       h_ + expert_h_[t.expert] + (t.first_row - expert_rows_[t.expert]) * width + t.first_output;
@@ -270,9 +293,12 @@ void Run::fc2(std::int64_t task, float* scratch) noexcept {
   p.c = scratch + kProductScratch;
   p.scratch = scratch;
   kernels_.product(p);
+  if (spec_.bias) add_bias(w.down_bias, t.first_output, 1, t.rows, t.outputs, 1, p.c);
   for (int m = 0; m < t.rows; ++m) {
     const std::int64_t row = t.first_row + m;
-    kernels_.scale_round(spec_.dtype, p.c + m * kTileOutputs, weight_of(row_slot_[row]), t.outputs,
+    const std::int64_t slot = row_slot_[row];
+    const float weight = spec_.weight_on_input && slot % slots_ < top_k_ ? 1.0f : weight_of(slot);
+    kernels_.scale_round(spec_.dtype, p.c + m * kTileOutputs, weight, t.outputs,
                          y_ + row * hidden_ + t.first_output);
   }
 }
@@ -304,6 +330,7 @@ void Run::combine(std::int64_t task) noexcept {
       const std::int64_t row = slot_row_[t * slots_ + j];
       if (row >= 0) rows[count++] = y_ + row * hidden_;
     }
+    if (count == 0 && args_.absent_tokens == AbsentTokens::untouched) continue;
     std::uint16_t* out = static_cast<std::uint16_t*>(args_.out) + (first_token_ + t) * out_stride_;
     kernels_.combine(spec_.dtype, rows, count, args_.accumulate ? out : nullptr, hidden_, out);
   }

@@ -49,6 +49,9 @@ class Run {
   /// Of a slot token·(k + S) + j; −1: it has none.
   std::int64_t expert_of(std::int64_t slot) const noexcept;
   float weight_of(std::int64_t slot) const noexcept;
+  /// Adds to `rows` rows of `outputs` sums, `step` apart, a bias whose entries are `stride` elements apart.
+  void add_bias(const void* bias, std::int64_t first, std::int64_t stride, int rows, int outputs,
+                std::int64_t step, float* sums) const noexcept;
 
   const LayerSpec& spec_;
   const std::vector<ExpertWeights>& experts_;

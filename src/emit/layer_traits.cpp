@@ -85,6 +85,7 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += integer("kTopK", spec.slots_per_token());
       s += shared_traits(spec);
       if (spec.shared_gate) s += element(spec.dtype) + integer("kHidden", spec.hidden_size);
+      s += boolean("kWeightOnInput", spec.weight_on_input);
       break;
     case Stage::gather:
       s += integer("kHidden", spec.hidden_size);
@@ -95,6 +96,7 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += integer("kHidden", spec.hidden_size);
       s += integer("kTopK", spec.slots_per_token());
       s += shared_traits(spec);
+      s += boolean("kWeightOnInput", spec.weight_on_input);
       break;
     case Stage::fc1:
       s += element(spec.dtype);
@@ -105,6 +107,8 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += boolean("kFc1Kn", spec.fc1_layout == WeightLayout::kn);
       s += boolean("kInterleaved", spec.gated() && spec.gate_order == GateOrder::interleaved &&
                                        spec.fc1_layout == WeightLayout::kn);
+      s += boolean("kBias", spec.bias);
+      s += boolean("kWeightOnInput", spec.weight_on_input);
       s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
       break;
     case Stage::whole_layer:
@@ -119,6 +123,7 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
       s += integer("kHidden", spec.hidden_size);
       s += width_table(spec, runtime_width);
       s += boolean("kFc2Kn", spec.fc2_layout == WeightLayout::kn);
+      s += boolean("kBias", spec.bias);
       break;
     case Stage::route:
     case Stage::router_gemv:
@@ -160,6 +165,8 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(SortParams, classes);
       VARMOE_OFFSET(SortParams, shared_weight);
       VARMOE_OFFSET(SortParams, sort_blocks);
+      VARMOE_OFFSET(SortParams, row_weight);
+      VARMOE_OFFSET(SortParams, global_experts);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, width_class);
       VARMOE_SIZE(RowTile);
@@ -178,12 +185,14 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(CombineParams, out_stride);
       VARMOE_OFFSET(CombineParams, accumulate);
       VARMOE_OFFSET(CombineParams, shared_weight);
+      VARMOE_OFFSET(CombineParams, keep_absent);
       break;
     case Stage::whole_layer:
       VARMOE_SIZE(LayerParams);
       VARMOE_OFFSET(LayerParams, nonce);
       VARMOE_OFFSET(LayerParams, h_stride);
       VARMOE_OFFSET(LayerParams, accumulate);
+      VARMOE_OFFSET(LayerParams, global_experts);
       VARMOE_SIZE(LayerControl);
       VARMOE_OFFSET(LayerControl, claimed);
       VARMOE_SIZE(ExpertEntry);
@@ -198,6 +207,9 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(GemmParams, tile_prefix);
       VARMOE_OFFSET(GemmParams, out_stride);
       VARMOE_OFFSET(GemmParams, h_pending);
+      VARMOE_OFFSET(GemmParams, row_weight);
+      VARMOE_SIZE(ExpertBias);
+      VARMOE_OFFSET(ExpertBias, fc1_stride);
       VARMOE_OFFSET(GemmParams, row_map);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, down);

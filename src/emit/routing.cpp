@@ -169,8 +169,7 @@ Result<EmittedKernel> emit_align(const AlignSpec& spec, Stage stage) {
   kernel.dynamic_smem_bytes = sort_smem_bytes(spec.num_experts, kernel.block_threads);
   const std::string traits = fmt::format(
       "struct Layer {{\n  static constexpr int kExperts = {};\n  static constexpr int kTopK = 1, "
-      "kSharedExperts = "
-      "0;\n}};\n",
+      "kSharedExperts = 0;\n  static constexpr bool kWeightOnInput = false;\n}};\n",
       spec.num_experts);
   return finish(std::move(kernel), head_of(stage, "moe/align.cuh", traits), "AlignParams",
                 fmt::format("{}<Layer, {}>", to_string(stage), kernel.block_threads));

@@ -44,6 +44,14 @@ bool overlap(const void* a, std::uint64_t a_bytes, const void* b, std::uint64_t 
 /// Tokens are counted in 32 bits on the device, chunks or not.
 constexpr std::int64_t kMaxTokens = INT32_MAX;
 
+/// Global experts are counted in 32 bits on the device.
+bool global_experts_ok(const ForwardArgs& args) noexcept {
+  return !args.expert_map || (args.num_global_experts >= 1 && args.num_global_experts <= INT32_MAX);
+}
+bool absent_tokens_ok(const ForwardArgs& args) noexcept {
+  return args.absent_tokens == AbsentTokens::write_zeros || args.absent_tokens == AbsentTokens::untouched;
+}
+
 std::uintptr_t id_bytes(const ForwardArgs& args) noexcept {
   return args.id_type == IdType::int64 ? 8 : 4;
 }
@@ -59,6 +67,7 @@ bool forward_arguments_ok(const LayerSpec& spec, const ForwardArgs& a,
   if (!aligned(a.x, 16) || !aligned(a.out, 16) || !aligned(a.topk_ids, id_bytes(a)) ||
       !aligned(a.topk_weights, 4) || !aligned(a.token_count, 4) || !aligned(a.workspace, 256))
     return false;
+  if (!aligned(a.expert_map, 4) || !global_experts_ok(a) || !absent_tokens_ok(a)) return false;
   if (!stride_ok(x_stride, spec) || !stride_ok(out_stride, spec)) return false;
   if (a.workspace_bytes < workspace_needed) return false;
   const std::uint64_t x_bytes = span_bytes(a.tokens, x_stride, spec.hidden_size);
@@ -92,6 +101,15 @@ std::string forward_argument_problem(const LayerSpec& spec, const ForwardArgs& a
   if (!aligned(a.token_count, 4))
     return fmt::format("token_count = {}: must be 4-byte aligned",
                        fmt::ptr(static_cast<const void*>(a.token_count)));
+  if (!aligned(a.expert_map, 4))
+    return fmt::format("expert_map = {}: must be 4-byte aligned",
+                       fmt::ptr(static_cast<const void*>(a.expert_map)));
+  if (!global_experts_ok(a))
+    return fmt::format("num_global_experts = {}: must be from 1 to {} with an expert_map",
+                       a.num_global_experts, INT32_MAX);
+  if (!absent_tokens_ok(a))
+    return fmt::format("absent_tokens = {}: must be write_zeros (0) or untouched (1)",
+                       static_cast<int>(a.absent_tokens));
   const std::int64_t x_stride = stride_of(a.x_stride, spec), out_stride = stride_of(a.out_stride, spec);
   const struct {
     const char* name;

@@ -310,14 +310,15 @@ Status route_and_forward(Router& router, const RouteArgs& r, Layer& layer, const
     const auto refuse = [](ErrorCode code, const std::string& why) {
       return Error(code, "route_and_forward: " + why);
     };
-    if (spec.weight_on_input)
-      return refuse(ErrorCode::unsupported,
-                    "the router has weight_on_input and layers weight their output; route, scale each "
-                    "token's x by its weight and forward with weights of 1");
-    if (spec.num_experts != of.num_experts() || spec.top_k != of.top_k)
+    if (spec.weight_on_input != of.weight_on_input)
+      return refuse(ErrorCode::invalid_argument,
+                    fmt::format("weight_on_input is {} of the router and {} of the layer; must be the same",
+                                spec.weight_on_input, of.weight_on_input));
+    const std::int64_t named = f.expert_map ? f.num_global_experts : of.num_experts();
+    if (spec.num_experts != named || spec.top_k != of.top_k)
       return refuse(ErrorCode::invalid_argument,
                     fmt::format("the router picks {} of {} experts, the layer takes {} of {}", spec.top_k,
-                                spec.num_experts, of.top_k, of.num_experts()));
+                                spec.num_experts, of.top_k, named));
     if (r.tokens != f.tokens || r.token_count != f.token_count || r.stream != f.stream)
       return refuse(ErrorCode::invalid_argument, "tokens, token_count and stream must be the same in both");
     if (f.tokens > 0 &&

@@ -72,6 +72,9 @@ std::string problem_of(const LayerSpec& spec, const UpArgs& a, std::size_t works
 Status Layer::Impl::up(const UpArgs& args) noexcept try {
   if (!engine_->fork.same_process()) [[unlikely]]
     return engine_->fork.error();
+  if (spec_.weight_on_input) [[unlikely]]
+    return Error(ErrorCode::unsupported,
+                 "up: the layer has weight_on_input, and UpArgs has no weights: use forward");
   if (args.tokens == 0) return {};
   const std::size_t needed = args.tokens > 0 ? needed_workspace(args.tokens) : 0;
   if (std::string problem = problem_of(spec_, args, needed); !problem.empty()) [[unlikely]]

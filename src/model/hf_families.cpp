@@ -88,12 +88,11 @@ constexpr std::array<Family, 10> kFamilies = {{
     {"deepseek_v2", "n_routed_experts", "moe_intermediate_size", deepseek_v2_layers},
     {"deepseek_v3", "n_routed_experts", "moe_intermediate_size", deepseek_v3_layers},
     {"glm4_moe", "n_routed_experts", "moe_intermediate_size", glm4_layers},
-    {"gpt_oss", "num_local_experts", "intermediate_size", all_layers, WeightLayout::kn,
-     "gate_up_proj_bias and down_proj_bias are not added"},
+    {"gpt_oss", "num_local_experts", "intermediate_size", all_layers, WeightLayout::kn},
     {"kimi_k2", "n_routed_experts", "moe_intermediate_size", deepseek_v3_layers},
     {"llama4", "num_local_experts", "intermediate_size", llama4_layers, WeightLayout::kn,
-     "Llama-4 scales each expert's input, not its output, by the router's weight: pass x scaled and "
-     "topk_weights of 1"},
+     "the router's weight multiplies fc1's fp32 sums; Llama-4's module rounds weight times input to the "
+     "model's dtype first"},
     {"mixtral", "num_local_experts", "intermediate_size", all_layers},
     {"olmoe", "num_experts", "intermediate_size", all_layers},
     {"qwen2_moe", "num_experts", "moe_intermediate_size", sparse_step_layers},
@@ -184,9 +183,11 @@ LayerSpec read_spec(const JsonFields& text, const Family& family, DType dtype) {
     spec.activation_params.alpha = 1.702f;
     spec.activation_params.limit = static_cast<float>(text.real_or("swiglu_limit", 1e-3, 1e6, 7.0));
     spec.gate_order = GateOrder::interleaved;
+    spec.bias = true;  // of the experts; attention_bias is another matter
   } else {
     spec.activation = read_activation(text);
   }
+  spec.weight_on_input = std::string_view(family.model_type) == "llama4";
   return spec;
 }
 

@@ -70,7 +70,6 @@ void read_deepseek_v3(const JsonFields& text, RouterSpec& router, std::int64_t g
   router.scaling_factor = scaling_factor(text, scaling);
   read_groups(text, router, groups, kept);
   router.group_score = GroupScore::top2_sum;
-  router.outside_groups = OutsideGroups::as_zero;
 }
 
 }  // namespace

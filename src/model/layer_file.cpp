@@ -12,9 +12,9 @@ namespace {
 constexpr std::int64_t kVersion = 1;
 
 const std::vector<std::string_view> kSpecFields = {
-    "hidden_size", "expert_widths", "top_k",      "activation", "activation_params",
-    "dtype",       "fc1_layout",    "fc2_layout", "gate_order", "batch_invariant",
-    "router",      "shared_widths", "shared_gate"};
+    "hidden_size", "expert_widths",   "top_k",      "activation",    "activation_params",
+    "dtype",       "fc1_layout",      "fc2_layout", "gate_order",    "batch_invariant",
+    "bias",        "weight_on_input", "router",     "shared_widths", "shared_gate"};
 
 std::vector<std::string_view> with(std::vector<std::string_view> names,
                                    std::initializer_list<std::string_view> more) {
@@ -136,6 +136,9 @@ std::optional<RouterSpec> router_of(std::optional<RouterSpec> router, const Laye
   router->top_k = spec.top_k;
   if (const Status status = router->validate(); !status)
     fields.fail(fmt::format("router: {}", status.error().message()));
+  if (router->weight_on_input != spec.weight_on_input)
+    fields.fail(fmt::format("router: weight_on_input is {}; must be the layer's, {}", router->weight_on_input,
+                            spec.weight_on_input));
   return router;
 }
 
@@ -154,6 +157,8 @@ void read_spec_fields(const JsonFields& fields, LayerSpec& spec) {
   if (fields.has("shared_widths"))
     spec.shared_widths = fields.integers_or_empty("shared_widths", 1, kMaxWidth);
   spec.shared_gate = fields.boolean_or("shared_gate", spec.shared_gate);
+  spec.bias = fields.boolean_or("bias", spec.bias);
+  spec.weight_on_input = fields.boolean_or("weight_on_input", spec.weight_on_input);
 }
 
 void require_spec(const LayerSpec& spec, const JsonFields& fields) {

@@ -153,6 +153,10 @@ Status LayerSpec::validate() const {
       }
     }
   }
+  if (bias && !shared_widths.empty())
+    return bad_spec(
+        "bias is true of a layer with shared_widths; biases are of routed experts alone in this version: "
+        "compute the shared ones apart");
   if (shared_gate && shared_widths.empty())
     return bad_spec("shared_gate is true without shared experts; name their widths in shared_widths");
   if (top_k < 1 || top_k > kMaxTopK) {

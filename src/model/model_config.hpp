@@ -54,7 +54,7 @@ inline constexpr int kMaxModelFileDepth = 64;
 ///   {"varmoe_layer": 1, "hidden_size": 2048, "expert_widths": [768, 512, …], "top_k": 8}
 /// and optionally "name" (text for people, not kept), "activation" (silu_mul), "activation_params" ({"alpha",
 /// "limit"}, swiglu_oai alone), "dtype" (bf16), "fc1_layout" and "fc2_layout" (nk), "gate_order"
-/// (gate_first), "batch_invariant" (false), "shared_widths" (a list; none), "shared_gate" (false),
+/// (gate_first), "batch_invariant", "bias" and "weight_on_input" (false), "shared_widths" (a list; none), "shared_gate" (false),
 /// "num_layers" (1), "router" (an object: "logit_type", "scoring", "order", "renormalize", "epsilon",
 /// "scaling_factor", "correction_bias", "num_groups", "top_groups", "group_score", "outside_groups",
 /// "weight_on_input"; absent fields are RouterSpec's defaults). "expert_widths" is a list or {"repeat": [128,

@@ -54,6 +54,9 @@ Status check_one_launch(const LayerSpec& spec, const OneLaunchConfig& config) {
     return Error(ErrorCode::unsupported,
                  "one_launch: sums fc2 in another order than the kernels for more tokens, so a "
                  "batch_invariant layer cannot use it");
+  if (spec.bias || spec.weight_on_input)
+    return Error(ErrorCode::unsupported, fmt::format("one_launch: knows no {}; set max_tokens to 0",
+                                                     spec.bias ? "biases" : "weights on the input"));
   return {};
 }
 

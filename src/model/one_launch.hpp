@@ -7,7 +7,7 @@
 #include "varmoe/kernel_config.hpp"
 #include "varmoe/layer_spec.hpp"
 
-/// Which layers one launch can do (kernels_src/moe/whole_layer.cuh), and with what.
+/// Which layers one launch can do (kernels_src/moe/whole_layer.cuh), and with what. Not those with biases or weights on the input.
 namespace varmoe::model {
 
 /// abi::kMaxLayerBlocks, which plan asserts.

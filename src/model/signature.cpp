@@ -31,10 +31,11 @@ std::string signature(const LayerSpec& spec, const std::string& widths, const st
   }
   std::string text = fmt::format(
       "hidden={} experts={} top_k={} widths={} activation={} params={} dtype={} fc1={} fc2={} gate={} "
-      "batch_invariant={}",
+      "batch_invariant={}{}{}",
       spec.hidden_size, spec.num_experts(), spec.top_k, widths, to_string(spec.activation), params,
       to_string(spec.dtype), to_string(spec.fc1_layout), to_string(spec.fc2_layout),
-      activation.gated ? to_string(spec.gate_order) : "-", spec.batch_invariant ? 1 : 0);
+      activation.gated ? to_string(spec.gate_order) : "-", spec.batch_invariant ? 1 : 0,
+      spec.bias ? " bias=1" : "", spec.weight_on_input ? " weight_on_input=1" : "");
   if (!spec.shared_widths.empty())
     text += fmt::format(" shared={} shared_gate={}", shared, spec.shared_gate ? 1 : 0);
   return text;

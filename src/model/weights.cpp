@@ -121,6 +121,7 @@ Status check_expert(const LayerSpec& spec, const ExpertWeights& expert, std::int
   return check_stride(expert.fc2_stride, fc2_contiguous_stride(spec, width), "fc2_stride", e);
 }
 
+/// All that validate checks of them but the biases.
 Status check_routed(const LayerSpec& spec, const std::vector<ExpertWeights>& experts) {
   if (experts.size() != spec.expert_widths.size()) {
     return bad_argument(
@@ -128,6 +129,39 @@ Status check_routed(const LayerSpec& spec, const std::vector<ExpertWeights>& exp
   }
   for (std::size_t e = 0; e < experts.size(); ++e) {
     if (auto status = check_expert(spec, experts[e], spec.expert_widths[e], {e}); !status) return status;
+  }
+  return {};
+}
+
+Status check_biases(const LayerSpec& spec, const std::vector<ExpertWeights>& experts, bool shared) {
+  const bool biased = spec.bias && !shared;
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    const ExpertWeights& w = experts[e];
+    const std::string expert = ExpertName{e, shared}.text();
+    const struct {
+      const char* name;
+      const void* pointer;
+      bool wanted;
+    } biases[] = {{"gate_bias", w.gate_bias, biased && spec.gated()},
+                  {"up_bias", w.up_bias, biased},
+                  {"down_bias", w.down_bias, biased}};
+    for (const auto& b : biases) {
+      if ((b.pointer != nullptr) != b.wanted) {
+        return bad_argument(fmt::format("{}: {} {}", expert, b.name,
+                                        b.wanted ? "is null: the layer has biases (Weights::with_biases)"
+                                        : biased ? "must be null: the activation is not gated"
+                                        : shared ? "must be null: shared experts have no biases"
+                                                 : "must be null: the layer has no biases"));
+      }
+      if (reinterpret_cast<std::uintptr_t>(b.pointer) % kElementBytes != 0) {
+        return bad_argument(fmt::format("{}: {} is at {}, which is not {}-byte aligned", expert, b.name,
+                                        fmt::ptr(b.pointer), kElementBytes));
+      }
+    }
+    if (w.fc1_bias_stride != 1 && w.fc1_bias_stride != 2) {
+      return bad_argument(
+          fmt::format("{}: fc1_bias_stride is {}; must be 1 or 2", expert, w.fc1_bias_stride));
+    }
   }
   return {};
 }
@@ -153,9 +187,36 @@ Status check_shared(const LayerSpec& spec, const std::vector<ExpertWeights>& sha
   return {};
 }
 
+/// Points one expert's bias fields into fc1's bias, whose second half begins `half` entries after the first.
+void set_fc1_bias(const LayerSpec& spec, const void* base, std::int64_t half, ExpertWeights& expert) {
+  expert.fc1_bias_stride = interleaved(spec) ? 2 : 1;
+  if (!spec.gated()) {
+    expert.up_bias = base;
+    return;
+  }
+  const void* second = advance(base, interleaved(spec) ? 1 : half);
+  const bool up_first = spec.gate_order == GateOrder::up_first;
+  expert.gate_bias = up_first ? second : base;
+  expert.up_bias = up_first ? base : second;
+}
+
+Status require_biases(const LayerSpec& spec, const Weights& weights) {
+  if (auto status = spec.validate(); !status) return status;
+  if (!spec.bias) return bad_argument("biases were given; the layer has none (LayerSpec::bias is false)");
+  return check_routed(spec, weights.experts);
+}
+
 Result<Weights> checked(const LayerSpec& spec, Weights weights) {
   if (auto status = check_routed(spec, weights.experts); !status) return status.error();
   return weights;
+}
+
+Status check_padded_width(const LayerSpec& spec, std::int64_t padded_width) {
+  if (padded_width >= spec.max_width() && padded_width <= kMaxWidth && padded_width % kWidthMultiple == 0)
+    return {};
+  return bad_argument(
+      fmt::format("padded_width is {}; must be a multiple of {} from {} (the widest expert) to {}",
+                  padded_width, kWidthMultiple, spec.max_width(), kMaxWidth));
 }
 
 /// Experts of these widths one after another, each stored with `padded_width`, or with its own width when
@@ -191,11 +252,7 @@ Result<Weights> Weights::blocks(const LayerSpec& spec, const void* fc1, const vo
 Result<Weights> Weights::padded(const LayerSpec& spec, const void* fc1, const void* fc2,
                                 std::int64_t padded_width) {
   if (auto status = spec.validate(); !status) return status.error();
-  if (padded_width < spec.max_width() || padded_width > kMaxWidth || padded_width % kWidthMultiple != 0) {
-    return bad_argument(
-        fmt::format("padded_width is {}; must be a multiple of {} from {} (the widest expert) to {}",
-                    padded_width, kWidthMultiple, spec.max_width(), kMaxWidth));
-  }
+  if (auto status = check_padded_width(spec, padded_width); !status) return status.error();
   auto weights = one_after_another(spec, spec.expert_widths, fc1, fc2, padded_width);
   return weights ? checked(spec, *std::move(weights)) : std::move(weights);
 }
@@ -282,6 +339,46 @@ Result<Weights> Weights::pointers(const LayerSpec& spec, const std::vector<const
   return checked(spec, std::move(weights));
 }
 
+Result<Weights> Weights::with_biases(const LayerSpec& spec, const void* fc1_bias, const void* fc2_bias,
+                                     std::int64_t padded_width) const {
+  if (auto status = require_biases(spec, *this); !status) return status.error();
+  if (auto status = require(fc1_bias, "fc1_bias"); !status) return status.error();
+  if (auto status = require(fc2_bias, "fc2_bias"); !status) return status.error();
+  if (padded_width != 0) {
+    if (auto status = check_padded_width(spec, padded_width); !status) return status.error();
+  }
+  Weights weights = *this;
+  std::int64_t before = 0;
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    const std::int64_t stored = padded_width != 0 ? padded_width : spec.expert_widths[e];
+    set_fc1_bias(spec, advance(fc1_bias, fc1_columns(spec, before)), stored, weights.experts[e]);
+    weights.experts[e].down_bias = advance(fc2_bias, static_cast<std::int64_t>(e) * spec.hidden_size);
+    before += stored;
+  }
+  if (auto status = weights.validate(spec); !status) return status.error();
+  return weights;
+}
+
+Result<Weights> Weights::with_biases(const LayerSpec& spec, const std::vector<const void*>& fc1_bias,
+                                     const std::vector<const void*>& fc2_bias) const {
+  if (auto status = require_biases(spec, *this); !status) return status.error();
+  if (fc1_bias.size() != experts.size() || fc2_bias.size() != experts.size()) {
+    return bad_argument(fmt::format("{} fc1_bias and {} fc2_bias pointers; the layer has {} experts",
+                                    fc1_bias.size(), fc2_bias.size(), experts.size()));
+  }
+  Weights weights = *this;
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    for (const auto& [pointer, name] :
+         {std::pair{fc1_bias[e], "fc1_bias"}, std::pair{fc2_bias[e], "fc2_bias"}}) {
+      if (pointer == nullptr) return bad_argument(fmt::format("expert {}: {} is null", e, name));
+    }
+    set_fc1_bias(spec, fc1_bias[e], spec.expert_widths[e], weights.experts[e]);
+    weights.experts[e].down_bias = fc2_bias[e];
+  }
+  if (auto status = weights.validate(spec); !status) return status.error();
+  return weights;
+}
+
 Status Weights::set_shared_blocks(const LayerSpec& spec, const void* fc1, const void* fc2, const void* gate) {
   if (auto status = spec.validate(); !status) return status;
   if (spec.shared_widths.empty()) return bad_argument("the layer has no shared experts");
@@ -318,7 +415,9 @@ Status Weights::set_shared_pointers(const LayerSpec& spec, const std::vector<con
 
 Status Weights::validate(const LayerSpec& spec) const {
   if (auto status = check_routed(spec, experts); !status) return status;
-  return check_shared(spec, shared, shared_gate);
+  if (auto status = check_biases(spec, experts, false); !status) return status;
+  if (auto status = check_shared(spec, shared, shared_gate); !status) return status;
+  return check_biases(spec, shared, true);
 }
 
 std::int64_t packed_width(std::int64_t width) noexcept {
@@ -349,13 +448,25 @@ void pack_kn_halves(const std::byte* source, std::int64_t hidden, std::int64_t w
   }
 }
 
+/// Whether an expert of this width can be packed.
+Status check_packing(const LayerSpec& spec, std::int64_t width) {
+  if (width < 1 || width > kMaxWidth) {
+    return bad_argument(fmt::format("width is {}; must be from 1 to {}", width, kMaxWidth));
+  }
+  const ActivationInfo& activation = activation_info(spec.activation);
+  if (packed_width(width) != width && !activation.keeps_zero) {
+    return Error(ErrorCode::unsupported,
+                 fmt::format("width {} cannot be padded to {}: activation {} of zero is not zero", width,
+                             packed_width(width), activation.name));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status pack_expert(const LayerSpec& spec, std::int64_t width, const void* fc1, const void* fc2,
                    void* packed_fc1, void* packed_fc2) {
-  if (width < 1 || width > kMaxWidth) {
-    return bad_argument(fmt::format("width is {}; must be from 1 to {}", width, kMaxWidth));
-  }
+  if (auto status = check_packing(spec, width); !status) return status;
   if (spec.hidden_size < 1 || spec.hidden_size > kMaxHidden) {
     return bad_argument(fmt::format("hidden_size is {}; must be from 1 to {}", spec.hidden_size, kMaxHidden));
   }
@@ -366,12 +477,6 @@ Status pack_expert(const LayerSpec& spec, std::int64_t width, const void* fc1, c
     if (auto status = require(pointer, name); !status) return status;
   }
   const std::int64_t packed = packed_width(width);
-  const ActivationInfo& activation = activation_info(spec.activation);
-  if (packed != width && !activation.keeps_zero) {
-    return Error(ErrorCode::unsupported,
-                 fmt::format("width {} cannot be padded to {}: activation {} of zero is not zero", width,
-                             packed, activation.name));
-  }
   const auto* in1 = static_cast<const std::byte*>(fc1);
   const auto* in2 = static_cast<const std::byte*>(fc2);
   auto* out1 = static_cast<std::byte*>(packed_fc1);
@@ -398,6 +503,21 @@ Status pack_expert(const LayerSpec& spec, std::int64_t width, const void* fc1, c
     copy_rows(in2, hidden, width, out2, hidden, packed);
   } else {
     copy_rows(in2, width, hidden, out2, packed, hidden);
+  }
+  return {};
+}
+
+Status pack_fc1_bias(const LayerSpec& spec, std::int64_t width, const void* fc1_bias, void* packed_fc1_bias) {
+  if (auto status = check_packing(spec, width); !status) return status;
+  if (auto status = require(fc1_bias, "fc1_bias"); !status) return status;
+  if (auto status = require(packed_fc1_bias, "packed_fc1_bias"); !status) return status;
+  const auto* in = static_cast<const std::byte*>(fc1_bias);
+  auto* out = static_cast<std::byte*>(packed_fc1_bias);
+  const std::int64_t packed = packed_width(width);
+  if (spec.gated() && spec.gate_order != GateOrder::interleaved) {
+    pack_kn_halves(in, 1, width, out, packed);
+  } else {
+    copy_rows(in, 1, fc1_columns(spec, width), out, 1, fc1_columns(spec, packed));
   }
   return {};
 }

@@ -50,6 +50,12 @@ Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const We
                        up_first(w) ? 1 : 0,
                        {}});
   }
+  std::vector<abi::ExpertBias> biases;
+  biases.reserve(weights.experts.size());
+  for (const ExpertWeights& w : weights.experts) {
+    biases.push_back({address(w.gate_bias), address(w.up_bias), address(w.down_bias),
+                      static_cast<i32>(w.fc1_bias_stride), 0});
+  }
   std::vector<i32> order(static_cast<std::size_t>(experts));
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
@@ -67,6 +73,7 @@ Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const We
   std::memcpy(table.data() + layout.class_begin, class_begin, sizeof class_begin);
   std::memcpy(table.data() + layout.one_class, one_class, sizeof one_class);
   std::memcpy(table.data() + layout.shared_gate, &shared_gate, sizeof shared_gate);
+  if (spec.bias) std::memcpy(table.data() + layout.biases, biases.data(), biases.size() * sizeof(biases[0]));
   if (tensor_maps != nullptr) {
     if (auto ok = encode_weight_maps(*tensor_maps, spec, weights, table.data() + layout.fc1_maps,
                                      table.data() + layout.fc2_maps);

@@ -17,6 +17,7 @@ struct ExpertTableLayout {
   std::size_t shared_gate;  ///< u64: address of w_g; 0 without a shared gate
   std::size_t fc1_maps;     ///< abi::TensorMap[experts]; zeroes without tensor maps
   std::size_t fc2_maps;
+  std::size_t biases;  ///< abi::ExpertBias[experts]; zeroes of a layer without
   std::size_t bytes;
 
   explicit constexpr ExpertTableLayout(std::int64_t experts)
@@ -27,7 +28,8 @@ struct ExpertTableLayout {
         fc1_maps((shared_gate + sizeof(u64) + alignof(abi::TensorMap) - 1) / alignof(abi::TensorMap) *
                  alignof(abi::TensorMap)),
         fc2_maps(fc1_maps + static_cast<std::size_t>(experts) * sizeof(abi::TensorMap)),
-        bytes(fc2_maps + static_cast<std::size_t>(experts) * sizeof(abi::TensorMap)) {}
+        biases(fc2_maps + static_cast<std::size_t>(experts) * sizeof(abi::TensorMap)),
+        bytes(biases + static_cast<std::size_t>(experts) * sizeof(abi::ExpertBias)) {}
 };
 
 }  // namespace varmoe::plan

@@ -41,8 +41,9 @@ struct KernelSet {
 /// The layer's device table, as bytes that bind copies to the device once: an abi::ExpertEntry per expert
 /// (the shared ones after the routed ones), the shared gate's address,
 /// the experts by class (widest first, then by index), where each class begins in that list, and the same for
-/// one class of all (runtime-width kernels). With a driver whose GPU has a copy engine (sm_90), tensor maps
-/// of all weights too; `unsupported` when an expert's gate and up lie too far apart for one map.
+/// one class of all (runtime-width kernels), and an abi::ExpertBias per expert. With a driver whose GPU has a
+/// copy engine (sm_90), tensor maps of all weights too; `unsupported` when an expert's gate and up lie too
+/// far apart for one map.
 Result<std::vector<std::byte>> make_expert_table(const LayerSpec& spec, const Weights& weights,
                                                  const cuda::Driver* tensor_maps = nullptr);
 
@@ -54,8 +55,9 @@ struct WorkspaceLayout {
   std::size_t layer_control = 0;  ///< abi::LayerControl
   std::size_t shared_weight = 0;  ///< [tokens] of a layer with a shared gate
   std::size_t fc1_tiles = 0, fc2_tiles = 0, tile_counts = 0, fc1_tile_prefix = 0;
-  std::size_t h = 0;  ///< [rows, model::h_columns(max width)]
-  std::size_t y = 0;  ///< [rows, H]; before fc2 it holds the gathered copy of x, if there is one
+  std::size_t row_weight = 0;  ///< float[rows]; nothing unless weight on input
+  std::size_t h = 0;           ///< [rows, model::h_columns(max width)]
+  std::size_t y = 0;           ///< [rows, H]; before fc2 it holds the gathered copy of x, if there is one
 };
 /// `config` may be null: then the bound over every config of the space (what Layer::workspace_bytes
 /// promises).

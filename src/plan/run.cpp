@@ -54,7 +54,9 @@ class ChunkRun {
   }
 
   Status run() noexcept {
-    if (kernels_[Stage::whole_layer].function != nullptr && tokens_ <= kernels_.config.one_launch.max_tokens)
+    // The whole-layer kernel writes every token's row.
+    if (kernels_[Stage::whole_layer].function != nullptr &&
+        tokens_ <= kernels_.config.one_launch.max_tokens && !keeps_absent())
       return whole_layer();
     if (auto ok = sort(); !ok) return ok;
     if (kernels_[Stage::gather].function != nullptr) {
@@ -116,6 +118,10 @@ class ChunkRun {
     p.fc2_cluster = kernels_.config.fc2.cluster;
     p.fc1_tile_columns = model::tile_columns(spec_, model::GemmStage::fc1, kernels_.config.fc1);
     p.classes = classes;
+    p.expert_map = args_.expert_map;
+    p.global_experts = global_experts();
+    p.topk_weights = topk_weights();
+    p.row_weight = row_weight();
     p.sort_blocks = static_cast<i32>(two_launches ? grid.blocks : 1);
     if (spec_.shared_gate && up_ == nullptr) {
       p.x = x();
@@ -189,13 +195,14 @@ class ChunkRun {
     p.y = at<const void>(workspace_, layout_.y);
     p.out = static_cast<char*>(args_.out) + begin_ * out_stride() * 2;
     p.slot_row = at<const i32>(workspace_, layout_.slot_row);
-    p.topk_weights = args_.topk_weights + begin_ * spec_.top_k;
+    p.topk_weights = topk_weights();
     p.token_count = args_.token_count;
     p.out_stride = out_stride();
     p.tokens = static_cast<i32>(tokens_);
     p.token_begin = static_cast<i32>(begin_);
     p.accumulate = args_.accumulate;
     if (spec_.shared_gate) p.shared_weight = at<const float>(workspace_, layout_.shared_weight);
+    p.keep_absent = keeps_absent();
     return launch(Stage::combine, elementwise_blocks(Stage::combine, tokens_, 1), p);
   }
 
@@ -204,8 +211,10 @@ class ChunkRun {
     p.x = x();
     p.out = static_cast<char*>(args_.out) + begin_ * out_stride() * 2;
     p.topk_ids = topk_ids();
-    p.topk_weights = args_.topk_weights + begin_ * spec_.top_k;
+    p.topk_weights = topk_weights();
     p.token_count = args_.token_count;
+    p.expert_map = args_.expert_map;
+    p.global_experts = global_experts();
     p.experts = at<const abi::ExpertEntry>(context_.expert_table, table_.entries);
     p.h = at<void>(workspace_, layout_.h);
     p.control = at<abi::LayerControl>(workspace_, layout_.layer_control);
@@ -230,6 +239,8 @@ class ChunkRun {
     p.expert_order = at<const i32>(context_.expert_table, table_.order);
     p.tile_prefix = at<const i32>(workspace_, layout_.fc1_tile_prefix);
     p.h_pending = h_pending();
+    p.biases = spec_.bias ? at<const abi::ExpertBias>(context_.expert_table, table_.biases) : nullptr;
+    p.row_weight = row_weight();
     return p;
   }
 
@@ -295,6 +306,14 @@ class ChunkRun {
     const std::int64_t id_bytes = args_.id_type == IdType::int64 ? 8 : 4;
     return static_cast<const char*>(args_.topk_ids) + begin_ * spec_.top_k * id_bytes;
   }
+  const float* topk_weights() const noexcept { return args_.topk_weights + begin_ * spec_.top_k; }
+  float* row_weight() const noexcept {
+    return spec_.weight_on_input ? at<float>(workspace_, layout_.row_weight) : nullptr;
+  }
+  i32 global_experts() const noexcept {
+    return args_.expert_map != nullptr ? static_cast<i32>(args_.num_global_experts) : 0;
+  }
+  bool keeps_absent() const noexcept { return args_.absent_tokens == AbsentTokens::untouched; }
   const void* x() const noexcept { return static_cast<const char*>(args_.x) + begin_ * x_stride() * 2; }
 
   const RunContext& context_;

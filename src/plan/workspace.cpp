@@ -48,6 +48,7 @@ WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t max_width, 
   layout.row_source = place(rows, sizeof(i32));
   layout.slot_row = place(rows, sizeof(i32));
   layout.shared_weight = place(spec.shared_gate ? tokens : 0, sizeof(float));
+  layout.row_weight = place(spec.weight_on_input ? rows : 0, sizeof(float));
   layout.h = place(rows * model::h_columns(max_width), 2);
   layout.y = place(rows * spec.hidden_size, 2);
   layout.total_bytes = at;

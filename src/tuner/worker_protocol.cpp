@@ -71,9 +71,10 @@ float parameter(const JsonFields& fields, std::string_view name) {
 LayerSpec read_spec(const JsonFields& fields) {
   LayerSpec spec;
   spec.activation = named(fields, "activation", parse_activation);
-  std::vector<std::string_view> known = {"hidden_size",     "expert_widths", "top_k",      "activation",
-                                         "dtype",           "fc1_layout",    "fc2_layout", "gate_order",
-                                         "batch_invariant", "shared_widths", "shared_gate"};
+  std::vector<std::string_view> known = {
+      "hidden_size",     "expert_widths", "top_k",      "activation",      "dtype",
+      "fc1_layout",      "fc2_layout",    "gate_order", "batch_invariant", "bias",
+      "weight_on_input", "shared_widths", "shared_gate"};
   if (activation_info(spec.activation).uses_params) {
     known.insert(known.end(), {"alpha", "limit"});
     spec.activation_params.alpha = parameter(fields, "alpha");
@@ -90,6 +91,8 @@ LayerSpec read_spec(const JsonFields& fields) {
   spec.batch_invariant = boolean(fields, "batch_invariant");
   spec.shared_widths = fields.integers_or_empty("shared_widths", 1, kMaxWidth);
   spec.shared_gate = fields.boolean_or("shared_gate", false);
+  spec.bias = boolean(fields, "bias");
+  spec.weight_on_input = boolean(fields, "weight_on_input");
   if (Status status = spec.validate(); !status) fields.fail(status.error().message());
   return spec;
 }
@@ -172,6 +175,8 @@ std::string spec_json(const LayerSpec& spec) {
       .text("fc2_layout", to_string(spec.fc2_layout))
       .text("gate_order", to_string(spec.gate_order))
       .boolean("batch_invariant", spec.batch_invariant)
+      .boolean("bias", spec.bias)
+      .boolean("weight_on_input", spec.weight_on_input)
       .object();
 }
 

@@ -28,7 +28,7 @@
 /// A worker ends when its input does.
 namespace varmoe::tuner {
 
-inline constexpr std::int64_t kProtocolVersion = 1;
+inline constexpr std::int64_t kProtocolVersion = 2;
 inline constexpr std::size_t kMaxRequestConfigs = 1024;
 /// A longer line is garbage.
 inline constexpr std::size_t kMaxRequestLine = std::size_t{4} << 20, kMaxReplyLine = std::size_t{64} << 10;

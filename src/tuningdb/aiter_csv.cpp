@@ -89,6 +89,7 @@ std::string not_expressible(const TuningKey& key, std::string* act_type) {
   if (key.inter_dim.size() != 1) return "experts of several widths";
   if (key.fc1_layout != WeightLayout::nk || key.fc2_layout != WeightLayout::nk) return "kn weights";
   if (key.gate_order != GateOrder::gate_first) return fmt::format("gate order {}", to_string(key.gate_order));
+  if (key.bias) return "biases";
   if (key.batch_invariant) return "batch invariance";
   if (!key.shared_inter_dim.empty()) return "shared experts";
   if (key.act_params != ActivationParams()) return "parameters of the activation";
@@ -217,9 +218,7 @@ TuningHint read_layer(const Cells& cells, std::string source) {
   if (!quant.empty() && quant != "QuantType.No" && quant != "No" && quant != "none") {
     cells.wrong("q_type", "quantised layers are not known here");
   }
-  if (cells.boolean_or("doweight_stage1", false)) {
-    cells.wrong("doweight_stage1", "routing weights are applied by the combine here");
-  }
+  hint.doweight_stage1 = cells.boolean_or("doweight_stage1", false);
   const ActivationName* activation = activation_named(cells.text("act_type"));
   if (activation == nullptr) cells.wrong("act_type", "must be ActivationType.Silu, .Gelu or .Swiglu");
   const bool gated = cells.boolean_or("use_g1u1", true);
@@ -249,8 +248,9 @@ TuningRecord read_ours(const Cells& cells, const TuningHint& layer, const model:
   if (model::bucket_of(layer.token) != layer.token) {
     throw RowError{fmt::format("token is {}; must be a power of two", layer.token)};
   }
-  const LayerSpec spec =
+  LayerSpec spec =
       uniform_spec(layer.model_dim, layer.expert, layer.inter_dim, layer.topk, *layer.act_type, *layer.dtype);
+  spec.weight_on_input = layer.doweight_stage1;
   TuningRecord record;
   record.key = make_tuning_key(spec, tuning_device(device), layer.token);
   record.config.fc1 = read_kernel(cells, "kernelName1");

@@ -19,6 +19,7 @@ struct TuningHint {
   std::int64_t model_dim = 0, inter_dim = 0, expert = 0, topk = 0;
   std::optional<Activation> act_type;
   std::optional<DType> dtype;
+  bool doweight_stage1 = false;
 
   std::int32_t block_m = 0, block_n = 0, block_k = 0;
   std::int32_t ksplit = 0;

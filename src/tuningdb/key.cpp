@@ -41,8 +41,6 @@ Status check_fixed(const TuningKey& key) {
         fmt::format("q_dtype_w is {}; must be {}, as dtype", to_string(key.q_dtype_w), to_string(key.dtype)));
   }
   if (key.q_type != QuantType::none) return bad_key("q_type must be none");
-  if (key.doweight_stage1) return bad_key("doweight_stage1 is true; must be false");
-  if (key.bias) return bad_key("bias is true; must be false");
   return {};
 }
 
@@ -99,6 +97,8 @@ TuningKey make_tuning_key(const LayerSpec& spec, const TuningDevice& device, std
   key.fc1_layout = spec.fc1_layout;
   key.fc2_layout = spec.fc2_layout;
   if (activation.gated) key.gate_order = spec.gate_order;
+  key.doweight_stage1 = spec.weight_on_input;
+  key.bias = spec.bias;
   key.batch_invariant = spec.batch_invariant;
   key.shared_inter_dim = classes_of_widths(spec.shared_widths);
   key.shared_gate = spec.shared_gate;
@@ -118,6 +118,8 @@ LayerSpec layer_spec_of(const TuningKey& key) {
   spec.fc1_layout = key.fc1_layout;
   spec.fc2_layout = key.fc2_layout;
   spec.gate_order = key.gate_order;
+  spec.weight_on_input = key.doweight_stage1;
+  spec.bias = key.bias;
   spec.batch_invariant = key.batch_invariant;
   for (const WidthClass& c : key.shared_inter_dim) {
     spec.shared_widths.insert(spec.shared_widths.end(), static_cast<std::size_t>(c.count), c.width);

@@ -142,6 +142,8 @@ std::string tune_command(const LayerSpec& spec, std::int64_t tokens) {
   if (!spec.shared_widths.empty())
     text += " --shared-widths " + list_of(classes_of_widths(spec.shared_widths));
   if (spec.shared_gate) text += " --shared-gate";
+  if (spec.bias) text += " --bias";
+  if (spec.weight_on_input) text += " --weight-on-input";
   return text + fmt::format(" --tokens {}", tokens);
 }
 

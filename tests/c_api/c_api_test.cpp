@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstring>
@@ -344,7 +345,9 @@ TEST_CASE("enumerators and counts out of range are refused by name") {
                  {"fc1_layout = 99", &varmoe_layer_spec::fc1_layout},
                  {"fc2_layout = 99", &varmoe_layer_spec::fc2_layout},
                  {"gate_order = 99", &varmoe_layer_spec::gate_order},
-                 {"batch_invariant = 99", &varmoe_layer_spec::batch_invariant}};
+                 {"batch_invariant = 99", &varmoe_layer_spec::batch_invariant},
+                 {"bias = 99", &varmoe_layer_spec::bias},
+                 {"weight_on_input = 99", &varmoe_layer_spec::weight_on_input}};
   for (const auto& m : members) {
     varmoe_layer_spec spec = good_spec();
     spec.*m.field = 99;
@@ -471,6 +474,114 @@ TEST_CASE("packing through the C API is that of the C++ API") {
   CHECK(packed1 == expected1);
   CHECK(packed2 == expected2);
   CHECK(packed2[13] == 0);
+  std::vector<std::uint16_t> bias(26, 3), packed_bias(32, 9);
+  CHECK(varmoe_pack_fc1_bias(&spec, 13, bias.data(), packed_bias.data()) == VARMOE_OK);
+  CHECK(packed_bias[12] == 3);
+  CHECK(packed_bias[13] == 0);
+  CHECK(packed_bias[16] == 3);
+  CHECK(packed_bias[31] == 0);
+  CHECK(varmoe_pack_fc1_bias(&spec, 13, nullptr, packed_bias.data()) == VARMOE_E_INVALID_ARGUMENT);
+}
+
+TEST_CASE("biases and expert maps through the C API, in every storage that says where they lie") {
+  Handles h;
+  varmoe_layer_spec spec = good_spec();
+  spec.activation = VARMOE_ACTIVATION_IDENTITY;  // y = (x W1 + b1) W2 + b2; with weights of 0: b2
+  spec.bias = 1;
+  varmoe_layer* layer = nullptr;
+  REQUIRE(varmoe_layer_create(h.engine, &spec, nullptr, &layer) == VARMOE_OK);
+  constexpr std::size_t kPadded = 4 * 128;
+  alignas(16) static std::uint16_t zeroes[128 * kPadded] = {};
+  // bf16: expert e's down bias is 2^e.
+  std::vector<std::uint16_t> fc1_bias(kPadded), fc2_bias;
+  for (unsigned e = 0; e < 4; ++e)
+    fc2_bias.insert(fc2_bias.end(), 128, static_cast<std::uint16_t>(0x3f80 + 0x80 * e));
+  varmoe_weights weights;
+  REQUIRE(varmoe_weights_init(&weights, sizeof weights) == VARMOE_OK);
+  weights.fc1 = weights.fc2 = zeroes;
+  CHECK(varmoe_layer_bind(layer, &weights) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK_MESSAGE(last_error_has("fc1_bias is null"), varmoe_last_error());
+
+  std::vector<std::uint16_t> x(128, 0x3f80), out(128);
+  const std::int32_t ids[] = {7, 2};
+  const float topk_weights[] = {0.5f, 2.0f};
+  const std::int32_t map[] = {-1, 9, 3, 0, 0, 0, 0, 1};  // global 7 is expert 1 here, global 2 is expert 3
+  std::vector<std::byte> workspace;
+  std::size_t bytes = 0;
+  REQUIRE(varmoe_layer_workspace_bytes(layer, 1, &bytes) == VARMOE_OK);
+  workspace.resize(bytes + 256);
+  varmoe_forward_args args;
+  REQUIRE(varmoe_forward_args_init(&args, sizeof args) == VARMOE_OK);
+  args.tokens = 1;
+  alignas(16) static std::uint16_t x_row[128], out_row[128];
+  std::copy(x.begin(), x.end(), x_row);
+  args.x = x_row;
+  args.out = out_row;
+  args.topk_ids = ids;
+  args.topk_weights = topk_weights;
+  args.workspace =
+      reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(workspace.data()) + 255) / 256 * 256);
+  args.workspace_bytes = bytes;
+  args.expert_map = map;
+  CHECK(varmoe_layer_forward(layer, &args) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK_MESSAGE(last_error_has("num_global_experts = 0"), varmoe_last_error());
+  args.num_global_experts = 8;
+  const auto check_forward = [&] {
+    std::fill(std::begin(out_row), std::end(out_row), 0xffff);
+    REQUIRE_MESSAGE(varmoe_layer_forward(layer, &args) == VARMOE_OK, varmoe_last_error());
+    for (const std::uint16_t v : out_row) CHECK(v == 0x4188);  // 0.5 * 2 + 2 * 8 = 17
+  };
+  weights.fc1_bias = fc1_bias.data();
+  weights.fc2_bias = fc2_bias.data();
+  for (const int storage : {VARMOE_STORAGE_BLOCKS, VARMOE_STORAGE_PADDED}) {
+    weights.storage = storage;
+    weights.padded_width = 128;
+    REQUIRE_MESSAGE(varmoe_layer_bind(layer, &weights) == VARMOE_OK, varmoe_last_error());
+    check_forward();
+  }
+  weights.storage = VARMOE_STORAGE_POINTERS;
+  weights.num_experts = 4;
+  const void* matrices[] = {zeroes, zeroes, zeroes, zeroes};
+  const void* fc1_biases[] = {fc1_bias.data(), fc1_bias.data(), fc1_bias.data(), fc1_bias.data()};
+  const void* fc2_biases[] = {&fc2_bias[0], &fc2_bias[128], &fc2_bias[256], &fc2_bias[384]};
+  weights.fc1_pointers = weights.fc2_pointers = matrices;
+  CHECK(varmoe_layer_bind(layer, &weights) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK_MESSAGE(last_error_has("fc1_bias_pointers is null"), std::string(varmoe_last_error()));
+  weights.fc1_bias_pointers = fc1_biases;
+  weights.fc2_bias_pointers = fc2_biases;
+  REQUIRE_MESSAGE(varmoe_layer_bind(layer, &weights) == VARMOE_OK, varmoe_last_error());
+  check_forward();
+  weights.storage = VARMOE_STORAGE_EXPERTS;
+  varmoe_expert_weights experts[4] = {};
+  varmoe_expert_biases biases[4] = {};
+  for (std::size_t e = 0; e < 4; ++e) {
+    experts[e] = {nullptr, zeroes, zeroes, 128, kWidths[e]};
+    biases[e] = {nullptr, fc1_bias.data(), fc2_biases[e], 1};
+  }
+  weights.experts = experts;
+  CHECK(varmoe_layer_bind(layer, &weights) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("expert_biases is null"));
+  weights.expert_biases = biases;
+  REQUIRE_MESSAGE(varmoe_layer_bind(layer, &weights) == VARMOE_OK, varmoe_last_error());
+  check_forward();
+
+  const std::int32_t elsewhere[] = {0, 1};
+  args.topk_ids = elsewhere;
+  std::fill(std::begin(out_row), std::end(out_row), 0x1234);
+  args.absent_tokens = VARMOE_ABSENT_UNTOUCHED;
+  CHECK(varmoe_layer_forward(layer, &args) == VARMOE_OK);
+  CHECK(out_row[0] == 0x1234);
+  args.absent_tokens = VARMOE_ABSENT_WRITE_ZEROS;
+  CHECK(varmoe_layer_forward(layer, &args) == VARMOE_OK);
+  CHECK(out_row[0] == 0);
+  args.absent_tokens = 2;
+  CHECK(varmoe_layer_forward(layer, &args) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("absent_tokens = 2"));
+  varmoe_layer_destroy(layer);
+  // A layer without biases takes none.
+  weights.storage = VARMOE_STORAGE_BLOCKS;
+  CHECK(varmoe_layer_bind(h.layer, &weights) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("biases are set; the layer has none"));
 }
 
 TEST_CASE("forward refuses what its struct cannot mean") {

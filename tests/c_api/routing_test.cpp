@@ -252,7 +252,7 @@ TEST_CASE("C: what is null, out of range or no enumerator is refused by name") {
   varmoe_layer* layer = nullptr;
   REQUIRE(varmoe_layer_create(cpu.engine, &layer_spec, nullptr, &layer) == VARMOE_OK);
   REFUSED(varmoe_route_and_forward(router, &route, nullptr, &forward), "layer is null");
-  CHECK(varmoe_route_and_forward(router, &route, layer, &forward) == VARMOE_E_UNSUPPORTED);
+  CHECK(varmoe_route_and_forward(router, &route, layer, &forward) == VARMOE_E_INVALID_ARGUMENT);
   CHECK(last_error_has("weight_on_input"));
 #undef REFUSED
   varmoe_layer_destroy(layer);

@@ -46,6 +46,9 @@ TEST_CASE_FIXTURE(Fixture, "bad arguments are refused by name") {
   refused("x is not 16-byte", [](Args& a) { a.x = shifted(a.x, 2); });
   refused("topk_ids", [](Args& a) { a.topk_ids = shifted(a.topk_ids, 2); });
   refused("workspace", [this](Args& a) { a.workspace = c.x.data() + 8; });
+  static const std::int32_t map[2] = {};
+  refused("expert_map", [](Args& a) { a.expert_map = static_cast<const std::int32_t*>(shifted(map, 2)); });
+  refused("num_global_experts", [](Args& a) { a.expert_map = map; });
 }
 
 TEST_CASE_FIXTURE(Fixture, "a workspace too small even for one token is refused with the sizes") {

@@ -72,7 +72,7 @@ TEST_CASE("rows of shared experts count where the sort's form and shared memory 
 
 TEST_CASE("the whole-layer kernel is refused for shared experts") {
   KernelRequest request = request_of(Stage::whole_layer);
-  request.one_launch = {8, 4};
+  request.one_launch = {8, 2};
   const auto kernel = emit::emit_kernel(shared_spec(), request);
   REQUIRE_FALSE(kernel.ok());
   CHECK(kernel.error().code() == ErrorCode::unsupported);

@@ -183,6 +183,19 @@ TEST_CASE_FIXTURE(EngineFixture, "every argument out of range is refused by name
          a.token_count = counts;
          shift(a.token_count, 1);
        }},
+      {"expert_map = ",
+       [&](ForwardArgs& a) {
+         a.expert_map = counts;
+         a.num_global_experts = 2;
+         shift(a.expert_map, 2);
+       }},
+      {"num_global_experts = 0", [](ForwardArgs& a) { a.expert_map = counts; }},
+      {"num_global_experts = 2147483648",
+       [](ForwardArgs& a) {
+         a.expert_map = counts;
+         a.num_global_experts = std::int64_t{1} << 31;
+       }},
+      {"absent_tokens = 2", [](ForwardArgs& a) { a.absent_tokens = static_cast<AbsentTokens>(2); }},
       {"x_stride = 120", [](ForwardArgs& a) { a.x_stride = 120; }},
       {"x_stride = 132", [](ForwardArgs& a) { a.x_stride = 132; }},
       {"out_stride = -128", [](ForwardArgs& a) { a.out_stride = -128; }},

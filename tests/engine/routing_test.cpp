@@ -217,7 +217,40 @@ TEST_CASE_FIXTURE(RoutingFixture,
   llama.scoring = Scoring::sigmoid;
   llama.weight_on_input = true;
   Router on_input = make_router(engine, llama);
-  CHECK(code(on_input, r, f) == ErrorCode::unsupported);
+  CHECK(code(on_input, r, f) == ErrorCode::invalid_argument);
+
+  // An expert map: the router's experts are the map's entries.
+  static const std::int32_t map[16] = {};
+  ForwardArgs mapped = f;
+  mapped.expert_map = map;
+  mapped.num_global_experts = 16;
+  CHECK(code(router, r, mapped) == ErrorCode::invalid_argument);
+  CHECK(code(mismatched, r, mapped) == ErrorCode::ok);
+}
+
+TEST_CASE_FIXTURE(RoutingFixture, "a router and a layer that both weight the input go together") {
+  Engine engine = make_engine();
+  LayerSpec weighted = test::small_spec();
+  weighted.weight_on_input = true;
+  Layer layer = make_bound_layer(engine, weighted);
+  prepare(layer, {64});
+  RouterSpec spec;
+  spec.num_experts = 8;
+  spec.top_k = 2;
+  spec.scoring = Scoring::sigmoid;
+  spec.weight_on_input = true;
+  Router router = make_router(engine, spec);
+  require_ok(router.prepare());
+  const RouteArgs r = route_args(spec, 64);
+  ForwardArgs f = test::make_args(arena, layer, 64);
+  f.topk_ids = r.topk_ids;
+  f.topk_weights = r.topk_weights;
+  require_ok(route_and_forward(router, r, layer, f));
+  spec.weight_on_input = false;
+  Router other = make_router(engine, spec);
+  const Status refused = route_and_forward(other, r, layer, f);
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.error().message().find("false of the router and true of the layer") != std::string::npos);
 }
 
 TEST_CASE_FIXTURE(RoutingFixture,

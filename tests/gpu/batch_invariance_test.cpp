@@ -52,6 +52,8 @@ TEST_CASE("batch invariance: a token alone and among 2 to 3000, in every main lo
   kn.gate_order = varmoe::GateOrder::interleaved;
   kn.dtype = varmoe::DType::fp16;
   check_alone_and_in_company(kn, oracle::Routing::uniform);
+  kn.bias = kn.weight_on_input = true;
+  check_alone_and_in_company(kn, oracle::Routing::zipf);
   check_alone_and_in_company(varmoe::uniform_spec(2048, 64, 256, 8, varmoe::Activation::relu2),
                              oracle::Routing::uniform);
 }

@@ -97,6 +97,8 @@ DeviceLayer::DeviceLayer(const oracle::RandomCase& c, varmoe::LayerOptions optio
   fc1_ = upload(c.fc1.data(), c.fc1.bytes());
   up_ = upload(c.up.data(), c.up.bytes());
   fc2_ = upload(c.fc2.data(), c.fc2.bytes());
+  fc1_bias_ = upload(c.fc1_bias.data(), c.fc1_bias.bytes());
+  fc2_bias_ = upload(c.fc2_bias.data(), c.fc2_bias.bytes());
   x_ = upload(c.x.data(), c.x.bytes());
   out_ = must(DeviceBuffer::allocate(device(), c.out.bytes() + kGuard), "allocate");
   ids32_ = upload(c.ids32.data(), c.ids32.size() * 4);
@@ -105,7 +107,9 @@ DeviceLayer::DeviceLayer(const oracle::RandomCase& c, varmoe::LayerOptions optio
   const std::int32_t none = 0;
   count_ = upload(&none, sizeof none);
   layer_ = std::make_unique<varmoe::Layer>(must(on->create_layer(c.spec, options), "create_layer"));
-  must(layer_->bind(must(c.weights(fc1_.data(), up_.data(), fc2_.data()), "weights")), "bind");
+  must(layer_->bind(must(c.weights(fc1_.data(), up_.data(), fc2_.data(), fc1_bias_.data(), fc2_bias_.data()),
+                         "weights")),
+       "bind");
 }
 
 varmoe::ForwardArgs DeviceLayer::args(const RunOptions& options) {
@@ -124,6 +128,12 @@ varmoe::ForwardArgs DeviceLayer::args(const RunOptions& options) {
     must(varmoe::cuda::copy_to_device(*device(), count_.address(), &n, sizeof n), "upload");
     a.token_count = static_cast<const std::int32_t*>(count_.data());
   }
+  if (options.expert_map != nullptr) {
+    map_ = upload(options.expert_map->data(), options.expert_map->size() * 4);
+    a.expert_map = static_cast<const std::int32_t*>(map_.data());
+    a.num_global_experts = static_cast<std::int64_t>(options.expert_map->size());
+  }
+  if (options.keep_absent) a.absent_tokens = varmoe::AbsentTokens::untouched;
   a.workspace_bytes = must(layer_->workspace_bytes(a.tokens), "workspace_bytes");
   if (workspace_.size() < a.workspace_bytes + kGuard) {
     workspace_ = {};
@@ -195,15 +205,31 @@ oracle::Comparison DeviceLayer::compare(const RunOptions& options) {
                                                        case_.spec.widest_of_all());
     sample = std::clamp<std::int64_t>(static_cast<std::int64_t>(4e9 / per_token), 6, 512);
   }
-  const auto sampled = oracle::sample_tokens(live, sample, case_.options.seed);
-  const auto reference = case_.reference(sampled);
+  auto call = case_.oracle_call();
+  if (options.expert_map != nullptr) {
+    call.expert_map = options.expert_map->data();
+    call.global_experts = static_cast<std::int64_t>(options.expert_map->size());
+  }
+  // Rows of tokens without an expert that are to stay as they are.
+  const auto is_kept = [&](std::int64_t t) {
+    if (!options.keep_absent) return false;
+    for (std::int64_t j = 0; j < case_.spec.top_k; ++j) {
+      std::int64_t e = call.ids[t * case_.spec.top_k + j];
+      if (call.expert_map != nullptr) e = e >= 0 && e < call.global_experts ? call.expert_map[e] : -1;
+      if (e >= 0 && e < case_.spec.num_experts()) return false;
+    }
+    return true;
+  };
+  auto sampled = oracle::sample_tokens(live, sample, case_.options.seed);
+  sampled.erase(std::remove_if(sampled.begin(), sampled.end(), is_kept), sampled.end());
+  const auto reference = oracle::oracle_forward(case_.oracle_layer(), call, sampled);
   const std::int64_t hidden = case_.spec.hidden_size;
   const auto result = oracle::compare_rows(case_.spec.dtype, reference, out.data(), case_.out_stride, hidden,
                                            sampled, oracle::bars_of(case_.spec.dtype));
   // What was not computed is as it was: rows at and beyond the count, and the gaps between rows.
   bool untouched = true;
   for (std::int64_t t = 0; t < case_.options.tokens && untouched; ++t) {
-    const std::int64_t from = t < live ? hidden : 0;
+    const std::int64_t from = t < live && !is_kept(t) ? hidden : 0;
     for (std::int64_t i = from; i < case_.out_stride && t * case_.out_stride + i < case_.out.size(); ++i) {
       const auto at = static_cast<std::size_t>(t * case_.out_stride + i);
       const std::uint16_t before =

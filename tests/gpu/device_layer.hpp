@@ -28,6 +28,8 @@ struct RunOptions {
   std::int64_t tokens = -1;         ///< of the case's; −1: all
   std::int64_t device_tokens = -1;  ///< device-side token count; −1: none
   bool ids_64 = false;
+  const std::vector<std::int32_t>* expert_map = nullptr;  ///< ForwardArgs::expert_map, uploaded
+  bool keep_absent = false;                               ///< AbsentTokens::untouched
   std::int64_t sample = 0;  ///< rows compared; 0: as many as the oracle does in about a second
 };
 
@@ -57,7 +59,8 @@ class DeviceLayer {
   const oracle::RandomCase& case_;
   std::unique_ptr<varmoe::Layer> layer_;
   std::unique_ptr<varmoe::cuda::Stream> stream_;
-  varmoe::cuda::DeviceBuffer fc1_, up_, fc2_, x_, out_, ids32_, ids64_, weights_, count_, workspace_;
+  varmoe::cuda::DeviceBuffer fc1_, up_, fc2_, fc1_bias_, fc2_bias_, x_, out_, ids32_, ids64_, weights_,
+      count_, map_, workspace_;
 };
 
 /// compare() and a doctest check of the bars; records the errors under `group`.

@@ -132,6 +132,28 @@ TEST_CASE("every config: kn, gate and up apart") {
   check_every_config(spec, 3, oracle::Routing::zipf);
 }
 
+TEST_CASE("every config: biases and weights on the input in nk") {
+  LayerSpec spec = uneven_spec();
+  spec.bias = spec.weight_on_input = true;
+  check_every_config(spec, 3, oracle::Routing::zipf);
+}
+
+TEST_CASE("every config: biases in kn interleaved with swiglu_oai") {
+  LayerSpec spec = uneven_spec();
+  spec.activation = varmoe::Activation::swiglu_oai;
+  spec.fc1_layout = spec.fc2_layout = WeightLayout::kn;
+  spec.gate_order = varmoe::GateOrder::interleaved;
+  spec.bias = true;
+  check_every_config(spec, 3, oracle::Routing::zipf);
+}
+
+TEST_CASE("every config: weights on the input in kn with gate and up apart") {
+  LayerSpec spec = uneven_spec();
+  spec.fc1_layout = spec.fc2_layout = WeightLayout::kn;
+  spec.weight_on_input = true;
+  check_every_config(spec, 5, oracle::Routing::uniform);
+}
+
 TEST_CASE("every config: nk, not gated") {
   LayerSpec spec = uneven_spec();
   spec.activation = varmoe::Activation::relu2;

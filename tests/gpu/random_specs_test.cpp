@@ -72,6 +72,8 @@ oracle::RandomCase random_case(std::uint64_t seed) {
       continue;
     break;
   }
+  spec.bias = d.below(4) == 0;
+  spec.weight_on_input = d.below(5) == 0;
   return oracle::make_case(spec, o);
 }
 

@@ -151,6 +151,35 @@ TEST_CASE("tuner: kernels of another activation or dtype are found wrong") {
   expect_wrong(other);
 }
 
+TEST_CASE("tuner: the reference agrees with the kernels for biases and weights on the input") {
+  Bench bench;
+  for (const DType dtype : {DType::bf16, DType::fp16}) {
+    for (const WeightLayout layout : {WeightLayout::nk, WeightLayout::kn}) {
+      for (const GateOrder order : {GateOrder::gate_first, GateOrder::up_first, GateOrder::interleaved}) {
+        for (const int options : {1, 2, 3}) {
+          LayerSpec spec = small_layer(Activation::swiglu_oai, layout, layout, order, dtype);
+          const LayerSpec plain = spec;
+          spec.bias = options % 2 == 1;
+          spec.weight_on_input = options >= 2;
+          CAPTURE(tuning_signature(spec));
+          const auto layer = bench.layer(spec, 64);
+          const auto kernels = bench.kernels(spec, 64);
+          for (const RoutingKind kind : kKinds) {
+            const auto verdict = gpu::must(layer->check(kernels, kind), "check");
+            CHECK_MESSAGE(verdict.fault.empty(), verdict.fault);
+            CHECK(verdict.err1 == 0);
+            CHECK(verdict.err2 == 0);
+          }
+          if (order != GateOrder::gate_first) continue;
+          // Kernels that leave both out are found wrong.
+          const auto without = gpu::must(layer->check(bench.kernels(plain, 64), RoutingKind::zipf), "check");
+          CHECK_FALSE(without.fault.empty());
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("tuner: a measurer answers every config with figures that agree with one another") {
   SessionOptions session;
   session.cache_dir = gpu::cache_dir();

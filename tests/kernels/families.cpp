@@ -57,6 +57,19 @@ std::vector<Family> families() {
   }
   add("gated nk, batch invariant", layer(variable, Activation::silu_mul), {256});
   all.back().spec.batch_invariant = true;
+  const auto biased = [](LayerSpec spec, bool weight_on_input) {
+    spec.bias = true;
+    spec.weight_on_input = weight_on_input;
+    return spec;
+  };
+  add("gated kn, interleaved, biases", biased(kn(layer(variable, Activation::swiglu_oai)), false),
+      {16, 2048});
+  all.back().spec.gate_order = GateOrder::interleaved;
+  add("gated nk, biases, weight on input", biased(layer(variable, Activation::silu_mul), true), {16, 4096});
+  add("gated kn, weight on input", kn(layer(uniform, Activation::silu_mul, DType::fp16)), {256});
+  all.back().spec.weight_on_input = true;
+  add("plain nk, biases, runtime width", biased(layer(variable, Activation::relu2, DType::fp16), true), {256})
+      .runtime_width = true;
   add("gated nk, runtime width", layer(variable, Activation::silu_mul), {16, 2048}).runtime_width = true;
   add("plain kn, runtime width", kn(layer(variable, Activation::relu2)), {256}).runtime_width = true;
   add("gated nk, shared expert", layer(variable, Activation::silu_mul), {1, 4096});

@@ -125,6 +125,30 @@ std::vector<Kernel> hopper_kernels(const model::DeviceProfile& device) {
   fc2(gated, clustered(tall));
   fc2(even(apart), clustered(pingpong(160, 128, 4)));
   fc2(apart, clustered(tall), true);
+
+  // Biases and weights on sums: the tiles that leave fewest registers, each layout.
+  const auto biased = [](LayerSpec spec, bool bias, bool weight_on_input) {
+    spec.bias = bias;
+    spec.weight_on_input = weight_on_input;
+    return spec;
+  };
+  const LayerSpec oai = kn(Activation::swiglu_oai, kBf16, GateOrder::interleaved);
+  fc1(biased(gated, true, true), wide);
+  for (const GemmConfig& config : {tall, each, clustered(tall), clustered(each)}) {
+    fc1(biased(gated, true, true), config);
+    fc1(biased(oai, true, false), config);
+    fc2(biased(gated, true, false), config);
+  }
+  fc1(biased(apart, true, true), wgmma(160, 256, 4));
+  fc1(biased(apart, true, true), clustered(each), true);
+  fc1(biased(apart, false, true), clustered(wgmma(160, 256, 4)));
+  fc1(biased(oai, true, true), copied(each));
+  fc1(biased(nk(Activation::relu2, kFp16), true, true), tall);
+  fc1(biased(kn(Activation::relu2, kBf16), true, true), each);
+  fc1(biased(gated, true, true), wgmma(16, 128, 8));
+  fc1(biased(even(gated), false, true), stepped(pingpong(96, 128, 4), 32));
+  fc2(biased(apart, true, false), tall, true);
+  fc2(biased(nk(Activation::silu_mul, kFp16), true, false), pingpong(160, 128, 4));
   return kernels;
 }
 

@@ -149,6 +149,8 @@ TEST_CASE("signatures: what kernels share, what tuning records tell apart") {
   changed([](LayerSpec& s) { s.fc2_layout = WeightLayout::kn; });
   changed([](LayerSpec& s) { s.gate_order = GateOrder::up_first; });
   changed([](LayerSpec& s) { s.batch_invariant = true; });
+  changed([](LayerSpec& s) { s.bias = true; });
+  changed([](LayerSpec& s) { s.weight_on_input = true; });
 }
 
 TEST_CASE("signatures: what a layer does not read does not tell it apart") {

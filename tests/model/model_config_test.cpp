@@ -113,7 +113,9 @@ TEST_CASE("what families store, compute and leave out") {
   CHECK(oss.layers[0].spec.gate_order == GateOrder::interleaved);
   CHECK(oss.layers[0].spec.fc1_layout == WeightLayout::kn);
   CHECK(oss.layers[0].spec.fc2_layout == WeightLayout::kn);
-  CHECK(has_note(oss, "bias"));
+  CHECK(oss.layers[0].spec.bias);
+  CHECK_FALSE(oss.layers[0].spec.weight_on_input);
+  CHECK_FALSE(has_note(oss, "not added"));
   CHECK(has_note(oss, "router"));
 
   ModelConfig llama =
@@ -123,7 +125,9 @@ TEST_CASE("what families store, compute and leave out") {
   CHECK(llama.layers[0].spec.gate_order == GateOrder::gate_first);
   CHECK(llama.layers[0].spec.activation == Activation::silu_mul);
   CHECK(has_note(llama, "shared experts"));
-  CHECK(has_note(llama, "input"));
+  CHECK(llama.layers[0].spec.weight_on_input);
+  CHECK_FALSE(llama.layers[0].spec.bias);
+  CHECK(has_note(llama, "rounds weight times input"));
 
   CHECK(has_note(read(family("deepseek_v2", kDeepseek + R"(, "n_shared_experts": 2)")), "shared experts"));
   CHECK_FALSE(has_note(read(family("deepseek_v2", kDeepseek)), "shared experts"));
@@ -187,7 +191,6 @@ TEST_CASE("routers of the families") {
   v3.num_groups = 8;
   v3.top_groups = 4;
   v3.group_score = GroupScore::top2_sum;
-  v3.outside_groups = OutsideGroups::as_zero;
   CHECK(router(family("deepseek_v3", kDeepseek)) == v3);
   v3.num_groups = v3.top_groups = 1;
   v3.scaling_factor = 2.827f;
@@ -212,7 +215,7 @@ TEST_CASE("a layer file's router") {
   const ModelConfig model = read(plus(kLayer, R"("router": {"logit_type": "fp16", "scoring": "sigmoid",
     "order": "after_top_k", "renormalize": true, "epsilon": 0.5, "scaling_factor": 3, "correction_bias": true,
     "num_groups": 1, "top_groups": 1, "group_score": "top2_sum", "outside_groups": "as_zero",
-    "weight_on_input": true}, "num_layers": 2)"));
+    "weight_on_input": true}, "weight_on_input": true, "num_layers": 2)"));
   REQUIRE(model.layers.size() == 1);
   RouterSpec expected;
   expected.num_experts = 2;
@@ -250,6 +253,10 @@ TEST_CASE("a layer file's router") {
   CHECK(contains(refusal(plus(kLayer, R"("router": {"num_groups": 3})")), "router: num_groups is 3"));
   CHECK(contains(refusal(plus(kLayer, R"("router": {"epsilon": -1})")), "epsilon is -1"));
   CHECK(contains(refusal(plus(kLayer, R"("router": 5)")), "router"));
+  CHECK(contains(refusal(plus(kLayer, R"("router": {"weight_on_input": true})")),
+                 "must be the layer's, false"));
+  CHECK(contains(refusal(plus(kLayer, R"("router": {}, "weight_on_input": true)")),
+                 "must be the layer's, true"));
 }
 
 TEST_CASE("dtype: the file's, or the caller's; float32 and quantised checkpoints need the caller's") {
@@ -324,7 +331,7 @@ TEST_CASE("a layer file: every field") {
   const ModelConfig model = read(R"({"varmoe_layer": 1, "name": "x", "hidden_size": 512,
     "expert_widths": {"repeat": [64, 128], "times": 3}, "top_k": 4, "activation": "swiglu_oai",
     "activation_params": {"alpha": 1.5, "limit": 6}, "dtype": "fp16", "fc1_layout": "kn", "fc2_layout": "nk",
-    "gate_order": "up_first", "batch_invariant": true, "num_layers": 3})");
+    "gate_order": "up_first", "batch_invariant": true, "bias": true, "weight_on_input": true, "num_layers": 3})");
   CHECK(model.family == "layer_file");
   REQUIRE(model.layers.size() == 1);
   CHECK(model.layers[0].label == "layers 0-2");
@@ -339,6 +346,8 @@ TEST_CASE("a layer file: every field") {
   CHECK(spec.fc2_layout == WeightLayout::nk);
   CHECK(spec.gate_order == GateOrder::up_first);
   CHECK(spec.batch_invariant);
+  CHECK(spec.bias);
+  CHECK(spec.weight_on_input);
 }
 
 TEST_CASE("a layer file: layers that differ, and equal ones joined") {
@@ -403,6 +412,8 @@ TEST_CASE("a layer file: what is missing, unknown or contradictory is refused by
   CHECK(contains(refusal(plus(kLayer, R"("dtype": "float32")")), "bf16"));
   CHECK(contains(refusal(plus(kLayer, R"("gate_order": 1)")), "gate_order is 1"));
   CHECK(contains(refusal(plus(kLayer, R"("batch_invariant": 1)")), "batch_invariant is 1"));
+  CHECK(contains(refusal(plus(kLayer, R"("bias": 1)")), "bias is 1"));
+  CHECK(contains(refusal(plus(kLayer, R"("weight_on_input": 0)")), "weight_on_input is 0"));
   CHECK(contains(refusal(plus(kLayer, R"("activation_params": {"alpha": 1})")), "silu_mul has none"));
   CHECK(contains(refusal(plus(kLayer, R"("layers": [])")), "layers is a list of 0"));
   CHECK(contains(refusal(plus(kLayer, R"("layers": [{}], "num_layers": 1)")), "exclude each other"));

@@ -60,6 +60,16 @@ TEST_CASE("kn weights, batch invariance and GPUs without a copy engine are refus
   LayerSpec invariant = qwen3_30b();
   invariant.batch_invariant = true;
   CHECK(contains(refusal(invariant, {8, 2}, h200()), "batch_invariant"));
+  LayerSpec biased = qwen3_30b();
+  biased.bias = true;
+  CHECK(contains(refusal(biased, {8, 2}, h200()), "knows no biases; set max_tokens to 0"));
+  CHECK(refusal(biased, {}, h200()).empty());
+  CHECK(model::predict_one_launch(biased, 1, h200()).max_tokens == 0);
+  LayerSpec weighted = qwen3_30b();
+  weighted.weight_on_input = true;
+  CHECK(contains(refusal(weighted, {8, 2}, h200()), "weights on the input"));
+  CHECK(model::predict_one_launch(weighted, 1, h200()).max_tokens == 0);
+  CHECK(model::predict_one_launch(qwen3_30b(), 1, h200()).max_tokens == 8);
   auto a100 = model::find_profile("a100-80gb");
   REQUIRE(a100.ok());
   CHECK(contains(refusal(qwen3_30b(), {8, 2}, *a100), "needs sm_90"));

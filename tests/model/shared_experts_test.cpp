@@ -305,7 +305,7 @@ TEST_CASE("layers with shared experts are not done in one launch") {
   CHECK(model::predict_one_launch(spec, 1, device).max_tokens > 0);
   spec.shared_widths = {768};
   CHECK(model::predict_one_launch(spec, 1, device).max_tokens == 0);
-  const Status status = model::check_one_launch(spec, OneLaunchConfig{8, 4}, device);
+  const Status status = model::check_one_launch(spec, OneLaunchConfig{8, 2}, device);
   REQUIRE_FALSE(status.ok());
   CHECK(status.error().code() == ErrorCode::unsupported);
   CHECK(contains(status.error().message(), "takes no shared experts"));

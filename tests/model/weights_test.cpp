@@ -273,6 +273,81 @@ TEST_CASE("what is wrong with weights is said with expert and matrix") {
   CHECK(contains(message(Weights::blocks(spec, fc1.data(), fc2.data())), "hidden_size"));
 }
 
+TEST_CASE("biases: where each expert's lie, and what is wrong with them") {
+  LayerSpec spec;
+  spec.hidden_size = 64;
+  spec.expert_widths = {16, 8, 24};
+  spec.top_k = 1;
+  Buffer fc1(6 * 64 * 48), fc2(64 * 48);
+  const auto matrices = Weights::blocks(spec, fc1.data(), fc2.data());
+  REQUIRE(matrices);
+  const std::uint16_t* const b1 = fc1.data();
+  const std::uint16_t* const b2 = fc2.data();
+  const auto message = [](const auto& result) {
+    return result ? std::string("accepted") : result.error().message();
+  };
+  const auto contains = [](const std::string& text, const char* part) {
+    return text.find(part) != std::string::npos;
+  };
+  CHECK(contains(message(matrices->with_biases(spec, b1, b2)), "the layer has none"));
+  Weights given = *matrices;
+  given.experts[1].down_bias = b2;
+  CHECK(contains(message(given.validate(spec)), "expert 1: down_bias must be null"));
+  spec.bias = true;
+  CHECK(contains(message(matrices->validate(spec)), "expert 0: gate_bias is null: the layer has biases"));
+  CHECK(contains(message(matrices->with_biases(spec, nullptr, b2)), "fc1_bias is null"));
+  CHECK(contains(message(matrices->with_biases(spec, b1, nullptr)), "fc2_bias is null"));
+  CHECK(contains(message(matrices->with_biases(spec, b1, b2, 16)), "padded_width is 16"));
+  const std::vector<const void*> two(2, b1), hole = {b1, nullptr, b1}, three(3, b2);
+  CHECK(contains(message(matrices->with_biases(spec, two, three)), "2 fc1_bias and 3 fc2_bias"));
+  CHECK(contains(message(matrices->with_biases(spec, hole, three)), "expert 1: fc1_bias is null"));
+  CHECK(contains(message(matrices->with_biases(spec, three, hole)), "expert 1: fc2_bias is null"));
+  const auto* odd = reinterpret_cast<const std::byte*>(b1) + 1;
+  CHECK(contains(message(matrices->with_biases(spec, odd, b2)), "which is not 2-byte aligned"));
+  Weights few = *matrices;
+  few.experts.pop_back();
+  CHECK(contains(message(few.with_biases(spec, b1, b2)), "weights of 2 experts"));
+
+  const auto last = [&](std::int64_t padded) {
+    const auto with = matrices->with_biases(spec, b1, b2, padded);
+    REQUIRE(with);
+    REQUIRE(with->experts[2].gate == matrices->experts[2].gate);
+    return with->experts[2];
+  };
+  CHECK(last(0).gate_bias == b1 + 2 * 24);
+  CHECK(last(0).up_bias == b1 + 2 * 24 + 24);
+  CHECK(last(0).down_bias == b2 + 2 * 64);
+  CHECK(last(0).fc1_bias_stride == 1);
+  CHECK(last(32).gate_bias == b1 + 2 * 2 * 32);
+  CHECK(last(32).up_bias == b1 + 2 * 2 * 32 + 32);
+  CHECK(last(32).down_bias == b2 + 2 * 64);
+  spec.gate_order = GateOrder::up_first;
+  CHECK(last(0).up_bias == b1 + 2 * 24);
+  CHECK(last(0).gate_bias == b1 + 2 * 24 + 24);
+  spec.gate_order = GateOrder::interleaved;
+  CHECK(last(0).gate_bias == b1 + 2 * 24);
+  CHECK(last(0).up_bias == b1 + 2 * 24 + 1);
+  CHECK(last(0).fc1_bias_stride == 2);
+  CHECK(last(32).up_bias == b1 + 2 * 2 * 32 + 1);
+  auto pointers = matrices->with_biases(spec, {b1 + 1, b1 + 3, b1 + 5}, {b2, b2 + 7, b2 + 9});
+  REQUIRE(pointers);
+  CHECK(pointers->experts[1].up_bias == b1 + 4);
+  CHECK(pointers->experts[1].down_bias == b2 + 7);
+  pointers->experts[1].fc1_bias_stride = 3;
+  CHECK(contains(message(pointers->validate(spec)), "expert 1: fc1_bias_stride is 3; must be 1 or 2"));
+
+  spec.activation = Activation::relu2;
+  const auto plain = Weights::blocks(spec, fc1.data(), fc2.data());
+  REQUIRE(plain);
+  const auto ungated = plain->with_biases(spec, b1, b2);
+  REQUIRE(ungated);
+  CHECK(ungated->experts[2].gate_bias == nullptr);
+  CHECK(ungated->experts[2].up_bias == b1 + 24);
+  Weights wrong = *ungated;
+  wrong.experts[0].gate_bias = b1;
+  CHECK(contains(message(wrong.validate(spec)), "gate_bias must be null: the activation is not gated"));
+}
+
 TEST_CASE("the packer pads any width with zeros and moves nothing else") {
   CHECK(packed_width(1) == 8);
   CHECK(packed_width(8) == 8);
@@ -304,6 +379,21 @@ TEST_CASE("the packer pads any width with zeros and moves nothing else") {
       }
       CHECK(wrong == 0);
     }
+  }
+  // fc1's bias pads as an output of fc1 does.
+  for (LayerSpec spec : every_storage_kind()) {
+    const std::int64_t width = 13, packed = 16;
+    const bool split = spec.gated() && spec.gate_order != GateOrder::interleaved;
+    std::vector<std::uint16_t> in(static_cast<std::size_t>(halves(spec) * width)),
+        out(static_cast<std::size_t>(halves(spec) * packed), 0xffff), expected(out.size(), 0);
+    for (std::size_t i = 0; i < in.size(); ++i) {
+      in[i] = static_cast<std::uint16_t>(100 + i);
+      expected[split && i >= 13 ? i + 3 : i] = in[i];
+    }
+    REQUIRE(pack_fc1_bias(spec, width, in.data(), out.data()));
+    CHECK(out == expected);
+    CHECK_FALSE(pack_fc1_bias(spec, width, nullptr, out.data()));
+    CHECK_FALSE(pack_fc1_bias(spec, 0, in.data(), out.data()));
   }
   LayerSpec spec;
   spec.hidden_size = 64;

@@ -14,8 +14,9 @@
 /// What a Mixture-of-Experts layer computes, as a plain fp64 loop with the rounding points of the library's
 /// conventions:
 ///
-///   fc1 accumulates; the activation is applied; h is rounded ONCE to the activation dtype; fc2 accumulates
-///   and is multiplied by the routing weight; the row is rounded to the output dtype (where rows are stored
+///   fc1 accumulates (weight on input: is multiplied by the routing weight) and gets its bias; the activation
+///   is applied; h is rounded ONCE to the activation dtype; fc2 accumulates, gets its bias and is multiplied
+///   by the routing weight (unless fc1 was); the row is rounded to the output dtype (where rows are stored
 ///   before the combine); the combine sums in ascending k; the old `out` is added when accumulating; one
 ///   final rounding to the output dtype. Shared experts come after the routed ones, each with weight 1 or
 ///   with the token's gate, sigmoid(x · w_g).
@@ -31,11 +32,18 @@ struct OracleMatrix {
   std::int64_t k_stride = 0;
 };
 
+/// A vector: element i lies at data[i · stride]. Null: zeroes.
+struct OracleVector {
+  const std::uint16_t* data = nullptr;
+  std::int64_t stride = 1;
+};
+
 struct OracleExpert {
   std::int64_t width = 0;
   OracleMatrix gate;  ///< [width, H]; unread when the activation is not gated
   OracleMatrix up;    ///< [width, H]
   OracleMatrix down;  ///< [H, width]
+  OracleVector gate_bias = {}, up_bias = {}, down_bias = {};
 };
 
 struct OracleLayer {
@@ -49,6 +57,7 @@ struct OracleLayer {
   bool round_output = true;                    ///< false: the sum before its final rounding
   std::vector<OracleExpert> shared{};          ///< every token visits them, after its routed ones
   const std::uint16_t* shared_gate = nullptr;  ///< w_g [H]; null: weight 1
+  bool weight_on_input = false;
 };
 
 /// One forward's inputs, host memory.
@@ -59,6 +68,9 @@ struct OracleCall {
   const float* weights = nullptr;          ///< [T, k]
   const std::uint16_t* old_out = nullptr;  ///< null: out is written, else accumulated into
   std::int64_t out_stride = 0;             ///< of old_out; 0: H
+  const std::int32_t* expert_map =
+      nullptr;  ///< null, or [global_experts]: ids index it, and it names experts
+  std::int64_t global_experts = 0;
 };
 
 inline bool is_gated(varmoe::Activation a) {
@@ -173,6 +185,7 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
     std::int64_t token;
     const OracleExpert* expert;
     double weight;
+    bool shared;
     std::vector<double> x, h, y;
   };
   const std::int64_t H = layer.hidden_size, k = layer.top_k;
@@ -181,17 +194,22 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
   const std::int64_t out_stride = call.out_stride != 0 ? call.out_stride : H;
   const double* table = detail::decode_table(layer.dtype);
   const bool gated = is_gated(layer.activation);
+  const auto bias = [table](const OracleVector& v, std::int64_t i) {
+    return v.data != nullptr ? table[v.data[i * v.stride]] : 0.0;
+  };
 
   std::vector<Route> routes;
   std::vector<std::size_t> first_route;  // of each sampled token, and the end
   for (const std::int64_t t : tokens) {
     first_route.push_back(routes.size());
     for (std::int64_t j = 0; j < k; ++j) {
-      const std::int64_t e = call.ids[t * k + j];
+      std::int64_t e = call.ids[t * k + j];
+      if (call.expert_map != nullptr) e = e >= 0 && e < call.global_experts ? call.expert_map[e] : -1;
       if (e < 0 || e >= E) continue;
       routes.push_back({t,
                         &layer.experts[static_cast<std::size_t>(e)],
                         static_cast<double>(call.weights[t * k + j]),
+                        false,
                         {},
                         {},
                         {}});
@@ -203,7 +221,7 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
         sum += table[call.x[t * x_stride + i]] * table[layer.shared_gate[i]];
       gate = 1 / (1 + std::exp(-sum));
     }
-    for (const OracleExpert& expert : layer.shared) routes.push_back({t, &expert, gate, {}, {}, {}});
+    for (const OracleExpert& expert : layer.shared) routes.push_back({t, &expert, gate, true, {}, {}, {}});
   }
   first_route.push_back(routes.size());
   for (auto& r : routes) {
@@ -237,7 +255,10 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
     double gate[kChunk] = {}, up[kChunk];
     if (gated) detail::product(table, expert.gate, r.x.data(), H, item.first, item.count, gate);
     detail::product(table, expert.up, r.x.data(), H, item.first, item.count, up);
+    const double weight = layer.weight_on_input && !r.shared ? r.weight : 1.0;
     for (std::int64_t o = 0; o < item.count; ++o) {
+      gate[o] = gate[o] * weight + bias(expert.gate_bias, item.first + o);
+      up[o] = up[o] * weight + bias(expert.up_bias, item.first + o);
       r.h[static_cast<std::size_t>(item.first + o)] =
           round_to(layer.dtype, activate(layer.activation, layer.params, gate[o], up[o]));
     }
@@ -251,7 +272,8 @@ inline std::vector<double> oracle_forward(const OracleLayer& layer, const Oracle
     double* y = r.y.data() + item.first;
     detail::product(table, expert.down, r.h.data(), expert.width, item.first, item.count, y);
     for (std::int64_t o = 0; o < item.count; ++o) {
-      y[o] *= r.weight;
+      y[o] += bias(expert.down_bias, item.first + o);
+      if (!layer.weight_on_input || r.shared) y[o] *= r.weight;
       if (layer.round_rows) y[o] = round_to(layer.dtype, y[o]);
     }
   });
@@ -290,8 +312,13 @@ inline std::vector<double> oracle_h(const OracleLayer& layer, const OracleCall& 
   if (is_gated(layer.activation))
     detail::product(table, expert->gate, x.data(), H, 0, expert->width, gate.data());
   detail::product(table, expert->up, x.data(), H, 0, expert->width, h.data());
+  const auto bias = [table](const OracleVector& v, std::size_t i) {
+    return v.data != nullptr ? table[v.data[static_cast<std::int64_t>(i) * v.stride]] : 0.0;
+  };
   for (std::size_t i = 0; i < h.size(); ++i)
-    h[i] = round_to(layer.dtype, activate(layer.activation, layer.params, gate[i], h[i]));
+    h[i] =
+        round_to(layer.dtype, activate(layer.activation, layer.params, gate[i] + bias(expert->gate_bias, i),
+                                       h[i] + bias(expert->up_bias, i)));
   return h;
 }
 

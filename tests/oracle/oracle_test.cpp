@@ -85,6 +85,40 @@ TEST_CASE("a layer done by hand") {
   CHECK(p.run(Activation::relu2, 2) == std::vector<double>{0.75, 1.25, 48, 80});
 }
 
+TEST_CASE("biases and a weight on the input by hand") {
+  const auto t = DType::bf16;
+  const auto up = encode_all(t, {3, -1}), down = encode_all(t, {2, 0.5}), x = encode_all(t, {1, 2}),
+             up_bias = encode_all(t, {0.25, 99}), down_bias = encode_all(t, {1, -1});
+  const std::int64_t ids[] = {0, 5, 2};
+  const float weights[] = {0.5f, 8.0f, 16.0f};
+  const std::int32_t map[] = {-1, -1, 0, 0, 7, 0};
+  oracle::OracleLayer layer{2, 1, Activation::identity, kParams, t, {}};
+  oracle::OracleExpert expert;
+  expert.width = 1;
+  expert.up = {up.data(), 2, 1};
+  expert.down = {down.data(), 1, 1};
+  expert.up_bias = {up_bias.data(), 2};
+  expert.down_bias = {down_bias.data(), 1};
+  layer.experts.push_back(expert);
+  oracle::OracleCall call;
+  call.x = x.data();
+  call.ids = ids;
+  call.weights = weights;
+  // 3 − 2 = 1, + 0.25; (2.5, 0.625) + (1, −1) = (3.5, −0.375); halved.
+  CHECK(oracle::oracle_forward(layer, call, 1, 1) == std::vector<double>{1.75, -0.1875});
+  layer.weight_on_input = true;  // 1 · 0.5 + 0.25 = 0.75; (1.5, 0.375) + (1, −1)
+  CHECK(oracle::oracle_forward(layer, call, 1, 1) == std::vector<double>{2.5, -0.625});
+  // Ids of six experts elsewhere: 0 is nobody's here; 5 and 2 are this expert, 4 none.
+  call.expert_map = map;
+  call.global_experts = 6;
+  CHECK(oracle::oracle_forward(layer, call, 1, 1) == std::vector<double>{0, 0});
+  call.ids = ids + 1;
+  call.weights = weights;
+  CHECK(oracle::oracle_forward(layer, call, 1, 1) == std::vector<double>{2.5, -0.625});
+  call.global_experts = 5;
+  CHECK(oracle::oracle_forward(layer, call, 1, 1) == std::vector<double>{0, 0});
+}
+
 TEST_CASE("gate and up have their places") {
   Pencil p;
   p.gate = encode_all(p.dtype, {1, 0});

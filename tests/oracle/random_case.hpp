@@ -168,8 +168,13 @@ struct Place {
   Part part = Part::fc1;
   std::int64_t offset = 0, out_stride = 0, k_stride = 0;
 };
+/// A bias's place in fc1_bias or fc2_bias: element i at offset + i·stride.
+struct BiasPlace {
+  std::int64_t offset = 0, stride = 1;
+};
 struct ExpertPlaces {
   Place gate, up, down;
+  BiasPlace gate_bias, up_bias, down_bias;
 };
 
 /// Where every expert's matrices lie in a storage, and how large the buffers are.
@@ -179,8 +184,43 @@ struct StoragePlan {
   std::int64_t fc1_row = 0, fc2_row = 0;  ///< Storage::strided: elements between stored rows
   /// Shared experts, behind the routed ones in fc1 and fc2; storages that scatter experts scatter these too.
   std::vector<ExpertPlaces> shared;
-  std::int64_t shared_gate = 0;  ///< where w_g begins in fc2
+  std::int64_t shared_gate = 0;        ///< where w_g begins in fc2
+  std::int64_t bias_size[2] = {0, 0};  ///< elements of fc1_bias, fc2_bias
 };
+
+/// Where biases lie: each expert's one after another; in the storage "padded" padded too; in those of
+/// pointers with a gap before each, at odd elements; by_hand gate and up apart with poison between entries.
+inline void plan_biases(const varmoe::LayerSpec& spec, Storage storage, std::int64_t padded_width,
+                        StoragePlan& plan) {
+  const bool gated = is_gated(spec.activation);
+  const bool interleaved = gated && spec.gate_order == varmoe::GateOrder::interleaved;
+  const bool up_first = gated && spec.gate_order == varmoe::GateOrder::up_first;
+  const bool scattered =
+      storage == Storage::pointers || storage == Storage::strided || storage == Storage::by_hand;
+  const std::int64_t gap = scattered ? 3 : 0;
+  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e) {
+    ExpertPlaces& p = plan.experts[e];
+    const std::int64_t stored = storage == Storage::padded ? padded_width : spec.expert_widths[e];
+    std::int64_t& fc1 = plan.bias_size[0];
+    fc1 += gap;
+    if (storage == Storage::by_hand) {
+      p.up_bias = {fc1, 2};
+      p.gate_bias = {fc1 + 2 * stored, 2};
+      fc1 += 4 * stored;
+    } else if (!gated) {
+      p.up_bias = {fc1, 1};
+      fc1 += stored;
+    } else {
+      const std::int64_t stride = interleaved ? 2 : 1, second = fc1 + (interleaved ? 1 : stored);
+      p.gate_bias = {up_first ? second : fc1, stride};
+      p.up_bias = {up_first ? fc1 : second, stride};
+      fc1 += 2 * stored;
+    }
+    plan.bias_size[1] += gap;
+    p.down_bias = {plan.bias_size[1], 1};
+    plan.bias_size[1] += spec.hidden_size;
+  }
+}
 
 inline StoragePlan plan_storage(const varmoe::LayerSpec& spec, Storage storage, std::int64_t padded_width,
                                 std::uint64_t seed) {
@@ -294,9 +334,10 @@ struct RandomCase {
   varmoe::LayerSpec spec;
   CaseOptions options;
   StoragePlan plan;
-  Buffer16 fc1, up, fc2;  ///< the storage's buffers; `up` only where gate and up are apart
-  Buffer16 x;             ///< [T, x_stride]
-  Buffer16 out;           ///< [T, out_stride]: poison, or numbers when accumulating
+  Buffer16 fc1, up, fc2;        ///< the storage's buffers; `up` only where gate and up are apart
+  Buffer16 fc1_bias, fc2_bias;  ///< of a layer with biases
+  Buffer16 x;                   ///< [T, x_stride]
+  Buffer16 out;                 ///< [T, out_stride]: poison, or numbers when accumulating
   std::int64_t x_stride = 0, out_stride = 0;
   std::vector<std::int64_t> ids64;  ///< [T, k]
   std::vector<std::int32_t> ids32;  ///< the same
@@ -310,15 +351,27 @@ struct RandomCase {
     layer.activation = spec.activation;
     layer.params = spec.activation_params;
     layer.dtype = spec.dtype;
+    layer.weight_on_input = spec.weight_on_input;
+    const auto bias = [](const Buffer16& b, const BiasPlace& p) {
+      return OracleVector{b.data() + p.offset, p.stride};
+    };
     const auto matrix = [&](const Place& p) {
       const Buffer16& b = p.part == Part::fc1 ? fc1 : p.part == Part::up ? up : fc2;
       return OracleMatrix{b.data() + p.offset, p.out_stride, p.k_stride};
     };
     for (std::size_t e = 0; e < spec.expert_widths.size(); ++e) {
       const ExpertPlaces& p = plan.experts[e];
-      layer.experts.push_back({spec.expert_widths[e],
-                               is_gated(spec.activation) ? matrix(p.gate) : OracleMatrix{}, matrix(p.up),
-                               matrix(p.down)});
+      OracleExpert expert;
+      expert.width = spec.expert_widths[e];
+      if (is_gated(spec.activation)) expert.gate = matrix(p.gate);
+      expert.up = matrix(p.up);
+      expert.down = matrix(p.down);
+      if (spec.bias) {
+        if (is_gated(spec.activation)) expert.gate_bias = bias(fc1_bias, p.gate_bias);
+        expert.up_bias = bias(fc1_bias, p.up_bias);
+        expert.down_bias = bias(fc2_bias, p.down_bias);
+      }
+      layer.experts.push_back(expert);
     }
     for (std::size_t e = 0; e < spec.shared_widths.size(); ++e) {
       const ExpertPlaces& p = plan.shared[e];
@@ -330,8 +383,14 @@ struct RandomCase {
     return layer;
   }
   OracleCall oracle_call() const {
-    return {x.data(),  x_stride, ids64.data(), topk_weights.data(), options.accumulate ? out.data() : nullptr,
-            out_stride};
+    OracleCall call;
+    call.x = x.data();
+    call.x_stride = x_stride;
+    call.ids = ids64.data();
+    call.weights = topk_weights.data();
+    call.old_out = options.accumulate ? out.data() : nullptr;
+    call.out_stride = out_stride;
+    return call;
   }
   std::vector<double> reference(int threads = 0) const {
     return oracle_forward(oracle_layer(), oracle_call(), options.tokens, threads);
@@ -342,8 +401,10 @@ struct RandomCase {
 
   /// The library's description of these weights when the buffers lie at these addresses (device copies of
   /// fc1, up and fc2, or the buffers themselves). Uses the library's own storage functions.
-  varmoe::Result<varmoe::Weights> weights(const void* fc1_at, const void* up_at, const void* fc2_at) const {
-    auto made = routed_weights(fc1_at, up_at, fc2_at);
+  varmoe::Result<varmoe::Weights> weights(const void* fc1_at, const void* up_at, const void* fc2_at,
+                                          const void* fc1_bias_at = nullptr,
+                                          const void* fc2_bias_at = nullptr) const {
+    auto made = routed_weights(fc1_at, up_at, fc2_at, fc1_bias_at, fc2_bias_at);
     if (!made || spec.shared_widths.empty()) return made;
     const auto at = [](const void* base, std::int64_t offset) -> const void* {
       return static_cast<const std::uint16_t*>(base) + offset;
@@ -363,8 +424,43 @@ struct RandomCase {
     if (!set) return set.error();
     return made;
   }
-  varmoe::Result<varmoe::Weights> routed_weights(const void* fc1_at, const void* up_at,
-                                                 const void* fc2_at) const {
+  varmoe::Result<varmoe::Weights> routed_weights(const void* fc1_at, const void* up_at, const void* fc2_at,
+                                                 const void* fc1_bias_at, const void* fc2_bias_at) const {
+    varmoe::Result<varmoe::Weights> matrices = weight_matrices(fc1_at, up_at, fc2_at);
+    if (!matrices || !spec.bias) return matrices;
+    const auto at = [](const void* base, const BiasPlace& p) -> const void* {
+      return static_cast<const std::uint16_t*>(base) + p.offset;
+    };
+    const bool gated = is_gated(spec.activation);
+    switch (options.storage) {
+      case Storage::padded:
+        return matrices->with_biases(spec, fc1_bias_at, fc2_bias_at, options.padded_width);
+      case Storage::pointers:
+      case Storage::strided: {
+        std::vector<const void*> fc1_list, fc2_list;
+        for (const ExpertPlaces& p : plan.experts) {
+          const bool gate_first = gated && p.gate_bias.offset < p.up_bias.offset;
+          fc1_list.push_back(at(fc1_bias_at, gate_first ? p.gate_bias : p.up_bias));
+          fc2_list.push_back(at(fc2_bias_at, p.down_bias));
+        }
+        return matrices->with_biases(spec, fc1_list, fc2_list);
+      }
+      case Storage::by_hand:
+        for (std::size_t e = 0; e < plan.experts.size(); ++e) {
+          const ExpertPlaces& p = plan.experts[e];
+          varmoe::ExpertWeights& w = matrices->experts[e];
+          if (gated) w.gate_bias = at(fc1_bias_at, p.gate_bias);
+          w.up_bias = at(fc1_bias_at, p.up_bias);
+          w.down_bias = at(fc2_bias_at, p.down_bias);
+          w.fc1_bias_stride = p.up_bias.stride;
+        }
+        return matrices;
+      default:
+        return matrices->with_biases(spec, fc1_bias_at, fc2_bias_at);
+    }
+  }
+  varmoe::Result<varmoe::Weights> weight_matrices(const void* fc1_at, const void* up_at,
+                                                  const void* fc2_at) const {
     const auto at = [](const void* base, std::int64_t offset) -> const void* {
       return static_cast<const std::uint16_t*>(base) + offset;
     };
@@ -406,7 +502,9 @@ struct RandomCase {
     }
     throw std::logic_error("oracle: unknown storage");
   }
-  varmoe::Result<varmoe::Weights> host_weights() const { return weights(fc1.data(), up.data(), fc2.data()); }
+  varmoe::Result<varmoe::Weights> host_weights() const {
+    return weights(fc1.data(), up.data(), fc2.data(), fc1_bias.data(), fc2_bias.data());
+  }
 };
 
 /// Draws ids of `tokens` tokens.
@@ -479,6 +577,7 @@ inline RandomCase make_case(const varmoe::LayerSpec& spec, CaseOptions options) 
   c.spec = spec;
   c.options = options;
   c.plan = plan_storage(spec, options.storage, options.padded_width, options.seed);
+  if (spec.bias) plan_biases(spec, options.storage, options.padded_width, c.plan);
   c.x_stride = options.x_stride != 0 ? options.x_stride : H;
   c.out_stride = options.out_stride != 0 ? options.out_stride : H;
 
@@ -491,17 +590,21 @@ inline RandomCase make_case(const varmoe::LayerSpec& spec, CaseOptions options) 
   c.fc1 = Buffer16(c.plan.size[0]);
   c.up = Buffer16(c.plan.size[1]);
   c.fc2 = Buffer16(c.plan.size[2]);
+  c.fc1_bias = Buffer16(c.plan.bias_size[0]);
+  c.fc2_bias = Buffer16(c.plan.bias_size[1]);
   c.x = Buffer16(T * c.x_stride);
   c.out = Buffer16(T * c.out_stride);
   const bool gaps = options.storage != Storage::blocks && options.storage != Storage::packed &&
                     options.storage != Storage::packed_joint;
   if (gaps) poison(c.fc1), poison(c.up), poison(c.fc2);
+  poison(c.fc1_bias), poison(c.fc2_bias);
   poison(c.x);
   poison(c.out);
 
   // fc1 keeps unit variance for unit x; fc2 brings h back to it.
   const auto fc1_table = detail::value_table(spec.dtype, 1.0 / std::sqrt(static_cast<double>(H)));
   const auto x_table = detail::value_table(spec.dtype, 1.0);
+  const auto bias_table = detail::value_table(spec.dtype, 0.5);
   const double h_rms = detail::activation_rms(spec.activation);
   struct Row {  // `count` elements `step` apart; element i is logical element first + i·logical_step of its
                 // matrix
@@ -542,6 +645,13 @@ inline RandomCase make_case(const varmoe::LayerSpec& spec, CaseOptions options) 
     if (is_gated(spec.activation)) fill_matrix(stream(1), c.fc1, p.gate, fc1_table.data(), w, H);
     fill_matrix(stream(2), p.up.part == Part::up ? c.up : c.fc1, p.up, fc1_table.data(), w, H);
     fill_matrix(stream(3), c.fc2, p.down, fc2_table.data(), H, w);
+    if (!spec.bias) continue;
+    const auto fill_bias = [&](std::uint64_t which, Buffer16& b, const BiasPlace& place, std::int64_t count) {
+      fill({b.data() + place.offset, bias_table.data(), count, place.stride, 1, 0, stream(which)});
+    };
+    if (is_gated(spec.activation)) fill_bias(11, c.fc1_bias, p.gate_bias, w);
+    fill_bias(12, c.fc1_bias, p.up_bias, w);
+    fill_bias(13, c.fc2_bias, p.down_bias, H);
   }
   for (std::size_t e = 0; e < spec.shared_widths.size(); ++e) {
     const ExpertPlaces& p = c.plan.shared[e];

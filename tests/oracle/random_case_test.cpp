@@ -60,6 +60,36 @@ TEST_CASE("every storage, layout and gate order: the library finds the elements 
   }
 }
 
+TEST_CASE("biases and weights on the input: the same in every storage, as the library reads them") {
+  for (const auto activation : {Activation::swiglu_oai, Activation::relu2}) {
+    for (const auto layout : {WeightLayout::nk, WeightLayout::kn}) {
+      for (const auto order : {GateOrder::gate_first, GateOrder::up_first, GateOrder::interleaved}) {
+        auto spec = small_spec();
+        spec.activation = activation;
+        spec.fc1_layout = spec.fc2_layout = layout;
+        spec.gate_order = order;
+        const auto plain = oracle::make_case(spec, {.tokens = 5, .seed = 3}).reference();
+        spec.weight_on_input = true;
+        const auto weighted = oracle::make_case(spec, {.tokens = 5, .seed = 3}).reference();
+        CHECK(weighted != plain);
+        spec.bias = true;
+        const auto reference = oracle::make_case(spec, {.tokens = 5, .seed = 3}).reference();
+        CHECK(reference != weighted);
+        for (const auto storage : oracle::kStorages) {
+          if (!oracle::storage_fits(spec, storage)) continue;
+          CAPTURE(oracle::to_string(storage));
+          const auto c = oracle::make_case(spec, {.tokens = 5, .seed = 3, .storage = storage});
+          CHECK(c.reference() == reference);
+          const auto weights = c.host_weights();
+          REQUIRE_MESSAGE(weights.ok(), (weights.ok() ? "" : weights.error().message()));
+          REQUIRE(weights->validate(spec).ok());
+          CHECK(oracle::oracle_forward(oracle::layer_of(spec, *weights), c.oracle_call(), 5) == reference);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("values do not depend on layouts, and change with the seed") {
   auto spec = small_spec();
   const auto reference = oracle::make_case(spec, {.tokens = 5, .seed = 3}).reference();

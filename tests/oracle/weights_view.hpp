@@ -16,6 +16,7 @@ inline OracleLayer layer_of(const varmoe::LayerSpec& spec, const varmoe::Weights
   layer.activation = spec.activation;
   layer.params = spec.activation_params;
   layer.dtype = spec.dtype;
+  layer.weight_on_input = spec.weight_on_input;
   const bool gated = is_gated(spec.activation);
   const bool nk1 = spec.fc1_layout == varmoe::WeightLayout::nk,
              nk2 = spec.fc2_layout == varmoe::WeightLayout::nk;
@@ -31,6 +32,9 @@ inline OracleLayer layer_of(const varmoe::LayerSpec& spec, const varmoe::Weights
       if (gated) x.gate = {bits(w.gate), out, k};
       x.up = {bits(w.up), out, k};
     }
+    x.gate_bias = {bits(w.gate_bias), w.fc1_bias_stride};
+    x.up_bias = {bits(w.up_bias), w.fc1_bias_stride};
+    x.down_bias = {bits(w.down_bias), 1};
     x.down = {bits(w.down), nk2 ? w.fc2_stride : 1, nk2 ? 1 : w.fc2_stride};
     return x;
   };

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -213,6 +214,32 @@ TEST_CASE("weights that do not fit the layer make no table") {
   CHECK(refused([](Weights& w) { w.experts[1].fc1_stride = 32; }).find("fc1_stride") != std::string::npos);
 }
 
+TEST_CASE("biases: their addresses and stride by expert; zeroes of a layer without") {
+  LayerSpec spec = uneven(WeightLayout::kn);
+  spec.gate_order = GateOrder::interleaved;
+  const auto biases_of = [](const LayerSpec& layer, const Weights& weights) {
+    const auto bytes = plan::make_expert_table(layer, weights);
+    REQUIRE(bytes.ok());
+    const plan::ExpertTableLayout layout(layer.num_experts());
+    REQUIRE(bytes->size() == layout.bytes);
+    std::vector<abi::ExpertBias> biases(layer.expert_widths.size());
+    std::memcpy(biases.data(), bytes->data() + layout.biases, biases.size() * sizeof(abi::ExpertBias));
+    return biases;
+  };
+  const auto plain = Weights::blocks(spec, pointer(kFc1), pointer(kFc2));
+  REQUIRE(plain.ok());
+  for (const abi::ExpertBias& b : biases_of(spec, *plain)) CHECK((b.gate | b.up | b.down) == 0);
+  spec.bias = true;
+  const auto with = plain->with_biases(spec, pointer(0x5000), pointer(0x9000));
+  REQUIRE(with.ok());
+  const auto biases = biases_of(spec, *with);
+  CHECK(biases[2].gate == 0x5000 + 2 * 2 * (16 + 8));
+  CHECK(biases[2].up == biases[2].gate + 2);
+  CHECK(biases[2].down == 0x9000 + 2 * 2 * 64);
+  CHECK(biases[2].fc1_stride == 2);
+  CHECK_FALSE(plan::make_expert_table(spec, *plain).ok());
+}
+
 TEST_CASE("the table's parts are aligned for what they hold and do not overlap") {
   for (std::int64_t experts = 1; experts <= kMaxExperts; ++experts) {
     const plan::ExpertTableLayout layout(experts);
@@ -223,7 +250,9 @@ TEST_CASE("the table's parts are aligned for what they hold and do not overlap")
     REQUIRE(layout.one_class >= layout.class_begin + 17 * 4);
     REQUIRE(layout.fc1_maps >= layout.one_class + 8);
     REQUIRE(layout.fc2_maps >= layout.fc1_maps + n * sizeof(abi::TensorMap));
-    REQUIRE(layout.bytes >= layout.fc2_maps + n * sizeof(abi::TensorMap));
+    REQUIRE(layout.biases >= layout.fc2_maps + n * sizeof(abi::TensorMap));
+    REQUIRE(layout.bytes >= layout.biases + n * sizeof(abi::ExpertBias));
+    REQUIRE(layout.biases % 16 == 0);
     REQUIRE((layout.order | layout.class_begin | layout.one_class) % 4 == 0);
     // The copy engine reads maps at multiples of 64 bytes; the table itself lies at one of 256.
     REQUIRE((layout.fc1_maps | layout.fc2_maps) % 64 == 0);

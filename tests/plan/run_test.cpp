@@ -75,6 +75,57 @@ TEST_CASE("so few tokens as the whole-layer kernel takes are one launch, over al
   CHECK(f.run(1)[0].grid[0] == static_cast<unsigned>(abi::kMaxLayerBlocks));
 }
 
+TEST_CASE("an expert map goes to every sort and to the whole-layer kernel, which writes all rows") {
+  Fixture f;
+  static const std::int32_t map[12] = {};
+  f.add(Stage::whole_layer);
+  f.kernels.config.one_launch.max_tokens = 8;
+  const auto none = params_of<abi::LayerParams>(f.run(8)[0]);
+  CHECK(none.expert_map == nullptr);
+  f.args.expert_map = map;
+  f.args.num_global_experts = 12;
+  const auto whole = params_of<abi::LayerParams>(f.run(8)[0]);
+  CHECK(whole.expert_map == map);
+  CHECK(whole.global_experts == 12);
+  const auto large = f.run(4000);
+  REQUIRE(names_of(large) == kLarge);
+  for (std::size_t i = 0; i < 2; ++i) {
+    CHECK(params_of<abi::SortParams>(large[i]).expert_map == map);
+    CHECK(params_of<abi::SortParams>(large[i]).global_experts == 12);
+  }
+  CHECK(params_of<abi::CombineParams>(large.back()).keep_absent == 0);
+  // Rows that stay as they are: kernel by kernel.
+  f.args.absent_tokens = AbsentTokens::untouched;
+  const auto kept = f.run(8);
+  REQUIRE(names_of(kept) == kSmall);
+  CHECK(params_of<abi::CombineParams>(kept.back()).keep_absent == 1);
+}
+
+TEST_CASE("biases and weights on the input: their addresses, of layers that have them alone") {
+  Fixture f;
+  auto launches = f.run(16);
+  CHECK(params_of<abi::SortParams>(launches[0]).row_weight == nullptr);
+  CHECK(params_of<abi::GemmParams>(launches[1]).biases == nullptr);
+  CHECK(params_of<abi::GemmParams>(launches[1]).row_weight == nullptr);
+  f.spec.bias = f.spec.weight_on_input = true;
+  launches = f.run(32, 16);
+  REQUIRE(launches.size() == 8);
+  const plan::ExpertTableLayout table(f.spec.num_experts());
+  const auto layout = f.layout(16);
+  CHECK(layout.row_weight >= layout.slot_row + 16 * 2 * 4);
+  CHECK(layout.h >= layout.row_weight + 16 * 2 * 4);
+  for (std::size_t chunk = 0; chunk < 2; ++chunk) {
+    const auto sort = params_of<abi::SortParams>(launches[4 * chunk]);
+    CHECK(address(sort.topk_weights) == address(f.args.topk_weights) + chunk * 16 * 2 * 4);
+    CHECK(address(sort.row_weight) == f.in_workspace(layout.row_weight));
+    for (std::size_t i = 1; i < 3; ++i) {
+      const auto gemm = params_of<abi::GemmParams>(launches[4 * chunk + i]);
+      CHECK(address(gemm.biases) == f.kTable + table.biases);
+      CHECK(address(gemm.row_weight) == f.in_workspace(layout.row_weight));
+    }
+  }
+}
+
 TEST_CASE("many rows: the sort is two launches, over the same blocks of slots") {
   Fixture f;
   CHECK(names_of(f.run(1536)) == kSmall);  // 3072 rows: the last that one block sorts

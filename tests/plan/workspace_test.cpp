@@ -27,6 +27,8 @@ std::vector<LayerSpec> specs() {
   LayerSpec uneven = uniform_spec(136, 5, 8, 7);
   uneven.expert_widths = {8, 4096, 16, 24, 8};
   all.push_back(uneven);
+  uneven.weight_on_input = true;
+  all.push_back(uneven);
   return all;
 }
 
@@ -80,6 +82,7 @@ std::vector<Region> regions(const LayerSpec& spec, const WorkspaceLayout& at, st
       {"expert_offsets", at.expert_offsets, bytes(experts + 1, 4)},
       {"row_source", at.row_source, bytes(rows, 4)},
       {"slot_row", at.slot_row, bytes(rows, 4)},
+      {"row_weight", at.row_weight, bytes(spec.weight_on_input ? rows : 0, 4)},
       {"block_histogram", at.block_histogram, bytes(SortGrid(rows).blocks * experts, 4)},
       {"fc1_tiles", at.fc1_tiles, bytes(most_tiles(config.fc1), sizeof(abi::RowTile))},
       {"fc2_tiles", at.fc2_tiles, bytes(most_tiles(config.fc2), sizeof(abi::RowTile))},

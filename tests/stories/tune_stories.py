@@ -285,7 +285,8 @@ class Fuzz(Story):
         random = Random(seed)
         options = ["--set", "--model", "--device", "--tokens", "--hidden-size", "--experts", "--width", "--widths", "--top-k",
                    "--activation", "--dtype", "--fc1-layout", "--gate-order", "--layer", "--alpha", "--limit", "--fc1-config",
-                   "--fc2-config", "--cache-dir", "--jobs", "--json", "--batch-invariant"]
+                   "--fc2-config", "--cache-dir", "--jobs", "--json", "--batch-invariant", "--bias",
+                   "--weight-on-input"]
         values = ["8_variable", "h200", "64", "1,64", "0", "-1", "", "9" * 40, "1e9", "nan", "bf16", "kn", "silu_mul", "64x4",
                   "64x0,8", "block_m=64", "block_m=64;tokens=1-2", "=,;=", "x" * 3000, "\x01\xff", "--", "{}", "/dev/null", "/", "."]
         for i in range(150):
@@ -366,7 +367,7 @@ class Records(Story):
                 "fc1": gemm, "fc2": gemm, "sort": {"block_threads": 1024, "single_block_rows": 3072}, "gather": {"block_threads": 256},
                 "combine": {"block_threads": 256},
                 "one_launch": {"max_tokens": 0, "teams": 2}, "us1": 5, "err1": 0, "us2": 3, "err2": 0, "us": 10, "tflops": 1, "bw": 100, "baseline_us": 11,
-                "spread": 0.01, "verified": True, "epochs": {"fc1": 2, "fc2": 2, "sort": 1, "gather": 1, "combine": 1},
+                "spread": 0.01, "verified": True, "epochs": {"fc1": 3, "fc2": 3, "sort": 1, "gather": 1, "combine": 1},
                 "config_space": 5, "library": "0.1.0", "kernel_digest": "00", "nvrtc": "13.0.88", "driver": "580.82.07",
                 "date": "2026-11-21T15:04:05Z", "sm_clock_mhz": 1755, "memory_clock_mhz": 3201, "candidates": 12, **changes}
 

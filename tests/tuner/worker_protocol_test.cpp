@@ -103,6 +103,11 @@ TEST_CASE("a request comes back as it was, for every activation, layout and widt
   check_round_trip(spec);
   spec.gate_order = GateOrder::up_first;
   check_round_trip(spec);
+  spec.bias = true;
+  check_round_trip(spec);
+  spec.bias = false;
+  spec.weight_on_input = true;
+  check_round_trip(spec);
   spec.shared_widths = {1024, 8};
   check_round_trip(spec);
   spec.shared_gate = true;

@@ -70,6 +70,7 @@ TEST_CASE("records survive export and import as far as the CSV goes") {
   gelu.config.fc1.block_m = 32;
   gelu.config.fc1.gather = GatherMode::copy;
   gelu.err1 = 0.5;
+  gelu.key.doweight_stage1 = true;
   oai.config.fc2.raster = 3;
   const std::vector<TuningRecord> records = {plain, gelu, oai};
   const CsvExport exported = export_aiter_csv(records);
@@ -105,6 +106,7 @@ TEST_CASE("what a CSV cannot hold is told") {
       {changed([](LayerSpec& s) { s.fc1_layout = WeightLayout::kn; }), "kn weights"},
       {changed([](LayerSpec& s) { s.gate_order = GateOrder::up_first; }), "up_first"},
       {changed([](LayerSpec& s) { s.batch_invariant = true; }), "batch invariance"},
+      {changed([](LayerSpec& s) { s.bias = true; }), "biases"},
       {changed([](LayerSpec& s) { s.activation = Activation::relu2; }), "relu2"},
       {changed([](LayerSpec& s) { s.activation = Activation::gelu_tanh_mul; }), "gelu_tanh_mul"},
       {changed([](LayerSpec& s) { s.activation = Activation::swiglu_oai, s.activation_params.limit = 5; }),
@@ -212,7 +214,7 @@ TEST_CASE(
       {"gather=fused\",0%,", "gather=fused\",-1%,", "err"},
       {"torch.bfloat16,QuantType.No", "torch.float8_e4m3fn,QuantType.No", "q_dtype_w"},
       {"QuantType.No", "QuantType.per_1x128", "q_type"},
-      {"QuantType.No,1,0", "QuantType.No,1,1", "doweight_stage1"},
+      {"QuantType.No,1,0", "QuantType.No,1,2", "doweight_stage1"},
   };
   REQUIRE(import_aiter_csv(text, "a.csv", profile())->records.size() == 1);
   for (const auto& [from, to, said] : changes) {

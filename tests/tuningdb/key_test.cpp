@@ -63,6 +63,8 @@ TEST_CASE("fault 37: each input of a key changed alone gives another key, and an
       [](TuningKey& k) { k.fc2_layout = WeightLayout::kn; },
       [](TuningKey& k) { k.gate_order = GateOrder::interleaved; },
       [](TuningKey& k) { k.batch_invariant = true; },
+      [](TuningKey& k) { k.bias = true; },
+      [](TuningKey& k) { k.doweight_stage1 = true; },
   };
   for (std::size_t i = 0; i < changes.size(); ++i) {
     CAPTURE(i);
@@ -97,8 +99,6 @@ TEST_CASE("fault 22: a key out of range is refused by field") {
       {[](TuningKey& k) { k.topk = 33; }, "top_k"},
       {[](TuningKey& k) { k.q_dtype_a = DType::fp16; }, "q_dtype_a"},
       {[](TuningKey& k) { k.q_dtype_w = DType::fp16; }, "q_dtype_w"},
-      {[](TuningKey& k) { k.doweight_stage1 = true; }, "doweight_stage1"},
-      {[](TuningKey& k) { k.bias = true; }, "bias"},
       {[](TuningKey& k) { k.use_g1u1 = false; }, "use_g1u1"},
       {[](TuningKey& k) { k.act_params.alpha = 2; }, "act_params"},
       {[](TuningKey& k) { k.act_type = static_cast<Activation>(77); }, "activation"},

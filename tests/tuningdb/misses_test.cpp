@@ -93,11 +93,13 @@ TEST_CASE("the command names the layer in full") {
   spec.expert_widths = {256, 128, 128};
   spec.fc1_layout = WeightLayout::kn;
   spec.gate_order = GateOrder::interleaved;
-  spec.batch_invariant = true;
+  spec.batch_invariant = spec.bias = spec.weight_on_input = true;
   CHECK(tuningdb::tune_command(spec, 1) ==
         "varmoe-tune tune --hidden-size 256 --widths 128x2,256x1 --top-k 2 --activation swiglu_oai --alpha "
         "1.702 "
-        "--limit 7 --dtype fp16 --fc1-layout kn --gate-order interleaved --batch-invariant --tokens 1");
+        "--limit 7 --dtype fp16 --fc1-layout kn --gate-order interleaved --batch-invariant --bias "
+        "--weight-on-input "
+        "--tokens 1");
   LayerSpec shared = uniform_spec(2048, 60, 1408, 4);
   shared.shared_widths = {64, 5632, 64};
   shared.shared_gate = true;

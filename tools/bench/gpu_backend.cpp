@@ -29,7 +29,7 @@ constexpr double kReplayMicroseconds = 2000;
 
 /// The weights of a layer on the device, and a layer bound to them.
 struct Copy {
-  cuda::DeviceBuffer fc1, up, fc2;
+  cuda::DeviceBuffer fc1, up, fc2, fc1_bias, fc2_bias;
   Layer layer;
 };
 
@@ -174,7 +174,7 @@ class GpuBackend final : public Backend {
       auto layer = engine->create_layer(case_->spec);
       if (!layer) return layer.error();
       if (auto report = layer->prepare({.tokens = {tokens}}); !report) return report.error();
-      auto weights = case_->weights(copy.fc1.data(), copy.up.data(), copy.fc2.data());
+      auto weights = weights_of(copy);
       if (!weights) return weights.error();
       if (auto status = layer->bind(*weights); !status) return status;
       layers.push_back(*std::move(layer));
@@ -250,6 +250,11 @@ class GpuBackend final : public Backend {
                                       stream_.handle());
   }
 
+  Result<Weights> weights_of(const Copy& copy) const {
+    return case_->weights(copy.fc1.data(), copy.up.data(), copy.fc2.data(), copy.fc1_bias.data(),
+                          copy.fc2_bias.data());
+  }
+
   /// The first copy comes from the host, the others from the first. Kernels are shared by all layers of the
   /// engine.
   Status add_copy(const std::vector<std::int64_t>* tokens, PrepareReport* report) {
@@ -261,7 +266,7 @@ class GpuBackend final : public Backend {
     auto prepared = layer->prepare(prepare);
     if (!prepared) return prepared.error();
     if (report != nullptr) *report = *std::move(prepared);
-    Copy copy{{}, {}, {}, *std::move(layer)};
+    Copy copy{{}, {}, {}, {}, {}, *std::move(layer)};
     const bool first = copies_.empty();
     const auto fill = [&](cuda::DeviceBuffer& to, const oracle::Buffer16& host,
                           cuda::DeviceBuffer Copy::*from) {
@@ -270,7 +275,9 @@ class GpuBackend final : public Backend {
     if (auto status = fill(copy.fc1, case_->fc1, &Copy::fc1); !status) return status;
     if (auto status = fill(copy.up, case_->up, &Copy::up); !status) return status;
     if (auto status = fill(copy.fc2, case_->fc2, &Copy::fc2); !status) return status;
-    auto weights = case_->weights(copy.fc1.data(), copy.up.data(), copy.fc2.data());
+    if (auto status = fill(copy.fc1_bias, case_->fc1_bias, &Copy::fc1_bias); !status) return status;
+    if (auto status = fill(copy.fc2_bias, case_->fc2_bias, &Copy::fc2_bias); !status) return status;
+    auto weights = weights_of(copy);
     if (!weights) return weights.error();
     if (auto status = copy.layer.bind(*weights); !status) return status;
     copies_.push_back(std::move(copy));

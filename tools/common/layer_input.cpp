@@ -76,6 +76,10 @@ void LayerInput::add_options(CLI::App& app) {
       ->group("Layer");
   app.add_flag("--batch-invariant", batch_invariant, "a token's bits do not depend on its neighbours")
       ->group("Layer");
+  app.add_flag("--bias", bias, "fc1 and fc2 add biases")->group("Layer");
+  app.add_flag("--weight-on-input", weight_on_input,
+               "routing weights multiply the experts' input, not their output")
+      ->group("Layer");
 }
 
 bool LayerInput::empty() const noexcept {
@@ -105,6 +109,8 @@ Status LayerInput::apply_overrides(LayerSpec& spec) const {
     spec.shared_widths = *std::move(list);
   }
   if (shared_gate) spec.shared_gate = true;
+  if (bias) spec.bias = true;
+  if (weight_on_input) spec.weight_on_input = true;
   return spec.validate();
 }
 
@@ -182,6 +188,7 @@ Result<std::vector<InputLayer>> LayerInput::read(std::vector<std::string>* notes
   }
   for (InputLayer& input : layers) {
     if (auto status = apply_overrides(input.spec); !status) return status.error();
+    if (input.router) input.router->weight_on_input = input.spec.weight_on_input;
   }
   return layers;
 }

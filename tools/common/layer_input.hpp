@@ -32,7 +32,7 @@ struct LayerInput {
   std::string widths;  ///< "512x4,256x4" or "768,512"
   std::string activation, dtype, fc1_layout, fc2_layout, gate_order;
   std::optional<double> alpha, limit;
-  bool batch_invariant = false;
+  bool batch_invariant = false, bias = false, weight_on_input = false;
   bool shared = false;        ///< of a model's config.json: with its shared experts
   std::string shared_widths;  ///< as `widths`
   bool shared_gate = false;

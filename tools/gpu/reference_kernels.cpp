@@ -65,6 +65,8 @@ extern "C" __global__ void varmoe_tool_fill(Fill p) {
 struct Expert {
   const u16 *gate, *up, *down;
   i64 width, fc1_stride, fc2_stride;
+  const u16 *gate_bias, *up_bias, *down_bias;
+  i64 fc1_bias_stride;
 };
 struct Reference {
   const u16* x;
@@ -77,7 +79,7 @@ struct Reference {
   i64 hidden, h_stride;
   int top_k, num_experts, activation, gated, fp16, fc1_kn, fc2_kn, interleaved;
   float alpha, limit;
-  int num_shared, unused;
+  int num_shared, weight_on_input;
 };
 
 // The expert of a token's slot; −1: none.
@@ -155,6 +157,13 @@ extern "C" __global__ void varmoe_tool_reference_h(Reference p) {
     up = warp_sum(up);
     if (lane != 0) return;
   }
+  if (p.weight_on_input && pair % slots < p.top_k) {
+    const double weight = p.topk_weights[token * p.top_k + pair % slots];
+    gate *= weight;
+    up *= weight;
+  }
+  if (e.gate_bias) gate += decode(e.gate_bias[n * e.fc1_bias_stride], p.fp16);
+  if (e.up_bias) up += decode(e.up_bias[n * e.fc1_bias_stride], p.fp16);
   const float h = static_cast<float>(activate(p, gate, up));
   p.h[pair * p.h_stride + n] = decode(encode(h, p.fp16), p.fp16);
 }
@@ -184,7 +193,10 @@ extern "C" __global__ void varmoe_tool_reference_out(Reference p) {
       for (i64 i = lane; i < e.width; i += 32) y += h[i] * decode(e.down[c * e.fc2_stride + i], p.fp16);
       y = warp_sum(y);
     }
-    sum += (slot < p.top_k ? static_cast<double>(p.topk_weights[token * p.top_k + slot]) : shared) * y;
+    if (e.down_bias) y += decode(e.down_bias[c], p.fp16);
+    double weight = shared;
+    if (slot < p.top_k) weight = p.weight_on_input ? 1.0 : static_cast<double>(p.topk_weights[token * p.top_k + slot]);
+    sum += weight * y;
   }
   if (p.fc2_kn || lane == 0) p.out[sample * p.hidden + c] = sum;
 }
@@ -252,7 +264,7 @@ extern "C" __global__ void varmoe_tool_scan(Scan p) {
 )";
 
 // The text above declares the same structs.
-static_assert(sizeof(FillParams) == 32 && sizeof(ReferenceExpert) == 48 && sizeof(ReferenceParams) == 128 &&
+static_assert(sizeof(FillParams) == 32 && sizeof(ReferenceExpert) == 80 && sizeof(ReferenceParams) == 128 &&
               sizeof(CompareParams) == 88 && sizeof(ScanParams) == 32);
 
 }  // namespace

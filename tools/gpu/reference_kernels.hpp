@@ -24,6 +24,8 @@ struct FillParams {
 struct ReferenceExpert {
   std::uint64_t gate = 0, up = 0, down = 0;
   std::int64_t width = 0, fc1_stride = 0, fc2_stride = 0;
+  std::uint64_t gate_bias = 0, up_bias = 0, down_bias = 0;  ///< 0: none
+  std::int64_t fc1_bias_stride = 1;
 };
 /// Of sampled tokens: h[sample·slots + slot, width] and out[sample, hidden], fp64. Shared experts are the
 /// last of `experts`, and of a token's slots. h is rounded to the layer's dtype, as the kernels round it.
@@ -40,7 +42,7 @@ struct ReferenceParams {
   std::int32_t top_k = 0, num_experts = 0, activation = 0, gated = 0, fp16 = 0;
   std::int32_t fc1_kn = 0, fc2_kn = 0, interleaved = 0;  ///< interleaved: gate and up columns of kn weights
   float alpha = 0, limit = 0;
-  std::int32_t num_shared = 0, unused = 0;
+  std::int32_t num_shared = 0, weight_on_input = 0;
 };
 /// For row r: columns of actual[row(r)] against reference[r].
 struct CompareParams {

@@ -16,7 +16,10 @@ namespace {
 
 /// Tokens that are compared, and pairs of them and their slots at most.
 constexpr std::int64_t kMostSamples = 32, kMostPairs = 512;
-constexpr std::uint64_t kWeightSeed = 0x51ed270b00000001, kInputSeed = 0x51ed270b00000002;
+constexpr std::uint64_t kWeightSeed = 0x51ed270b00000001, kInputSeed = 0x51ed270b00000002,
+                        kBiasSeed = 0x51ed270b10000003;
+/// Standard deviation of biases; sums have about 1.
+constexpr double kBiasScale = 0.5;
 /// NaN in both dtypes; small integers, which pass for indices and counts.
 constexpr std::uint8_t kPoisonNan = 0xFF, kPoisonSmall = 0x01;
 /// From here on one copy of the weights is enough: its second half drives the first half out of L2.
@@ -81,6 +84,13 @@ Status TrialLayer::add_copy() {
       return status;
   }
   auto lie = Weights::blocks(spec_, copy.fc1.data(), copy.fc2.data());
+  if (lie && spec_.bias) {
+    const auto fc1 = static_cast<std::size_t>(spec_.total_width() * (spec_.gated() ? 2 : 1));
+    const auto fc2 = static_cast<std::size_t>(spec_.num_experts() * spec_.hidden_size);
+    if (auto status = allocate(device_, copy.fc1_bias, fc1 * 2); !status) return status;
+    if (auto status = allocate(device_, copy.fc2_bias, fc2 * 2); !status) return status;
+    lie = lie->with_biases(spec_, copy.fc1_bias.data(), copy.fc2_bias.data());
+  }
   if (!lie) return lie.error();
   if (!spec_.shared_widths.empty()) {
     // Behind the routed ones.
@@ -110,8 +120,9 @@ Status TrialLayer::add_copy() {
       for (const ExpertWeights& w : *kind) {
         const auto address = [](const void* p) { return reinterpret_cast<std::uint64_t>(p); };
         const std::int64_t width = spec_.width_of(static_cast<std::int64_t>(experts.size()));
-        experts.push_back(
-            {address(w.gate), address(w.up), address(w.down), width, w.fc1_stride, w.fc2_stride});
+        experts.push_back({address(w.gate), address(w.up), address(w.down), width, w.fc1_stride, w.fc2_stride,
+                           address(w.gate_bias), address(w.up_bias), address(w.down_bias),
+                           w.fc1_bias_stride});
       }
     }
     if (auto status = upload(device_, experts_, experts); !status) return status;
@@ -144,6 +155,12 @@ Status TrialLayer::fill_weights(const Copy& copy) {
                          static_cast<float>(scale), fp16};
     if (auto status = kernels_.fill(fc2, stream_); !status) return status;
     begin += count;
+  }
+  if (!spec_.bias) return {};
+  for (const cuda::DeviceBuffer* bias : {&copy.fc1_bias, &copy.fc2_bias}) {
+    const FillParams fill{bias->address(), bias->size() / 2, kBiasSeed,
+                          static_cast<float>(uniform * kBiasScale), fp16};
+    if (auto status = kernels_.fill(fill, stream_); !status) return status;
   }
   return {};
 }
@@ -262,6 +279,7 @@ Status TrialLayer::make_reference(RoutingKind kind) {
   p.interleaved = kn && spec_.gated() && spec_.gate_order == GateOrder::interleaved ? 1 : 0;
   p.alpha = spec_.activation_params.alpha;
   p.limit = spec_.activation_params.limit;
+  p.weight_on_input = spec_.weight_on_input ? 1 : 0;
   return kernels_.reference(p, samples(), spec_.widest_of_all(), stream_);
 }
 

@@ -52,7 +52,7 @@ class TrialLayer {
 
  private:
   struct Copy {
-    cuda::DeviceBuffer fc1, fc2, shared_gate, table;
+    cuda::DeviceBuffer fc1, fc2, shared_gate, fc1_bias, fc2_bias, table;
     plan::RunContext context;
   };
   struct Routed {

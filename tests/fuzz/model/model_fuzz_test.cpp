@@ -38,7 +38,8 @@ std::vector<std::string> text_seeds() {
   seeds.push_back(
       R"({"varmoe_layer": 1, "hidden_size": 256, "expert_widths": {"repeat": [8, 16], "times": 2}, "top_k": 1,
     "activation": "swiglu_oai", "activation_params": {"alpha": 1.5, "limit": 6}, "dtype": "fp16", "fc1_layout": "kn",
-    "fc2_layout": "kn", "gate_order": "interleaved", "batch_invariant": true, "layers": [{}, {"top_k": 2}]})");
+    "fc2_layout": "kn", "gate_order": "interleaved", "batch_invariant": true, "bias": true,
+    "weight_on_input": true, "layers": [{}, {"top_k": 2}]})");
   seeds.push_back(
       R"({"model_type": "qwen2_moe", "hidden_size": 64, "moe_intermediate_size": 8, "num_experts": 2,
     "num_experts_per_tok": 1, "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]})");
