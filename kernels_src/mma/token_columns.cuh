@@ -12,10 +12,12 @@ struct TokenColumns {
   /// Lane's fragments (ptx/mma_sync.cuh) of each eight tokens.
   using Accumulator = float[kColumnTiles][4];
   /// Steps of 32 elements of K whose rows are loaded ahead, where registers allow.
-  static constexpr int kBatch = max_of(1, min_of(8, 16 / kColumnTiles));
+  static constexpr int kBatch = max_of(1, 16 / kColumnTiles);
   static constexpr int kChains = kColumnTiles == 1 ? 4 : 2;
   /// The fewest steps a batch that leave the order of additions as it is.
   static constexpr int kSmallBatch = kChains / 2;
+  /// Where each load asks for bounds, which takes registers.
+  static constexpr int kTailBatch = max_of(kSmallBatch, kBatch / 2);
 
   /// Rows of a product's right-hand side, one a token: x or h.
   struct TokenRows {

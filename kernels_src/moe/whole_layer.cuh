@@ -96,9 +96,9 @@ class WholeLayer {
     }
     begin_reading();
     Routing::weigh_rows(s, static_cast<i32>(threadIdx.x), 32 * kConsumers);
+    Routing::meet();
     consume_fc1();
     if (lane_ == 0) ptx::mbarrier_arrive(address(&t.fc1_left));
-    // h, and what each warp has left in shared memory before.
     ptx::mbarrier_wait(address(&t.h_ready), 0);
     if (s.active == 0) {
       store_nothing();
@@ -288,7 +288,7 @@ class WholeLayer {
     if (length % (32 * Products::kBatch) == 0) {
       Products::template multiply<true, Products::kBatch>(sum, lane_, b, rows, k, length, arrived, weights);
     } else {
-      Products::template multiply<false, Products::kBatch>(sum, lane_, b, rows, k, length, arrived, weights);
+      Products::template multiply<false, Products::kTailBatch>(sum, lane_, b, rows, k, length, arrived, weights);
     }
     __syncwarp();
     refill();

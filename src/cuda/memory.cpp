@@ -120,7 +120,13 @@ Status copy_to_device(const Device& device, std::uint64_t destination, const voi
   const ContextScope scope(device);
   if (!scope.ok()) return scope.status();
   const RelaxedCaptureScope relaxed(device.driver());
-  return VARMOE_CUDA_CALL(device.driver(), cuMemcpyHtoD, CUdeviceptr{destination}, source, bytes);
+  if (Status copied =
+          VARMOE_CUDA_CALL(device.driver(), cuMemcpyHtoD, CUdeviceptr{destination}, source, bytes);
+      !copied)
+    return copied;
+  // Of pageable memory that returns when the bytes are staged; a stream that does not wait for the legacy one
+  // could run ahead of the rest.
+  return VARMOE_CUDA_CALL(device.driver(), cuStreamSynchronize, CUstream{nullptr});
 }
 
 Status copy_to_host(const Device& device, void* destination, std::uint64_t source, std::size_t bytes) {

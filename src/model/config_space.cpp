@@ -69,7 +69,9 @@ std::int64_t most_wgmma_accumulators(const LayerSpec& spec, GemmStage stage, con
   if (stage == GemmStage::fc2) return kMaxWgmmaAccumulators;
   if (spec.activation == Activation::gelu_erf || spec.activation == Activation::gelu_erf_mul)
     return kMaxWgmmaErfAccumulators;
-  const bool roomy = spec.gated() && c.schedule == Schedule::wgmma && spec.fc1_layout == WeightLayout::nk;
+  const bool plain_sums = !spec.bias && !spec.weight_on_input;
+  const bool roomy =
+      spec.gated() && c.schedule == Schedule::wgmma && spec.fc1_layout == WeightLayout::nk && plain_sums;
   return roomy ? kMaxWgmmaGatedAccumulators : kMaxWgmmaAccumulators;
 }
 

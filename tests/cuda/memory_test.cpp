@@ -58,6 +58,17 @@ TEST_CASE("fault 29: out of device memory says how much was asked for and what i
   CHECK(contains(second.error().message(), "Fake H200"));
 }
 
+TEST_CASE("a blocking copy to the device waits until the bytes are there") {
+  const auto device = fake_device();
+  const auto buffer = DeviceBuffer::allocate(device, 64);
+  REQUIRE(buffer.ok());
+  const std::array<unsigned char, 64> bytes{};
+  const auto waits = fake_cuda::calls("cuStreamSynchronize");
+  CHECK(cuda::copy_to_device(*device, buffer->address(), bytes.data(), 64).ok());
+  // A driver returns from cuMemcpyHtoD when pageable bytes are staged.
+  CHECK(fake_cuda::calls("cuStreamSynchronize") == waits + 1);
+}
+
 TEST_CASE("bytes go there and back, blocking and on a stream") {
   const auto device = fake_device();
   const auto stream = cuda::Stream::create(device);

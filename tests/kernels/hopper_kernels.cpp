@@ -133,7 +133,7 @@ std::vector<Kernel> hopper_kernels(const model::DeviceProfile& device) {
     return spec;
   };
   const LayerSpec oai = kn(Activation::swiglu_oai, kBf16, GateOrder::interleaved);
-  fc1(biased(gated, true, true), wide);
+  fc1(biased(gated, true, true), wgmma(160, 256, 4));
   for (const GemmConfig& config : {tall, each, clustered(tall), clustered(each)}) {
     fc1(biased(gated, true, true), config);
     fc1(biased(oai, true, false), config);

@@ -238,6 +238,12 @@ TEST_CASE(
     refused(kn(gated(), GateOrder::interleaved), GemmStage::fc1, kMaxWgmmaAccumulators);
     refused(gated(), GemmStage::fc2, kMaxWgmmaAccumulators);
     refused(plain(), GemmStage::fc1, kMaxWgmmaAccumulators);
+    LayerSpec biased = gated();
+    biased.bias = true;
+    refused(biased, GemmStage::fc1, kMaxWgmmaAccumulators);
+    LayerSpec weighted = gated();
+    weighted.weight_on_input = true;
+    refused(weighted, GemmStage::fc1, kMaxWgmmaAccumulators);
     LayerSpec erf = gated();
     erf.activation = Activation::gelu_erf_mul;
     refused(erf, GemmStage::fc1, kMaxWgmmaErfAccumulators);

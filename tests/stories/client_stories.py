@@ -24,6 +24,10 @@ HIDDEN, WIDTHS, WIDEST = 64, [8, 16], 16
 SILU = 1 / (1 + math.exp(-1.0))
 
 
+def silu(v):
+    return v / (1 + math.exp(-v))
+
+
 def bf16(values):
     """Aligned 16-bit numbers; every value must be a power of two or 0, so that none is rounded."""
     return client.host_copy(array.array("H", [int.from_bytes(array.array("f", [v]).tobytes(), sys.byteorder) >> 16 for v in values]))
@@ -45,6 +49,11 @@ def padded_weights():
             for column in range(width):
                 fc2[(e * HIDDEN + k) * WIDEST + column] = 1.0
     return bf16(fc1), bf16(fc2)
+
+
+def one_expert(width):
+    """fc1 and fc2 of an expert as padded_weights has them, contiguous."""
+    return bf16([1 / 64] * (width * HIDDEN) + [1.0] * (width * HIDDEN)), bf16([1.0] * (HIDDEN * width))
 
 
 def header_structs():
@@ -72,15 +81,13 @@ class Client(unittest.TestCase):
     def layer(self, **more):
         return self.engine.layer(HIDDEN, WIDTHS, 1, **more)
 
-    def test_its_structs_are_the_headers_first_members(self):
-        """A struct of the library that grew takes a shorter one, so the client may lack the last members, but none between."""
-        of_header = header_structs()
-        structs = client.Struct.__subclasses__()
-        self.assertGreater(len(structs), 10)
-        for struct in structs:
-            with self.subTest(struct.c_name):
-                members = [(name, c.sizeof(kind)) for name, kind in struct._fields_]
-                self.assertEqual(members, of_header[struct.c_name][:len(members)])
+    def test_its_structs_are_the_headers(self):
+        """Every struct of the header, with every member."""
+        structs = {struct.c_name: [(name, c.sizeof(kind)) for name, kind in struct._fields_] for struct in client.Struct.__subclasses__()}
+        for name, members in header_structs().items():
+            with self.subTest(name):
+                self.assertEqual(structs.pop(name, None), members)
+        self.assertEqual(structs, {})
 
     def test_enumerators_are_numbered_as_in_the_header(self):
         text = (ROOT / "include" / "varmoe" / "varmoe.h").read_text()
@@ -88,7 +95,8 @@ class Client(unittest.TestCase):
                               ("STORAGE", client.STORAGES), ("LOGITS", client.ELEMENTS), ("SCORING", client.ENUMERATORS["scoring"]),
                               ("ORDER", client.ENUMERATORS["order"]), ("GROUP_SCORE", client.ENUMERATORS["group_score"]),
                               ("OUTSIDE_GROUPS", client.ENUMERATORS["outside_groups"]), ("CACHE", client.ENUMERATORS["cache_mode"]),
-                              ("JIT", client.ENUMERATORS["jit"]), ("TUNE", client.ENUMERATORS["tune"])):
+                              ("JIT", client.ENUMERATORS["jit"]), ("TUNE", client.ENUMERATORS["tune"]),
+                              ("ABSENT", client.ENUMERATORS["absent_tokens"]), ("ID", client.ENUMERATORS["id_type"])):
             for number, name in enumerate(names):
                 self.assertRegex(text, rf"\bVARMOE_{prefix}_{name.upper()}\s*=\s*{number}\b")
 
@@ -108,13 +116,104 @@ class Client(unittest.TestCase):
 
     def test_weights_as_a_list_of_matrices(self):
         """int64 ids, and matrices of their own per expert."""
-        fc1 = [bf16([1 / 64] * (w * HIDDEN) + [1.0] * (w * HIDDEN)) for w in WIDTHS]
-        fc2 = [bf16([1.0] * (HIDDEN * w)) for w in WIDTHS]
+        fc1, fc2 = zip(*map(one_expert, WIDTHS))
         layer = self.layer()
         layer.bind(fc1, fc2, storage="pointers")
         out = bf16([0.0] * HIDDEN)
         layer.forward(bf16([1.0] * HIDDEN), array.array("q", [1]), array.array("f", [1.0]), out, tokens=1)
         self.assertAlmostEqual(numbers(out)[HIDDEN - 1], 16 * 64 * SILU, delta=8)
+
+    def forward(self, layer, ids, weights, **more):
+        """out's first column of a forward whose x is 1; every other column must equal it. `out` holds 2 before."""
+        tokens = len(ids) // layer.top_k
+        out = bf16([2.0] * (tokens * HIDDEN))
+        layer.forward(bf16([1.0] * (tokens * HIDDEN)), array.array("i", ids), array.array("f", weights), out, tokens=tokens, **more)
+        got = numbers(out)
+        for token in range(tokens):
+            self.assertEqual(set(got[token * HIDDEN:(token + 1) * HIDDEN]), {got[token * HIDDEN]})
+        return got[::HIDDEN]
+
+    def assert_near(self, got, expected):
+        self.assertEqual(len(got), len(expected))
+        for a, b in zip(got, expected):
+            self.assertAlmostEqual(a, b, delta=abs(b) * 0.01)
+
+    def test_biases(self):
+        """Of expert 1: gate 1 + 1, up 64 + 64, down − 1024; expert 0 has 512 at the end alone."""
+        expected = (8 * 64 * SILU + 512, 0.5 * (16 * 128 * silu(2.0) - 1024))
+        layer = self.layer(bias=True)
+        down = bf16([512.0] * HIDDEN + [-1024.0] * HIDDEN)
+        layer.bind(*padded_weights(), storage="padded", padded_width=WIDEST, fc2_bias=down,
+                   fc1_bias=bf16([0.0] * (2 * WIDEST) + [1.0] * WIDEST + [64.0] * WIDEST))
+        self.assert_near(self.forward(layer, [0, 1], [1.0, 0.5]), expected)
+        matrices = [one_expert(w) for w in WIDTHS]
+        layer.bind(*zip(*matrices), storage="pointers", fc1_bias=[bf16([0.0] * 16), bf16([1.0] * 16 + [64.0] * 16)],
+                   fc2_bias=[bf16([512.0] * HIDDEN), bf16([-1024.0] * HIDDEN)])
+        self.assert_near(self.forward(layer, [0, 1], [1.0, 0.5]), expected)
+        # The same by hand: experts and their biases as arrays of the header's structs.
+        halves = [bf16([0.0] * 16), bf16([64.0] * 16), bf16([1.0] * 16)]
+        experts, biases = (client.ExpertWeights * 2)(), (client.ExpertBiases * 2)()
+        for i, (fc1, fc2) in enumerate(matrices):
+            begin = client.address(fc1)
+            experts[i].assign({"gate": begin, "up": begin + WIDTHS[i] * HIDDEN * 2, "down": client.address(fc2), "fc1_stride": HIDDEN,
+                               "fc2_stride": WIDTHS[i]})
+            biases[i].assign({"gate": client.address(halves[2 * i]), "up": client.address(halves[i]), "down": client.address(down) + i * HIDDEN * 2,
+                              "fc1_stride": 1})
+        layer.bind(storage="experts", experts=experts, expert_biases=biases)
+        self.assert_near(self.forward(layer, [0, 1], [1.0, 0.5]), expected)
+
+    def test_routing_weights_on_the_input(self):
+        layer = self.layer(weight_on_input=True)
+        layer.bind(*padded_weights(), storage="padded", padded_width=WIDEST)
+        self.assert_near(self.forward(layer, [0, 1], [2.0, 0.5]), (8 * 128 * silu(2.0), 16 * 32 * silu(0.5)))
+
+    def test_shared_experts(self):
+        """Bound in each of the three ways, with a gate of sigmoid(1) and without; a token without experts has them as well."""
+        fc1, fc2 = zip(one_expert(24), one_expert(8))
+        joined = [client.host_copy(b"".join(map(bytes, parts))) for parts in (fc1, fc2)]
+        array_of = (client.ExpertWeights * 2)()
+        for one, a, b, width in zip(array_of, fc1, fc2, (24, 8)):
+            one.assign({"gate": client.address(a), "up": client.address(a) + width * HIDDEN * 2, "down": client.address(b), "fc1_stride": HIDDEN,
+                        "fc2_stride": width})
+        ways = ({"shared_fc1": joined[0], "shared_fc2": joined[1]}, {"shared_fc1": fc1, "shared_fc2": fc2}, {"shared_experts": array_of})
+        for gated in (0, 1):
+            layer = self.layer(shared_widths=[24, 8], shared_gate=gated)
+            gate = {"shared_gate": bf16([1 / 64] * HIDDEN)} if gated else {}
+            always = 32 * 64 * SILU * (SILU if gated else 1)
+            for way in ways:
+                with self.subTest(gated=gated, way=list(way)):
+                    layer.bind(*padded_weights(), storage="padded", padded_width=WIDEST, **way, **gate)
+                    self.assert_near(self.forward(layer, [0, -1, 1], [1.0, 1.0, 0.5]),
+                                     (always + 8 * 64 * SILU, always, always + 0.5 * 16 * 64 * SILU))
+
+    def test_ids_of_the_whole_model(self):
+        """Experts 7 and 2 of nine are here; token 1's is elsewhere, token 2's beyond all."""
+        layer = self.layer()
+        layer.bind(*padded_weights(), storage="padded", padded_width=WIDEST)
+        here = array.array("i", [-1, -1, 1, -1, -1, -1, -1, 0, -1])
+        expected = (8 * 64 * SILU, 0.0, 0.0, 16 * 64 * SILU)
+        self.assert_near(self.forward(layer, [7, 3, 9, 2], [1.0] * 4, expert_map=here), expected)
+        self.assert_near(self.forward(layer, [7, 3, 9, 2], [1.0] * 4, expert_map=here, absent_tokens="untouched"), (expected[0], 2.0, 2.0, expected[3]))
+        with self.assertRaisesRegex(ValueError, "expert_map is int64: must be int32"):
+            self.forward(layer, [7], [1.0], expert_map=array.array("q", here))
+        with self.assertRaisesRegex(ValueError, "absent_tokens = 'zeros': must be one of write_zeros, untouched"):
+            self.forward(layer, [7], [1.0], absent_tokens="zeros")
+
+    def test_up_projection_alone(self):
+        """Rows by expert: token 2's of expert 0, token 0's of expert 1, then the shared expert's of all tokens."""
+        layer = self.layer(shared_widths=[8])
+        fc1, fc2 = one_expert(8)
+        layer.bind(*padded_weights(), storage="padded", padded_width=WIDEST, shared_fc1=fc1, shared_fc2=fc2)
+        self.assertEqual((layer.up_slots, layer.up_stride), (2, 64))
+        h, offsets, row = bf16([0.0] * (6 * 64)), array.array("i", [9] * 4), array.array("i", [9] * 6)
+        x = bf16([1.0] * HIDDEN + [4.0] * HIDDEN + [2.0] * HIDDEN)
+        layer.up_call(x, array.array("i", [1, -1, 0]), h, offsets, row, tokens=3)()
+        self.assertEqual((offsets.tolist(), row.tolist()), ([0, 1, 2, 5], [1, 2, -1, 3, 0, 4]))
+        got = numbers(h)
+        for at, (width, v) in enumerate(((8, 2), (16, 1), (8, 1), (8, 4), (8, 2))):
+            self.assert_near(got[at * 64:at * 64 + width], [64 * v * silu(v)] * width)
+        with self.assertRaisesRegex(TypeError, "tokens must be given"):
+            layer.up_call(x, array.array("i", [1, -1, 0]), h, offsets, row)
 
     def test_router_and_blocks(self):
         logits = array.array("f", [0.0, 3.0, 1.0, 2.0])
@@ -157,8 +256,14 @@ class Client(unittest.TestCase):
             layer.call(bf16([0] * HIDDEN), array.array("i", [0]), array.array("i", [0]), bf16([0] * HIDDEN), tokens=1)
         with self.assertRaisesRegex(client.VarmoeError, "before bind"):
             layer.forward(bf16([0] * HIDDEN), array.array("i", [0]), array.array("f", [0]), bf16([0] * HIDDEN), tokens=1)
-        with self.assertRaisesRegex(ValueError, "list 1 and 2 matrices: must be 2 each"):
+        with self.assertRaisesRegex(ValueError, "fc1 lists 1 tensors: must be 2"):
             layer.bind([1], [1, 2], storage="pointers")
+        with self.assertRaisesRegex(ValueError, "fc2_bias is fp32: must be bf16"):
+            layer.bind(*padded_weights(), storage="padded", padded_width=WIDEST, fc2_bias=array.array("f", [0] * HIDDEN))
+        with self.assertRaisesRegex(client.VarmoeError, "biases are set; the layer has none"):
+            layer.bind(*padded_weights(), storage="padded", padded_width=WIDEST, fc2_bias=bf16([0] * (2 * HIDDEN)))
+        with self.assertRaisesRegex(ValueError, "shared_fc1 lists 1 tensors: must be 2"):
+            self.layer(shared_widths=[8, 8]).bind(*padded_weights(), storage="padded", padded_width=WIDEST, shared_fc1=[1], shared_fc2=[1, 2])
 
     def test_numpy_arrays(self):
         try:
@@ -177,6 +282,25 @@ class Client(unittest.TestCase):
             layer.forward(wide, ids, weights, out)
         with self.assertRaisesRegex(ValueError, "x is fp32: must be bf16"):
             layer.forward(numpy.ones((3, HIDDEN), dtype=numpy.float32), ids, weights, out)
+        # A shared expert as (gate, up, down), the two first out of one matrix whose rows alternate.
+        fc1 = numpy.frombuffer(client.host_buffer(16 * HIDDEN * 2), dtype=numpy.uint16).reshape(16, HIDDEN)
+        fc1[0::2], fc1[1::2] = 0x3C80, 0x3F80
+        down = numpy.frombuffer(one_expert(8)[1], dtype=numpy.uint16).reshape(HIDDEN, 8)
+        layer = self.layer(shared_widths=[8])
+        layer.bind(*padded_weights(), storage="padded", padded_width=WIDEST, shared_experts=[(fc1[0::2], fc1[1::2], down)])
+        layer.forward(wide[:, :HIDDEN], ids, weights, out)
+        self.assertAlmostEqual(numbers(out.tobytes())[2 * HIDDEN], 8 * 64 * SILU, delta=4)
+        with self.assertRaisesRegex(ValueError, r"shared_experts\[0\]\.up has 64 elements between rows: must have as many as the gate, 128"):
+            layer.bind(*padded_weights(), storage="padded", padded_width=WIDEST, shared_experts=[(fc1[0::2], fc1[:8], down)])
+        h = numpy.frombuffer(client.host_buffer(6 * 72 * 2), dtype=numpy.uint16).reshape(6, 72)
+        offsets, row = numpy.full(4, 9, dtype=numpy.int32), numpy.full((3, 2), 9, dtype=numpy.int32)
+        layer.up_call(wide[:, :HIDDEN], ids, h, offsets, row)()
+        self.assertEqual((offsets.tolist(), row.tolist()), ([0, 1, 2, 5], [[0, 2], [1, 3], [-1, 4]]))
+        self.assertAlmostEqual(numbers(h.tobytes())[4 * 72 + 7], 64 * SILU, delta=0.5)
+        with self.assertRaisesRegex(ValueError, "h has 5 rows: must have 6"):
+            layer.up_call(wide[:, :HIDDEN], ids, h[:5], offsets, row)
+        with self.assertRaisesRegex(ValueError, "expert_offsets has 3 elements: must have 4"):
+            layer.up_call(wide[:, :HIDDEN], ids, h, offsets[:3], row)
 
     def test_objects_are_freed_in_any_order(self):
         layer = self.layer()

@@ -8,6 +8,10 @@
     layer.bind(fc1, fc2)                                    # tensors stay where they are; the layer keeps a reference to them
     layer.forward(x, topk_ids, topk_weights, out)           # torch tensors: enqueued on torch's current stream
 
+    layer = engine.layer(2048, [768] * 32, 8, shared_widths=[1536], shared_gate=1)      # or bias=1, weight_on_input=1
+    layer.bind(fc1, fc2, shared_experts=[(gate, up, down)], shared_gate=w)              # or fc1_bias=…, fc2_bias=…
+    layer.forward(x, topk_ids, topk_weights, out, expert_map=local_expert_of_each_id)
+
 What serves as a tensor: torch tensors, numpy arrays, array.array, ctypes arrays, anything with the buffer interface, and plain addresses (int). Where
 it says its shape, element type and strides, they are checked; else the library takes the address at its word, and `tokens` must be given.
 bf16 has no name in numpy and array.array: give 16-bit integers (uint16, "H").
@@ -41,13 +45,14 @@ ENUMERATORS = {
     "cache_mode": ("rw", "ro", "off"), "jit": ("on", "cached_only"), "tune": ("replay", "off", "online"), "storage": STORAGES,
     "logit_type": ELEMENTS, "scoring": ("softmax", "sigmoid"), "order": ("before_top_k", "after_top_k"), "group_score": ("max", "top2_sum"),
     "outside_groups": ("never", "as_zero"), "input_type": DTYPES, "weight_type": ELEMENTS,
+    "absent_tokens": ("write_zeros", "untouched"), "id_type": ("int32", "int64"),
 }
 
 PTR, I32, I64, F32, F64, SIZE, STR = c.c_void_p, c.c_int32, c.c_int64, c.c_float, c.c_double, c.c_size_t, c.c_char_p
 
 
 class Struct(c.Structure):
-    """A struct of varmoe.h; `c_name` is its name there. A struct of the library may have grown further members: they keep their defaults."""
+    """A struct of varmoe.h; `c_name` is its name there. A newer library's may have grown further members: they keep their defaults."""
     c_name = ""
 
     def assign(self, values):
@@ -77,7 +82,8 @@ class LayerSpec(Struct):
     c_name = "varmoe_layer_spec"
     _fields_ = [("struct_size", SIZE), ("hidden_size", I64), ("expert_widths", c.POINTER(I64)), ("num_experts", SIZE), ("top_k", I64),
                 ("activation", I32), ("dtype", I32), ("fc1_layout", I32), ("fc2_layout", I32), ("gate_order", I32), ("batch_invariant", I32),
-                ("alpha", F32), ("limit", F32)]
+                ("alpha", F32), ("limit", F32), ("shared_widths", c.POINTER(I64)), ("num_shared", SIZE), ("shared_gate", I32), ("bias", I32),
+                ("weight_on_input", I32), ("reserved", I32)]
 
 
 class LayerOptions(Struct):
@@ -91,18 +97,39 @@ class PrepareOptions(Struct):
                 ("progress_user", PTR)]
 
 
+class ExpertWeights(Struct):
+    """An array element: no struct_size. Pointers are addresses; strides in elements."""
+    c_name = "varmoe_expert_weights"
+    _fields_ = [("gate", PTR), ("up", PTR), ("down", PTR), ("fc1_stride", I64), ("fc2_stride", I64)]
+
+
+class ExpertBiases(Struct):
+    """An array element, as ExpertWeights."""
+    c_name = "varmoe_expert_biases"
+    _fields_ = [("gate", PTR), ("up", PTR), ("down", PTR), ("fc1_stride", I64)]
+
+
 class Weights(Struct):
     c_name = "varmoe_weights"
     _fields_ = [("struct_size", SIZE), ("storage", I32), ("reserved", I32), ("fc1", PTR), ("fc2", PTR), ("gate", PTR), ("up", PTR),
                 ("padded_width", I64), ("fc1_pointers", c.POINTER(PTR)), ("fc2_pointers", c.POINTER(PTR)), ("fc1_stride", I64), ("fc2_stride", I64),
-                ("experts", PTR), ("num_experts", SIZE)]
+                ("experts", PTR), ("num_experts", SIZE), ("shared_fc1", PTR), ("shared_fc2", PTR), ("shared_fc1_pointers", c.POINTER(PTR)),
+                ("shared_fc2_pointers", c.POINTER(PTR)), ("shared_experts", PTR), ("num_shared", SIZE), ("shared_gate", PTR), ("fc1_bias", PTR),
+                ("fc2_bias", PTR), ("fc1_bias_pointers", c.POINTER(PTR)), ("fc2_bias_pointers", c.POINTER(PTR)), ("expert_biases", PTR)]
 
 
 class ForwardArgs(Struct):
     c_name = "varmoe_forward_args"
     _fields_ = [("struct_size", SIZE), ("tokens", I64), ("x", PTR), ("x_stride", I64), ("topk_ids", PTR), ("topk_weights", PTR), ("out", PTR),
                 ("out_stride", I64), ("id_type", I32), ("accumulate", I32), ("token_count", PTR), ("workspace", PTR), ("workspace_bytes", SIZE),
-                ("stream", PTR)]
+                ("stream", PTR), ("expert_map", PTR), ("num_global_experts", I64), ("absent_tokens", I32), ("reserved", I32)]
+
+
+class UpArgs(Struct):
+    c_name = "varmoe_up_args"
+    _fields_ = [("struct_size", SIZE), ("tokens", I64), ("x", PTR), ("x_stride", I64), ("topk_ids", PTR), ("h", PTR), ("h_stride", I64),
+                ("expert_offsets", PTR), ("slot_row", PTR), ("id_type", I32), ("reserved", I32), ("token_count", PTR), ("workspace", PTR),
+                ("workspace_bytes", SIZE), ("stream", PTR)]
 
 
 class RouterSpec(Struct):
@@ -205,6 +232,44 @@ def require(tensor, name, allowed):
     return kind
 
 
+def length(tensor):
+    """Elements of a tensor; None where it does not say so."""
+    if hasattr(tensor, "numel"):
+        return tensor.numel()
+    return tensor.size if hasattr(tensor, "size") else len(tensor) if hasattr(tensor, "__len__") else None
+
+
+def contiguous(tensor, name, columns, tokens):
+    """A [T, columns] tensor without gaps between rows, of at least `tokens` where that is given; its T, or None where it has no shape."""
+    shape = rows(tensor, name, columns)
+    if shape is None:
+        return None
+    if shape[1] != columns:
+        raise ValueError(f"{name} has {shape[1]} elements between rows: must be contiguous")
+    if tokens is not None and shape[0] < tokens:
+        raise ValueError(f"{name} has {shape[0]} rows: must have {tokens}")
+    return shape[0]
+
+
+def expert_weights(experts, name, dtype):
+    """varmoe_expert_weights of a list of (gate, up, down), tensors that say their shapes; gate is None where the activation has none."""
+    array = (ExpertWeights * len(experts))()
+    for i, (one, matrices) in enumerate(zip(array, experts)):
+        for member, tensor in zip(("gate", "up", "down"), matrices):
+            if tensor is None:
+                continue
+            where = f"{name}[{i}].{member}"
+            require(tensor, where, (dtype,))
+            if len(getattr(tensor, "shape", ())) != 2:
+                raise ValueError(f"{where} must have a shape of two dimensions: give an array of ExpertWeights where it has none")
+            stride, kept = rows(tensor, where, tensor.shape[1])[1], "fc2_stride" if member == "down" else "fc1_stride"
+            if getattr(one, kept) not in (0, stride):
+                raise ValueError(f"{where} has {stride} elements between rows: must have as many as the gate, {getattr(one, kept)}")
+            setattr(one, kept, stride)
+            setattr(one, member, address(tensor))
+    return array
+
+
 def host_buffer(size, alignment=256):
     """`size` bytes of host memory at an aligned address, as a ctypes array."""
     raw = (c.c_uint8 * (size + alignment))()
@@ -278,70 +343,117 @@ class Layer(Handle):
 
     def __init__(self, library, pointer, engine, spec):
         super().__init__(library, pointer, engine)
-        self.hidden, self.top_k, self.experts = spec.hidden_size, spec.top_k, spec.num_experts
+        self.hidden, self.top_k, self.experts, self.shared = spec.hidden_size, spec.top_k, spec.num_experts, spec.num_shared
         self.dtype = DTYPES[spec.dtype]
+        # What up_call's h needs: rows per token, and the least elements between rows.
+        self.up_slots = self.top_k + self.shared
+        self.up_stride = (max(spec.expert_widths[:self.experts] + spec.shared_widths[:self.shared]) + 63) // 64 * 64
 
     def prepare(self, tokens=None):
         """Compiles or loads the kernels for these token counts; None: all of 1 … 4096. Returns the list of kernels' names and origins."""
         return self.library.prepare("varmoe_layer_prepare", self.pointer, tokens)
 
     def bind(self, fc1=None, fc2=None, storage="blocks", **members):
-        """Where the weights lie; members are those of varmoe_weights (gate, up, padded_width, fc1_stride, …). storage "pointers": lists of one matrix each."""
+        """Where the weights lie; members are those of varmoe_weights: fc1_bias, fc2_bias, shared_fc1, shared_fc2, shared_gate, gate, up, padded_width,
+        fc1_stride, … With storage "pointers" fc1, fc2 and their biases are lists of one tensor per expert; shared_fc1 and shared_fc2 may be lists with
+        every storage. experts and shared_experts: lists of (gate, up, down), or arrays of ExpertWeights; expert_biases: an array of ExpertBiases."""
         weights = self.library.made(Weights)
-        keeps = [fc1, fc2]
-        for tensor, name in ((fc1, "fc1"), (fc2, "fc2")):
-            for one in tensor if storage == "pointers" else (tensor,):
-                require(one, name, (self.dtype,))
-        for name in ("gate", "up"):
-            if name in members:
-                require(members[name], name, (self.dtype,))
-                keeps.append(members[name])
-                members[name] = address(members[name])
-        weights.assign({"storage": storage, "num_experts": self.experts, **members})
-        if storage == "pointers":
-            if not len(fc1) == len(fc2) == self.experts:
-                raise ValueError(f"fc1 and fc2 list {len(fc1)} and {len(fc2)} matrices: must be {self.experts} each")
-            weights.fc1_pointers, weights.fc2_pointers = ((PTR * self.experts)(*map(address, tensors)) for tensors in (fc1, fc2))
-        else:
-            weights.fc1, weights.fc2 = address(fc1), address(fc2)
+        kinds = dict(Weights._fields_)
+        members = {"fc1": fc1, "fc2": fc2, **members}
+        values = {"storage": storage, "num_experts": self.experts, "num_shared": self.shared}
+        keeps = list(members.values())
+        for name, given in members.items():
+            own = name.startswith("shared_")
+            if name in ("experts", "shared_experts") and isinstance(given, (list, tuple)):
+                given = expert_weights(given, name, self.dtype)
+                keeps.append(given)
+            listed = isinstance(given, (list, tuple)) if own else storage == "pointers" and given is not None
+            if listed and name + "_pointers" in kinds:
+                count = self.shared if own else self.experts
+                if len(given) != count:
+                    raise ValueError(f"{name} lists {len(given)} tensors: must be {count}")
+                for one in given:
+                    require(one, name, (self.dtype,))
+                values[name + "_pointers"] = (PTR * count)(*map(address, given))
+            elif kinds.get(name) is PTR:
+                require(given, name, (self.dtype,))
+                values[name] = address(given)
+            else:
+                values[name] = given
+        weights.assign(values)
         self.library.check(self.library.lib.varmoe_layer_bind(self.pointer, c.byref(weights)))
         self.keeps[1:] = keeps
 
     def workspace_bytes(self, tokens):
         return self.library.size("varmoe_layer_workspace_bytes", self.pointer, tokens)
 
-    def call(self, x, topk_ids, topk_weights, out, tokens=None, accumulate=False, token_count=None, id_type=None, workspace=None):
-        """A forward's arguments as a Call. Without `workspace` (256-byte aligned, at least workspace_bytes(tokens)) it owns one."""
+    def call(self, x, topk_ids, topk_weights, out, tokens=None, accumulate=False, token_count=None, id_type=None, workspace=None, expert_map=None,
+             absent_tokens="write_zeros"):
+        """A forward's arguments as a Call. Without `workspace` (256-byte aligned, at least workspace_bytes(tokens)) it owns one. expert_map: int32, the
+        layer's expert of each id, for topk_ids that name experts of the whole model; absent_tokens: "untouched" leaves rows of `out` without experts."""
         args = self.library.made(ForwardArgs)
-        for tensor, name, columns, allowed in ((x, "x", self.hidden, (self.dtype,)), (out, "out", self.hidden, (self.dtype,)),
-                                               (topk_ids, "topk_ids", self.top_k, ("int32", "int64")), (topk_weights, "topk_weights", self.top_k, ("fp32",))):
+        for tensor, name in ((x, "x"), (out, "out")):
+            tokens = self.hidden_rows(args, tensor, name, tokens)
+        for tensor, name, allowed in ((topk_ids, "topk_ids", ("int32", "int64")), (topk_weights, "topk_weights", ("fp32",))):
             require(tensor, name, allowed)
-            shape = rows(tensor, name, columns)
-            if shape is None:
-                continue
-            tokens = shape[0] if tokens is None else tokens
-            if shape[0] < tokens:
-                raise ValueError(f"{name} has {shape[0]} rows: must have {tokens}")
-            if name in ("x", "out"):
-                setattr(args, name + "_stride", shape[1])
-            elif shape[1] != columns:
-                raise ValueError(f"{name} has {shape[1]} elements between rows: must be contiguous")
+            held = contiguous(tensor, name, self.top_k, tokens)
+            tokens = held if tokens is None else tokens
+        if expert_map is not None:
+            require(expert_map, "expert_map", ("int32",))
+            args.num_global_experts = length(expert_map) or 0
+        args.assign({"topk_weights": address(topk_weights), "out": address(out), "accumulate": int(accumulate), "expert_map": address(expert_map),
+                     "absent_tokens": absent_tokens})
+        return self.finished(args, "varmoe_layer_forward", x, topk_ids, tokens, token_count, id_type, workspace, (topk_weights, out, expert_map))
+
+    def hidden_rows(self, args, tensor, name, tokens):
+        """Checks x or out and sets its stride; the number of tokens, by this tensor where it was not known."""
+        require(tensor, name, (self.dtype,))
+        shape = rows(tensor, name, self.hidden)
+        if shape is None:
+            return tokens
+        if tokens is not None and shape[0] < tokens:
+            raise ValueError(f"{name} has {shape[0]} rows: must have {tokens}")
+        setattr(args, name + "_stride", shape[1])
+        return shape[0] if tokens is None else tokens
+
+    def finished(self, args, function, x, topk_ids, tokens, token_count, id_type, workspace, keeps):
+        """What forward and up have in common."""
         if tokens is None:
             raise TypeError("tokens must be given where no tensor has a shape")
-        kind = id_type or element(topk_ids) or "int32"
-        args.assign({"tokens": tokens, "x": address(x), "out": address(out), "topk_ids": address(topk_ids), "topk_weights": address(topk_weights),
-                     "id_type": ("int32", "int64").index(kind), "accumulate": int(accumulate), "token_count": address(token_count)})
         size = self.workspace_bytes(tokens)
-        if workspace is None:
-            workspace = scratch(x, size)
-        args.workspace, args.workspace_bytes = address(workspace), size
-        return Call(self, self.library.lib.varmoe_layer_forward, args, x, (x, topk_ids, topk_weights, out, token_count, workspace))
+        workspace = scratch(x, size) if workspace is None else workspace
+        args.assign({"tokens": tokens, "x": address(x), "topk_ids": address(topk_ids), "id_type": id_type or element(topk_ids) or "int32",
+                     "token_count": address(token_count), "workspace": address(workspace), "workspace_bytes": size})
+        return Call(self, getattr(self.library.lib, function), args, x, (x, topk_ids, token_count, workspace, *keeps))
 
     def forward(self, x, topk_ids, topk_weights, out, stream=None, **more):
         """x, out [T, H]; topk_ids int32 or int64 [T, k]; topk_weights fp32 [T, k]. On a GPU the workspace it makes lives as long as torch's
         allocator says; make a Call, or give one, where other streams are in play."""
         self.call(x, topk_ids, topk_weights, out, **more)(stream)
         return out
+
+    def up_call(self, x, topk_ids, h, expert_offsets, slot_row, tokens=None, token_count=None, id_type=None, workspace=None):
+        """The up-projection alone as a Call: h [T · up_slots, at least up_stride] gets rows by expert, int32 expert_offsets [E + S + 1] where each expert's
+        begin, int32 slot_row [T, up_slots] each slot's row or −1; S shared experts count as the last experts and slots."""
+        args = self.library.made(UpArgs)
+        tokens = self.hidden_rows(args, x, "x", tokens)
+        require(topk_ids, "topk_ids", ("int32", "int64"))
+        held = contiguous(topk_ids, "topk_ids", self.top_k, tokens)
+        tokens = held if tokens is None else tokens
+        require(slot_row, "slot_row", ("int32",))
+        contiguous(slot_row, "slot_row", self.up_slots, tokens)
+        require(expert_offsets, "expert_offsets", ("int32",))
+        require(h, "h", (self.dtype,))
+        least = self.experts + self.shared + 1
+        if getattr(expert_offsets, "shape", None) is not None and length(expert_offsets) < least:
+            raise ValueError(f"expert_offsets has {length(expert_offsets)} elements: must have {least}")
+        shape = rows(h, "h", h.shape[-1]) if getattr(h, "shape", None) is not None else None
+        if shape is not None:
+            args.h_stride = shape[1]
+            if tokens is not None and shape[0] < tokens * self.up_slots:
+                raise ValueError(f"h has {shape[0]} rows: must have {tokens * self.up_slots}")
+        args.assign({"h": address(h), "expert_offsets": address(expert_offsets), "slot_row": address(slot_row)})
+        return self.finished(args, "varmoe_layer_up", x, topk_ids, tokens, token_count, id_type, workspace, (h, expert_offsets, slot_row))
 
 
 class Router(Handle):
@@ -454,7 +566,7 @@ class BlockAligner(Handle):
         return places, self.library.lib.varmoe_aligned_blocks(I64(self.block_size), I64(places))
 
     def call(self, topk_ids, sorted_token_ids, expert_ids, num_tokens_post_pad, routed=None, id_type=None, workspace=None):
-        routed = routed if routed is not None else topk_ids.numel() if hasattr(topk_ids, "numel") else topk_ids.size if hasattr(topk_ids, "size") else len(topk_ids)
+        routed = routed if routed is not None else length(topk_ids)
         size = self.library.size("varmoe_block_aligner_workspace_bytes", self.pointer, routed)
         workspace = scratch(topk_ids, size) if workspace is None else workspace
         args = self.library.made(AlignArgs)
@@ -477,11 +589,12 @@ class Engine(Handle):
         self.library.check(getattr(self.library.lib, create)(self.pointer, c.byref(spec), *between, c.byref(pointer)))
         return kind(self.library, pointer, self, spec)
 
-    def layer(self, hidden_size, expert_widths, top_k, max_workspace_bytes=0, max_sms=0, **members):
-        """members: the others of varmoe_layer_spec, enumerators by name (activation="swiglu_oai", fc1_layout="kn", …)."""
+    def layer(self, hidden_size, expert_widths, top_k, max_workspace_bytes=0, max_sms=0, shared_widths=(), **members):
+        """members: the others of varmoe_layer_spec, enumerators by name (activation="swiglu_oai", fc1_layout="kn", bias=1, …)."""
         spec = self.library.made(LayerSpec)
-        widths = (I64 * len(expert_widths))(*expert_widths)
-        spec.assign({"hidden_size": hidden_size, "expert_widths": widths, "num_experts": len(expert_widths), "top_k": top_k, **members})
+        widths, shared = (I64 * len(expert_widths))(*expert_widths), (I64 * len(shared_widths))(*shared_widths)
+        spec.assign({"hidden_size": hidden_size, "expert_widths": widths, "num_experts": len(expert_widths), "top_k": top_k, "shared_widths": shared,
+                     "num_shared": len(shared_widths), **members})
         options = self.library.made(LayerOptions)
         options.max_workspace_bytes, options.max_sms = max_workspace_bytes, max_sms
         return self.made(Layer, spec, "varmoe_layer_create", c.byref(options))
