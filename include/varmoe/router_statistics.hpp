@@ -14,9 +14,9 @@
 ///
 /// - f_e = c_e / (T·k): the expert's share of the slots.
 /// - P_e = mean over tokens of s_e / Σ s_i: its mean score; s as RouterSpec's scoring says, over all experts.
-/// - z = mean over tokens of (log Σ exp l_i)². Router z-loss: ST-MoE (Zoph et al. 2022, eq. 5).
-/// - load_balance = E · Σ f_e·P_e. Switch Transformer (Fedus et al. 2022, eq. 4-6) for k = 1; with shares of T·k slots as DeepSeekMoE has it (Dai et al.
-///   2024, eq. 12-14). Hugging Face's load_balancing_loss_func is k times this.
+/// - z = mean over tokens of (log Σ exp l_i)². Router z-loss: ST-MoE (Zoph et al., arXiv 2202.08906).
+/// - load_balance = E · Σ f_e·P_e. Switch Transformer (Fedus et al., arXiv 2101.03961) for k = 1; with shares of T·k slots as DeepSeekMoE has it (Dai et al.,
+///   arXiv 2401.06066). Hugging Face's load_balancing_loss_func is k times this.
 /// - group_balance = Σ_g n_g/P_g · Σ_{e in g} f_e·P_e: load_balance within each group g of n_g experts of one width, P_g = Σ_{e in g} P_e; a group counts by
 ///   its share of the slots. For experts of several widths, which are not to be used alike.
 /// - compute = E · Σ w_e/w̄ · f_e·P_e, w̄ the mean width: load_balance with each expert's term as heavy as its width w_e, so that it falls where narrow experts are

@@ -24,7 +24,7 @@
 // piece go to all warps in turn. Sums are added in the order of the chunks that they began with, whoever came when.
 // out's columns belong to one block, so fc2 needs neither y nor a combine: a token's experts are added in ascending order, in fp32.
 //
-// Layer (emitted): kElement, kHidden, kExperts, kTopK, Activation. Config (emitted): kTokens (8 … 64), kTeams.
+// Layer (emitted): kElement, kHidden, kExperts, kTopK, Activation. Config (emitted): kTokens (8 or 16), kTeams.
 namespace varmoe::moe {
 
 template <class Layer, class Config>

@@ -12,7 +12,7 @@
 namespace varmoe::emit {
 
 /// Most routed rows that moe_align_block_size does in one launch.
-inline constexpr std::int64_t kAlignSingleRows = 4096;
+inline constexpr std::int64_t kAlignSingleRows = 1024;
 
 /// The router: one kernel for every token count, a warp a token.
 Result<EmittedKernel> emit_router(const RouterSpec& spec);

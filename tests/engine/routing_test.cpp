@@ -387,8 +387,8 @@ TEST_CASE_FIXTURE(RoutingFixture,
   require_ok(report);
   CHECK(report->kernels.size() == 3);
   fake_cuda::clear_launches();
-  CHECK(*aligner.workspace_bytes(4096) == 0);
-  AlignArgs few = align_args(aligner, 4096);
+  CHECK(*aligner.workspace_bytes(1024) == 0);
+  AlignArgs few = align_args(aligner, 1024);
   few.workspace = nullptr;
   require_ok(aligner.align(few));
   require_ok(aligner.align(align_args(aligner, 0)));
