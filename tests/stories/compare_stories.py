@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What tools/compare_peers, compare_router and compare_transformers promise on a machine without torch and GPU: their usage errors, and that the library takes their routers and layers.
+"""What tools/compare_peers, compare_router, compare_up and compare_transformers promise on a machine without torch and GPU: their usage errors, and that the library takes their routers and layers.
 
 usage: compare_stories.py REPOSITORY LIBRARY
 """
@@ -93,6 +93,32 @@ class CompareTransformers(unittest.TestCase):
                     engine.router(experts, config["num_experts_per_tok"], **entry["router"])
                     engine.router(experts, config["num_experts_per_tok"], hidden_size=config["hidden_size"], **entry["router"])
                     engine.layer(config["hidden_size"], [width] * experts, config["num_experts_per_tok"], **entry.get("layer", {}))
+
+
+class CompareUp(unittest.TestCase):
+    TOOL = ROOT / "tools" / "compare_up"
+
+    def run_tool(self, *arguments):
+        return subprocess.run([sys.executable, self.TOOL, "--library", LIBRARY, *arguments], capture_output=True, text=True)
+
+    def test_help_and_usage_errors(self):
+        shown = self.run_tool("--help")
+        self.assertEqual(shown.returncode, 0)
+        for word in ("Layer::up", "--shared-width", "5e-3", "Exit status"):
+            self.assertIn(word, shown.stdout)
+        for arguments in (["--tokens", "0"], ["--tokens", "1,x"], ["--top-k", "9"], ["--device", "tpu"]):
+            self.assertEqual(self.run_tool(*arguments).returncode, 2, arguments)
+
+    @unittest.skipUnless(importlib.util.find_spec("torch"), "no torch here")
+    def test_its_comparison_holds_on_the_cpu(self):
+        shown = self.run_tool("--device", "cpu", "--tokens", "1,37", "--hidden", "256", "--width", "192", "--shared-width", "320")
+        self.assertEqual(shown.returncode, 0, shown.stdout + shown.stderr)
+        self.assertEqual(shown.stdout.count(" ok"), 2)
+
+    @unittest.skipIf(importlib.util.find_spec("torch"), "torch is here")
+    def test_without_torch_it_says_so(self):
+        shown = self.run_tool("--device", "cpu")
+        self.assertEqual((shown.returncode, "torch" in shown.stdout), (3, True))
 
 
 if __name__ == "__main__":
