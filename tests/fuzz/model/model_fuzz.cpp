@@ -1,41 +1,23 @@
 #include "fuzz/model/model_fuzz.hpp"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <cstdint>
 #include <string>
 
+#include "fuzz/fields.hpp"
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
 #include "model/device_profile.hpp"
 #include "model/model_config.hpp"
+#include "model/strict_json.hpp"
 #include "varmoe/weights.hpp"
 
 namespace varmoe::fuzz {
 namespace {
-
-/// Takes fields off the front of the bytes; zeros when they are used up.
-class Fields {
- public:
-  explicit Fields(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
-  template <class T>
-  T take() {
-    T value{};
-    const std::size_t n = std::min(sizeof(T), bytes_.size());
-    if (n > 0) std::memcpy(&value, bytes_.data(), n);
-    bytes_ = bytes_.subspan(n);
-    return value;
-  }
-  /// Mostly a sound number, sometimes any.
-  std::int64_t number(std::int64_t multiple, std::int64_t most) {
-    const auto kind = take<std::uint8_t>();
-    if (kind < 8) return take<std::int64_t>();
-    return multiple * (1 + take<std::uint16_t>() % most);
-  }
-
- private:
-  std::span<const std::uint8_t> bytes_;
-};
 
 const char* check_valid_spec(const LayerSpec& spec, std::int64_t tokens, const model::DeviceProfile& device) {
   std::int64_t experts = 0, width = 0;
@@ -57,6 +39,48 @@ const char* check_valid_spec(const LayerSpec& spec, std::int64_t tokens, const m
   return nullptr;
 }
 
+std::size_t values_of(const model::Json& json) {
+  std::size_t values = 1;
+  if (const auto* array = json.as<model::Json::Array>())
+    for (const model::Json& value : *array) values += values_of(value);
+  if (const auto* object = json.as<model::Json::Object>())
+    for (const auto& [name, value] : *object) values += values_of(value);
+  return values;
+}
+
+/// The text as JSON within limits that small inputs exceed.
+const char* check_limits(std::string_view text) {
+  model::JsonLimits limits;
+  limits.max_bytes = 2048;
+  limits.max_depth = 4;
+  limits.max_values = 100;
+  const auto json = model::parse_strict_json(text, limits);
+  if (!json) return presentable(json.error().message()) ? nullptr : "a message is not fit for a log";
+  if (text.size() > limits.max_bytes || values_of(*json) > limits.max_values) return "a limit does not hold";
+  if (!presentable(json->describe())) return "a description is not fit for a log";
+  return nullptr;
+}
+
+/// The text as a file: what is read is what was written, within the limit and never beyond it.
+const char* check_file(std::string_view text) {
+  const int fd = ::memfd_create("fuzz", MFD_CLOEXEC);
+  if (fd < 0) return nullptr;  // no fault of ours
+  const std::string path = "/proc/self/fd/" + std::to_string(fd);
+  const char* broken = nullptr;
+  if (::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size())) {
+    const auto whole = model::read_input_file(path, text.size());
+    if (!whole || *whole != text) broken = "a file is read as another";
+    if (!text.empty() && model::read_input_file(path, text.size() - 1).ok())
+      broken = "a file beyond the limit is read";
+    if (model::read_model(path).ok() != model::read_model_text(text, "fuzz").ok())
+      broken = "a file and its text are two models";
+  }
+  ::close(fd);
+  for (const std::string& none : {std::string("/"), std::string("/dev/null"), path + "/none", path + '\0'})
+    if (model::read_input_file(none, 1).ok()) broken = "what is no file is read";
+  return broken;
+}
+
 }  // namespace
 
 Outcome model_text(std::string_view text) {
@@ -64,9 +88,11 @@ Outcome model_text(std::string_view text) {
   const auto refused = [&outcome](const Error& error) {
     if (!presentable(error.message())) outcome.broken = "a message is not fit for a log";
   };
-  for (const bool named : {false, true}) {
+  for (const int variant : {0, 1, 2}) {
+    const bool named = variant == 1;
     model::ReadOptions options;
     if (named) options.dtype = DType::fp16;
+    options.shared_experts = variant == 2;
     const auto model = model::read_model_text(text, "fuzz", options);
     if (!model) {
       refused(model.error());
@@ -84,6 +110,8 @@ Outcome model_text(std::string_view text) {
       if (!presentable(note)) outcome.broken = "a note is not fit for a log";
     }
   }
+  outcome.broken = outcome.broken ? outcome.broken : check_limits(text);
+  outcome.broken = outcome.broken ? outcome.broken : check_file(text);
   if (const auto profile = model::parse_profile(text, "fuzz", "fuzz"); !profile) {
     refused(profile.error());
   } else {
@@ -137,7 +165,8 @@ Outcome model_spec(std::span<const std::uint8_t> bytes) {
                                     fields.take<std::int32_t>(), fields.take<std::int32_t>(),
                                     fields.take<std::int32_t>(), fields.take<std::int64_t>());
   }
-  const std::int64_t tokens = fields.number(1, 65536);
+  // A forward takes no more; the negative ones are kept.
+  const std::int64_t tokens = std::min<std::int64_t>(fields.number(1, 65536), INT32_MAX);
 
   GemmConfig config;
   for (const auto member :

@@ -1,15 +1,15 @@
-#include <cstddef>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-
+#include "fuzz/libfuzzer.hpp"
 #include "fuzz/model/model_fuzz.hpp"
+#include "fuzz/random_bytes.hpp"
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const auto outcome = varmoe::fuzz::model_spec({data, size});
-  if (outcome.broken != nullptr) {
-    std::fprintf(stderr, "%s\n", outcome.broken);
-    std::abort();
-  }
-  return 0;
+namespace varmoe::fuzz {
+
+Outcome fuzz_one(std::span<const std::uint8_t> bytes) {
+  return model_spec(bytes);
 }
+
+std::vector<std::string> fuzz_seeds() {
+  return random_byte_seeds(100, 400);
+}
+
+}  // namespace varmoe::fuzz

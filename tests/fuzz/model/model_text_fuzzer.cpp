@@ -1,15 +1,17 @@
-#include <cstddef>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-
+#include "fuzz/libfuzzer.hpp"
 #include "fuzz/model/model_fuzz.hpp"
+#include "fuzz/model/model_seeds.hpp"
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const auto outcome = varmoe::fuzz::model_text({reinterpret_cast<const char*>(data), size});
-  if (outcome.broken != nullptr) {
-    std::fprintf(stderr, "%s\n", outcome.broken);
-    std::abort();
-  }
-  return 0;
+namespace varmoe::fuzz {
+
+Outcome fuzz_one(std::span<const std::uint8_t> bytes) {
+  return model_text(as_text(bytes));
 }
+
+std::vector<std::string> fuzz_seeds() {
+  std::vector<std::string> seeds = text_seeds();
+  for (std::string& seed : refused_text_seeds()) seeds.push_back(std::move(seed));
+  return seeds;
+}
+
+}  // namespace varmoe::fuzz

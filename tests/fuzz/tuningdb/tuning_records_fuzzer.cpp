@@ -1,15 +1,17 @@
-#include <cstddef>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-
+#include "fuzz/libfuzzer.hpp"
 #include "fuzz/tuningdb/tuningdb_fuzz.hpp"
+#include "fuzz/tuningdb/tuningdb_seeds.hpp"
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const auto outcome = varmoe::fuzz::tuning_records({reinterpret_cast<const char*>(data), size});
-  if (outcome.broken != nullptr) {
-    std::fprintf(stderr, "%s\n", outcome.broken);
-    std::abort();
-  }
-  return 0;
+namespace varmoe::fuzz {
+
+Outcome fuzz_one(std::span<const std::uint8_t> bytes) {
+  return tuning_records(as_text(bytes));
 }
+
+std::vector<std::string> fuzz_seeds() {
+  std::vector<std::string> seeds = record_seeds();
+  for (std::string& seed : refused_record_seeds()) seeds.push_back(std::move(seed));
+  return seeds;
+}
+
+}  // namespace varmoe::fuzz
