@@ -94,8 +94,10 @@ bool read_number(std::string_view& text, char end, int& out) {
   const std::size_t length = text.find(end);
   if (length == std::string_view::npos || length == 0 || length > 9) return false;
   if (length > 1 && text[0] == '0') return false;
+  if (text[0] < '0' || text[0] > '9')
+    return false;  // from_chars takes a minus, and -0 would be a second name of 0
   const auto [last, error] = std::from_chars(text.data(), text.data() + length, out);
-  if (error != std::errc() || last != text.data() + length || out < 0) return false;
+  if (error != std::errc() || last != text.data() + length) return false;
   text.remove_prefix(length + 1);
   return true;
 }

@@ -357,7 +357,9 @@ LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, con
   LayerConfig config;
   const std::int64_t tokens = std::max<std::int64_t>(bucket, 1);
   // A batch_invariant layer has one main loop for every token count (check_gemm_config).
-  const bool many = spec.batch_invariant || tokens * spec.slots_per_token() >= kFewestWgmmaRows;
+  // The tokens alone first: their product with the slots may not fit.
+  const bool many = spec.batch_invariant || tokens >= kFewestWgmmaRows ||
+                    tokens * spec.slots_per_token() >= kFewestWgmmaRows;
   const double rows = RoutingStats(spec, tokens).mean();
   const auto allowed = [many, rows](const GemmConfig& c) {
     // An expert of one row tile would leave the second block of each cluster without rows.

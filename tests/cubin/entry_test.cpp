@@ -211,9 +211,10 @@ TEST_CASE("file names: one spelling, any other is no entry") {
   const std::string hex = key_of(1).hex();
   for (const std::string& bad :
        {std::string(), hex, hex + "-13.0.48.vmc2", hex + "-13.0.48.vmc0", hex + "-13.0.48.vmc11",
-        hex + "-13.0.48.vmc", hex + "-013.0.48.vmc1", hex + "-13.0.-4.vmc1", hex + "-13.0.+4.vmc1",
-        hex + "-13.0.vmc1", hex + "-..0.vmc1", hex + "-13.0.4294967296.vmc1", hex + "-13.0.48.vmc1 ",
-        hex + "-13.0.48.vmc1.tmp", " " + name, "X" + name.substr(1), name.substr(1), hex + "_13.0.48.vmc1"}) {
+        hex + "-13.0.48.vmc", hex + "-013.0.48.vmc1", hex + "-13.0.-4.vmc1", hex + "-13.0.-0.vmc1",
+        hex + "-13.0.+4.vmc1", hex + "-13.0.vmc1", hex + "-..0.vmc1", hex + "-13.0.4294967296.vmc1",
+        hex + "-13.0.48.vmc1 ", hex + "-13.0.48.vmc1.tmp", " " + name, "X" + name.substr(1), name.substr(1),
+        hex + "_13.0.48.vmc1"}) {
     CAPTURE(bad);
     CHECK(!parse_entry_file_name(bad));
   }

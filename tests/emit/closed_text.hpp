@@ -46,8 +46,8 @@ inline Tokens tokens_of(const std::string& text) {
 /// Words that kernels_src/ is made of; emitted text has no others but numbers and its entry name.
 inline const std::set<std::string>& kernel_words() {
   static const std::set<std::string> words = [] {
-    std::set<std::string> all = {"__global__", "__grid_constant__", "__launch_bounds__", "extern",
-                                 "sizeof",     "static_assert"};
+    std::set<std::string> all = {"__cluster_dims__", "__global__", "__grid_constant__", "__launch_bounds__",
+                                 "extern",           "sizeof",     "static_assert"};
     for (const auto& file :
          std::filesystem::recursive_directory_iterator(std::string(VARMOE_SOURCE_DIR) + "/kernels_src")) {
       if (file.is_regular_file()) all.merge(tokens_of(slurp(file.path())).words);
