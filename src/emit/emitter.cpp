@@ -93,12 +93,10 @@ std::string config_traits(Stage stage, const GemmConfig& c) {
 std::string whole_layer_traits(const LayerSpec& spec, const OneLaunchConfig& c) {
   return fmt::format(
       "struct Config {{\n  static constexpr int kTokens = {}, kTeams = {};\n}};\n"
-      "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kBytes == {}, \"shared memory differs "
-      "from "
-      "the host's\");\n"
-      "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kThreads == {}, \"block size differs from "
-      "the "
-      "host's\");\n",
+      "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kBytes == {}, \"shared memory "
+      "differs from the host's\");\n"
+      "static_assert(varmoe::moe::WholeLayerShared<Layer, Config>::kThreads == {}, \"block size "
+      "differs from the host's\");\n",
       c.max_tokens, c.teams, model::one_launch_smem_bytes(spec, c), model::one_launch_threads(c));
 }
 

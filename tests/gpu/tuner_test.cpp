@@ -80,6 +80,19 @@ LayerSpec small_layer(Activation activation, WeightLayout fc1, WeightLayout fc2,
   return spec;
 }
 
+/// The reference finds nothing wrong with the kernels of the config that is predicted for 64 tokens.
+void expect_agreement(Bench& bench, const LayerSpec& spec) {
+  CAPTURE(tuning_signature(spec));
+  const auto layer = bench.layer(spec, 64);
+  const auto kernels = bench.kernels(spec, 64);
+  for (const RoutingKind kind : kKinds) {
+    const auto verdict = gpu::must(layer->check(kernels, kind), "check");
+    CHECK_MESSAGE(verdict.fault.empty(), verdict.fault);
+    CHECK(verdict.err1 == 0);
+    CHECK(verdict.err2 == 0);
+  }
+}
+
 }  // namespace
 
 TEST_CASE("small: tuner: the reference agrees with the kernels for shared experts with and without a gate") {
@@ -89,15 +102,7 @@ TEST_CASE("small: tuner: the reference agrees with the kernels for shared expert
       LayerSpec spec = small_layer(Activation::silu_mul, layout, layout, GateOrder::interleaved, DType::bf16);
       spec.shared_widths = {320, 64};
       spec.shared_gate = gate;
-      CAPTURE(tuning_signature(spec));
-      const auto layer = bench.layer(spec, 64);
-      const auto kernels = bench.kernels(spec, 64);
-      for (const RoutingKind kind : kKinds) {
-        const auto verdict = gpu::must(layer->check(kernels, kind), "check");
-        CHECK_MESSAGE(verdict.fault.empty(), verdict.fault);
-        CHECK(verdict.err1 == 0);
-        CHECK(verdict.err2 == 0);
-      }
+      expect_agreement(bench, spec);
     }
   }
 }
@@ -115,15 +120,7 @@ TEST_CASE(
         for (const GateOrder order : {GateOrder::gate_first, GateOrder::up_first, GateOrder::interleaved}) {
           const WeightLayout fc2 = order == GateOrder::up_first ? WeightLayout::nk : fc1;
           const LayerSpec spec = small_layer(activation, fc1, fc2, order, dtype);
-          CAPTURE(tuning_signature(spec));
-          const auto layer = bench.layer(spec, 64);
-          const auto kernels = bench.kernels(spec, 64);
-          for (const RoutingKind kind : kKinds) {
-            const auto verdict = gpu::must(layer->check(kernels, kind), "check");
-            CHECK_MESSAGE(verdict.fault.empty(), verdict.fault);
-            CHECK(verdict.err1 == 0);
-            CHECK(verdict.err2 == 0);
-          }
+          expect_agreement(bench, spec);
           if (!activation_info(activation).gated) break;  // the orders are one
         }
       }
@@ -161,17 +158,10 @@ TEST_CASE("tuner: the reference agrees with the kernels for biases and weights o
           const LayerSpec plain = spec;
           spec.bias = options % 2 == 1;
           spec.weight_on_input = options >= 2;
-          CAPTURE(tuning_signature(spec));
-          const auto layer = bench.layer(spec, 64);
-          const auto kernels = bench.kernels(spec, 64);
-          for (const RoutingKind kind : kKinds) {
-            const auto verdict = gpu::must(layer->check(kernels, kind), "check");
-            CHECK_MESSAGE(verdict.fault.empty(), verdict.fault);
-            CHECK(verdict.err1 == 0);
-            CHECK(verdict.err2 == 0);
-          }
+          expect_agreement(bench, spec);
           if (order != GateOrder::gate_first) continue;
           // Kernels that leave both out are found wrong.
+          const auto layer = bench.layer(spec, 64);
           const auto without = gpu::must(layer->check(bench.kernels(plain, 64), RoutingKind::zipf), "check");
           CHECK_FALSE(without.fault.empty());
         }
