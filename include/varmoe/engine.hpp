@@ -165,9 +165,11 @@ class Layer;
 class Router;
 class BlockAligner;
 class RouterStatistics;
+class TrainingLayer;
 struct RouterSpec;
 struct AlignSpec;
 struct RouterStatisticsSpec;
+struct TrainingOptions;
 struct EngineAccess;
 
 /// One device's kernels and caches. Thread-safe. Keep it alive while any captured graph of its layers is used.
@@ -185,6 +187,8 @@ class VARMOE_API Engine {
   Result<BlockAligner> create_block_aligner(const AlignSpec& spec);
   /// Counts and auxiliary losses of a router, for trainers (varmoe/router_statistics.hpp).
   Result<RouterStatistics> create_router_statistics(const RouterStatisticsSpec& spec);
+  /// A layer with its backward pass (varmoe/training.hpp).
+  Result<TrainingLayer> create_training_layer(const LayerSpec& spec, const TrainingOptions& options);
   Counters counters() const noexcept;
   /// "NVIDIA H200, sm_90a, 132 SMs, driver 13.0" or "CPU, 8 threads".
   std::string device_description() const;

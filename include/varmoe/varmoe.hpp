@@ -8,6 +8,7 @@
 #include "varmoe/router.hpp"
 #include "varmoe/router_spec.hpp"
 #include "varmoe/router_statistics.hpp"
+#include "varmoe/training.hpp"
 #include "varmoe/tuning.hpp"
 #include "varmoe/version.hpp"
 #include "varmoe/weights.hpp"

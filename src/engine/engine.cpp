@@ -10,6 +10,7 @@
 #include "engine/engine_impl.hpp"
 #include "engine/layer_impl.hpp"
 #include "engine/routing_impl.hpp"
+#include "engine/training_impl.hpp"
 
 namespace varmoe {
 namespace {
@@ -223,6 +224,16 @@ Result<RouterStatistics> Engine::create_router_statistics(const RouterStatistics
     auto statistics = RouterStatistics::Impl::create(impl_, spec);
     if (!statistics) return std::move(statistics).error();
     return RouterStatistics(*std::move(statistics));
+  });
+}
+
+Result<TrainingLayer> Engine::create_training_layer(const LayerSpec& spec, const TrainingOptions& options) {
+  return guarded([&]() -> Result<TrainingLayer> {
+    if (!impl_)
+      return Error(ErrorCode::invalid_argument, "create_training_layer on an Engine that was moved from");
+    auto layer = TrainingLayer::Impl::create(impl_, spec, options);
+    if (!layer) return std::move(layer).error();
+    return TrainingLayer(*std::move(layer));
   });
 }
 
