@@ -23,7 +23,7 @@ using u64 = unsigned long long;
 namespace varmoe::abi {
 
 /// Raised whenever a structure below changes meaning.
-inline constexpr int kAbiVersion = 4;
+inline constexpr int kAbiVersion = 5;
 /// Width classes that a specialised kernel may have.
 inline constexpr int kMaxClasses = 16;
 
@@ -224,6 +224,111 @@ struct GemmParams {
   const ExpertBias* biases;      // [E]; null without biases
   const float* row_weight;       // [rows] weight on input: fc1's
   TensorMap row_map;             // wgmma, rows by box: a as [rows, K]
+  void* z;                       // fc1 of a forward that trains: gate, and up round_up(width, 64) columns on
+  i64 z_stride;                  // elements
+};
+
+/// Where one expert's gradients go: as ExpertEntry and ExpertBias, of elements of two or four bytes.
+struct alignas(16) GradientEntry {
+  u64 gate;        // interleaved kn: the whole fc1 matrix; 0 when not gated
+  u64 up;
+  u64 down;
+  i64 fc1_stride;
+  i64 fc2_stride;
+  u64 gate_bias;   // [I_e], bias_stride elements apart; 0 without
+  u64 up_bias;
+  u64 down_bias;   // [H]
+  i32 bias_stride;
+  i32 width;       // I_e
+  i32 reserved[2];
+};
+
+/// Parameters of the kernel that orders the output tiles of the weights' gradients: experts with most rows first.
+struct GradientScheduleParams {
+  const GradientEntry* experts;  // [E]
+  const i32* expert_offsets;     // [E + 1]
+  i32* expert_order;             // [E]
+  i32* fc1_prefix;               // [E + 1] output tiles before the experts of expert_order
+  i32* fc2_prefix;
+  i32* tickets;                  // [2] zeroed: fc1's, fc2's
+  i32 experts_count;
+  i32 fc1_width_block;           // columns of dz, of one half, per output tile
+  i32 fc1_width_scale;           // 2: gate and up alternate in one matrix
+  i32 fc1_tiles_per_width;       // halves · tiles of H
+  i32 fc2_width_block;
+  i32 fc2_tiles_per_width;
+};
+
+/// Parameters of the kernels that sum outer products over an expert's rows: fc1's dW = Σ dz ⊗ x, fc2's Σ dout ⊗ w·h.
+struct WeightGradientParams {
+  const GradientEntry* gradients;  // [E]
+  const i32* expert_offsets;       // [E + 1]
+  const i32* expert_order;         // [E]
+  const i32* tile_prefix;          // [E + 1]
+  const i32* row_source;           // [rows]
+  const void* rows;                // dz or w·h, by row
+  const void* tokens;              // x or dout, by token
+  i64 rows_stride;                 // elements
+  i64 tokens_stride;
+  i32* ticket;                     // wgmma: output tiles handed out beyond the first of each block
+  i32 experts;
+  i32 accumulate;
+  TensorMap rows_map;              // wgmma
+  TensorMap tokens_map;            // wgmma: of a copy by row
+};
+
+/// Parameters of the kernel between dout·W2 and dz·W1.
+struct ActivationGradientParams {
+  const void* g;                 // [rows, g_stride]: W2ᵀ·dout
+  const void* z;                 // [rows, z_stride]: gate, then up
+  void* dz;                      // [rows, z_stride]: as z; alternating where W1's gate and up alternate
+  void* weighted_h;              // [rows, g_stride]: w·h
+  const ExpertEntry* experts;    // [E]
+  const ExpertBias* biases;      // [E]; null without biases
+  const i32* expert_offsets;     // [E + 1]
+  const i32* row_source;
+  const i32* slot_row;           // [tokens, slots]
+  const TileCounts* tile_counts;
+  const float* topk_weights;     // [tokens, k]
+  const float* shared_weight;    // [tokens], of layers with a shared gate
+  float* topk_gradient;          // [tokens, k], or null
+  float* shared_gradient;        // [tokens, S], of layers with a shared gate
+  const void* dout;              // with biases
+  const i32* token_count;        // or null
+  i64 g_stride;                  // elements
+  i64 z_stride;
+  i64 dout_stride;
+  i32 tokens;
+  i32 reserved;
+};
+
+/// Parameters of the kernels that sum biases' gradients: fc1's over dz, fc2's over w·dout.
+struct BiasGradientParams {
+  const GradientEntry* gradients;  // [E]
+  const i32* expert_offsets;       // [E + 1]
+  const i32* row_source;
+  const void* rows;                // dz
+  const void* dout;
+  const float* topk_weights;       // [tokens, k]
+  i64 rows_stride;                 // elements
+  i64 dout_stride;
+  i32 experts;
+  i32 accumulate;
+};
+
+/// Parameters of the kernel that gives the gradients of the shared gate: dw_g = Σ s_t·x_t, dx_t += s_t·w_g, s_t = σ(1 − σ)·Σ dw.
+struct SharedGateGradientParams {
+  const float* shared_weight;    // [tokens]
+  const float* shared_gradient;  // [tokens, S]
+  const void* x;
+  const u64* shared_gate;        // address of w_g
+  const u64* gradient;           // where the address of the gradient [H] lies, or null
+  void* dx;                      // or null
+  const i32* token_count;
+  i64 x_stride;                  // elements
+  i64 dx_stride;
+  i32 tokens;
+  i32 accumulate;
 };
 
 /// The most blocks of a whole-layer launch.

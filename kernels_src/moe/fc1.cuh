@@ -82,6 +82,19 @@ class Fc1 {
       epilogue::scale_and_bias<Warp, kElement, Layer::kBias, Layer::kWeightOnInput>(
           acc, [&](int pair, int block, int element) { return bias_of(t, pair, block, element); }, p.row_weight + t.row_begin, t.rows);
     }
+    store_as<Output::h>(t, acc, p.out, p.out_stride);
+    if constexpr (Layer::kSavesZ) {
+      store_as<Output::gate>(t, acc, p.z, p.z_stride);
+      if constexpr (kGated) store_as<Output::up>(t, acc, static_cast<char*>(p.z) + ceil_div(t.width, 64) * 128, p.z_stride);
+    }
+  }
+
+ private:
+  /// What becomes of a column's gate and up (an ungated layer's value is `gate`).
+  enum class Output { h, gate, up };
+
+  template <Output kOutput>
+  VARMOE_DEVICE void store_as(const schedule::OutputTile& t, typename Warp::Accumulator& acc, void* to, i64 stride) const {
     const i32 lane_row = Warp::row0() + Warp::lane() / 4;
     const i32 column = t.column_tile * kColumns + (kAdjacent ? Warp::column0() / 2 : Warp::column0());
     const i32 columns = t.width - column;
@@ -90,19 +103,19 @@ class Fc1 {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const i32 r = lane_row + i * 16 + half * 8;
-        char* row = static_cast<char*>(p.out) + (static_cast<i64>(t.row_begin + r) * p.out_stride + column) * 2;
+        char* row = static_cast<char*>(to) + (static_cast<i64>(t.row_begin + r) * stride + column) * 2;
         u32 v[kGated ? Warp::kPairs : 2 * Warp::kPairs];
 #pragma unroll
         for (int j = 0; j < Warp::kPairs; ++j) {
           const float* first = acc[i][j][0] + 2 * half;
           const float* second = acc[i][j][1] + 2 * half;
           if constexpr (kSplit) {
-            v[j] = ptx::pack2<kElement>(act(first[0], second[0]), act(first[1], second[1]));
+            v[j] = ptx::pack2<kElement>(of<kOutput>(first[0], second[0]), of<kOutput>(first[1], second[1]));
           } else if constexpr (kAdjacent) {
-            v[j] = join_adjacent(act(first[0], first[1]), act(second[0], second[1]));
+            v[j] = join_adjacent(of<kOutput>(first[0], first[1]), of<kOutput>(second[0], second[1]));
           } else {
-            v[2 * j] = ptx::pack2<kElement>(act(first[0]), act(first[1]));
-            v[2 * j + 1] = ptx::pack2<kElement>(act(second[0]), act(second[1]));
+            v[2 * j] = ptx::pack2<kElement>(of<kOutput>(first[0]), of<kOutput>(first[1]));
+            v[2 * j + 1] = ptx::pack2<kElement>(of<kOutput>(second[0]), of<kOutput>(second[1]));
           }
         }
         epilogue::store_row_blocks(row, v, columns, r < t.rows);
@@ -110,7 +123,6 @@ class Fc1 {
     }
   }
 
- private:
   /// Of one of this lane's columns, by where its accumulator lies.
   VARMOE_DEVICE u32 bias_of(const schedule::OutputTile& t, int pair, int block, int element) const {
     const i32 in_block = Warp::lane() % 4 * 2 + element;
@@ -125,9 +137,21 @@ class Fc1 {
     return epilogue::load_bias(up ? bias.up : bias.gate, static_cast<i64>(column) * bias.fc1_stride, column < t.width);
   }
 
-  template <class... Values>
-  VARMOE_DEVICE static float act(Values... v) {
-    return Activation{}(v...);
+  template <Output kOutput>
+  VARMOE_DEVICE static float of(float gate, float up) {
+    if constexpr (kOutput == Output::h) {
+      return Activation{}(gate, up);
+    } else {
+      return kOutput == Output::gate ? gate : up;
+    }
+  }
+  template <Output kOutput>
+  VARMOE_DEVICE static float of(float value) {
+    if constexpr (kOutput == Output::h) {
+      return Activation{}(value);
+    } else {
+      return value;
+    }
   }
 
   /// Lane q of a quad has column q of two 4-column blocks; afterwards it has columns 2q, 2q+1 of the 8-column block they make.

@@ -71,10 +71,27 @@ class Fc1Sm90 {
   /// are (weights beyond the width arrive as zero, their bias is zero, and every activation of 0 is 0): fc2 multiplies whole stages.
   VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block, const Ahead& ahead) const {
     ahead.apply(acc, p.row_weight, t.row_begin, t.rows);
+    store_as<Output::h>(t, acc, rows, first_block, p.out, p.out_stride);
+    if constexpr (Layer::kSavesZ) {
+      if constexpr (kGated) {
+        store_as<Output::gate>(t, acc, rows, first_block, p.z, p.z_stride);
+        store_as<Output::up>(t, acc, rows, first_block, static_cast<char*>(p.z) + ceil_div(t.width, 64) * 128, p.z_stride);
+      } else {
+        store_as<Output::gate>(t, acc, rows, first_block, p.z, p.z_stride);
+      }
+    }
+  }
+
+ private:
+  /// What becomes of a column's gate and up (an ungated layer's value is `gate`).
+  enum class Output { h, gate, up };
+
+  template <Output kOutput>
+  VARMOE_DEVICE void store_as(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block, void* to, i64 stride_elements) const {
     const i32 column = t.column_tile * kColumns + first_block * 64 / (kGated ? 2 : 1);
     const i32 columns = ceil_div(t.width, 64) * 64 - column;
-    const i64 stride = p.out_stride * 2;
-    char* out = static_cast<char*>(p.out) + t.row_begin * stride + static_cast<i64>(column) * 2;
+    const i64 stride = stride_elements * 2;
+    char* out = static_cast<char*>(to) + t.row_begin * stride + static_cast<i64>(column) * 2;
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
 #pragma unroll
     for (int pass = 0; pass < ceil_div(Config::kBlockM, Staging::kRows); ++pass) {
@@ -92,8 +109,8 @@ class Fc1Sm90 {
               const int j = min_of(4 * pass + 2 * q + i, kGroups - 1);
 #pragma unroll
               for (int half = 0; half < 2; ++half) {
-                v[2 * i + half] = ptx::pack2<kElement>(gated(t, acc[b][4 * j + 2 * half], acc[b + 1][4 * j + 2 * half]),
-                                                       gated(t, acc[b][4 * j + 2 * half + 1], acc[b + 1][4 * j + 2 * half + 1]));
+                v[2 * i + half] = ptx::pack2<kElement>(gated<kOutput>(t, acc[b][4 * j + 2 * half], acc[b + 1][4 * j + 2 * half]),
+                                                       gated<kOutput>(t, acc[b][4 * j + 2 * half + 1], acc[b + 1][4 * j + 2 * half + 1]));
               }
             }
             rows.put16(b * 4 + 2 * warp, q * 16, v[0], v[1], v[2], v[3]);
@@ -107,18 +124,17 @@ class Fc1Sm90 {
           for (int i = 0; i < 4; ++i) {
             const int j = min_of(4 * pass + i, Config::kBlockM / 8 - 1);
             const float* d = acc[b] + 4 * j;
-            v[i] = kAdjacent ? join_adjacent(d) : ptx::pack2<kElement>(gated(t, d[0], d[2]), gated(t, d[1], d[3]));
+            v[i] = kAdjacent ? join_adjacent<kOutput>(d) : ptx::pack2<kElement>(gated<kOutput>(t, d[0], d[2]), gated<kOutput>(t, d[1], d[3]));
           }
           rows.put32(b * 4 + warp, v[0], v[1], v[2], v[3]);
         }
       } else {
-        rows.put_columns(acc, warp, pass, [](float a, float b) { return ptx::pack2<kElement>(act(a), act(b)); });
+        rows.put_columns(acc, warp, pass, [](float a, float b) { return ptx::pack2<kElement>(of<kOutput>(a), of<kOutput>(b)); });
       }
       rows.flush(out + pass * Staging::kRows * stride, stride, t.rows - pass * Staging::kRows, columns);
     }
   }
 
- private:
   /// The bias of row `row` of the weight tile, in the order that load_weights makes.
   VARMOE_DEVICE u32 bias_of(const mma::TileSlot& t, i32 row) const {
     i32 column = row;
@@ -136,23 +152,37 @@ class Fc1Sm90 {
     return epilogue::load_bias(up ? bias.up : bias.gate, static_cast<i64>(column) * bias.fc1_stride, column < t.width);
   }
 
-  template <class... Values>
-  VARMOE_DEVICE static float act(Values... v) {
-    return Activation{}(v...);
+  template <Output kOutput>
+  VARMOE_DEVICE static float of(float gate, float up) {
+    if constexpr (kOutput == Output::h) {
+      return Activation{}(gate, up);
+    } else {
+      return kOutput == Output::gate ? gate : up;
+    }
   }
+  template <Output kOutput>
+  VARMOE_DEVICE static float of(float value) {
+    if constexpr (kOutput == Output::h) {
+      return Activation{}(value);
+    } else {
+      return value;
+    }
+  }
+  template <Output kOutput>
   VARMOE_DEVICE static float gated(const mma::TileSlot& t, float first, float second) {
     // Operands chosen, not calls: a branch here would stand between accumulators and their next product.
-    return act(t.up_first ? second : first, t.up_first ? first : second);
+    return of<kOutput>(t.up_first ? second : first, t.up_first ? first : second);
   }
 
   /// Accumulator rows 2i and 2i+1 are gate and up of one column of h: lanes 4 apart hold the two. Afterwards the lanes of
   /// accumulator row r hold column r of the warp's eight, as the other layouts have it.
+  template <Output kOutput>
   VARMOE_DEVICE static u32 join_adjacent(const float* d) {
     const bool up = (threadIdx.x >> 2) & 1;
     // The gate's lane takes the upper eight rows' pairing partner for rows r, the up's lane for rows r + 8.
     const float s0 = up ? d[0] : d[2], s1 = up ? d[1] : d[3];
     const float r0 = ptx::shuffle_xor_in_place(s0, 4), r1 = ptx::shuffle_xor_in_place(s1, 4);
-    const u32 v = ptx::pack2<kElement>(act(up ? r0 : d[0], up ? d[2] : r0), act(up ? r1 : d[1], up ? d[3] : r1));
+    const u32 v = ptx::pack2<kElement>(of<kOutput>(up ? r0 : d[0], up ? d[2] : r0), of<kOutput>(up ? r1 : d[1], up ? d[3] : r1));
     // Row quad q = 2i holds column i, 2i+1 column 4+i: deal them out in order.
     const u32 quad = (threadIdx.x >> 2) & 7;
     const u32 source = ((quad & 3) << 1) | (quad >> 2);

@@ -54,13 +54,34 @@ class Fc2 {
       const i64 skip = kKn ? static_cast<i64>(column) * 2 : column * e.fc2_stride * 2;
       const char* down = reinterpret_cast<const char*>(e.down) + skip;
       b_.point_at(down, down, e.fc2_stride, Layer::kHidden - column);
+      if constexpr (Layer::kGateAndUp) {
+        const char* gate = reinterpret_cast<const char*>(e.gate) + skip;
+        gate_.point_at(gate, gate, e.fc2_stride, Layer::kHidden - column);
+        half_ = t.width / 2;
+        width_ = e.width;
+      }
     }
     VARMOE_DEVICE void copy_a(u32 tile, i32 k, i32 k_end) const { a_.copy(tile, k, k_end); }
-    VARMOE_DEVICE void copy_b(u32 tile, i32 k, i32 k_end) const { b_.copy(tile, k, k_end); }
+    VARMOE_DEVICE void copy_b(u32 tile, i32 k, i32 k_end) const {
+      if constexpr (Layer::kGateAndUp) {
+        // K is gate's, then up's, each to whole stages of 64.
+        if (k < half_) {
+          gate_.copy(tile, k, width_);
+        } else {
+          b_.copy(tile, k - half_, width_);
+        }
+      } else {
+        b_.copy(tile, k, k_end);
+      }
+    }
 
    private:
+    using Weights = tile::WeightOperand<Config, kKn, false, kThreads>;
+    struct Nothing {};
     tile::StridedRows<Config::kBlockM, Config::kBlockK, kThreads, false> a_;
-    tile::WeightOperand<Config, kKn, false, kThreads> b_;
+    Weights b_;
+    typename SelectType<Layer::kGateAndUp, Weights, Nothing>::type gate_;
+    i32 half_, width_;  // of kGateAndUp: K of one matrix in whole stages, and without
   };
 
   VARMOE_DEVICE void epilogue(const schedule::OutputTile& t, typename Warp::Accumulator& acc) const {

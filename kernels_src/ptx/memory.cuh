@@ -72,6 +72,15 @@ VARMOE_DEVICE void store8(void* p, u32 a, u32 b) {
   asm volatile("st.global.v2.u32 [%0], {%1,%2};\n" ::"l"(p), "r"(a), "r"(b) : "memory");
 }
 
+VARMOE_DEVICE void load8(const void* p, u32& a, u32& b) {
+  asm volatile("ld.global.v2.u32 {%0,%1}, [%2];\n" : "=r"(a), "=r"(b) : "l"(p) : "memory");
+}
+VARMOE_DEVICE u32 load4(const void* p) {
+  u32 d;
+  asm volatile("ld.global.u32 %0, [%1];\n" : "=r"(d) : "l"(p) : "memory");
+  return d;
+}
+
 VARMOE_DEVICE void store4(void* p, u32 a) { asm volatile("st.global.u32 [%0], %1;\n" ::"l"(p), "r"(a) : "memory"); }
 
 VARMOE_DEVICE void store2(void* p, u32 low_half) {

@@ -8,8 +8,8 @@
 namespace varmoe::ptx {
 
 /// One instruction shape; the emitter writes a specialisation for each N that a kernel uses. `kTransposeA`: A lies with its rows
-/// (the weight's outputs) contiguous. `accumulate` 0: the old sum is dropped.
-template <int kN, Element kElement, bool kTransposeA>
+/// (the weight's outputs) contiguous; `kTransposeB`: B with its columns. `accumulate` 0: the old sum is dropped.
+template <int kN, Element kElement, bool kTransposeA, bool kTransposeB = false>
 struct Wgmma;
 
 VARMOE_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }

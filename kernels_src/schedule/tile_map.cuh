@@ -67,11 +67,14 @@ VARMOE_SHARED_CODE OutputTile fc1_tile(const i32* begin, const abi::RowTile* til
   return {t.expert, t.row_begin, t.rows, at.column_tile, width};
 }
 
-/// K of fc2.
+/// K of fc2: the width; of a backward pass's product with both of fc1's matrices (kGateAndUp) each one's in whole stages of 64, as
+/// Layer::width has it too.
 template <class Layer>
 VARMOE_SHARED_CODE i32 fc2_width(const abi::RowTile& t, const abi::ExpertEntry* experts) {
-  if constexpr (Layer::kClasses == 0) {
-    return experts[t.expert].width;
+  if constexpr (Layer::kClasses == 0 && Layer::kGateAndUp) {
+    return ceil_div(experts[t.expert].width, 64) * 128;
+  } else if constexpr (Layer::kClasses == 0) {
+    return experts[t.expert].width * (Layer::kAlternating ? 2 : 1);
   } else if constexpr (Layer::kClasses == 1) {
     return Layer::width(0);
   } else {

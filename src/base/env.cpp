@@ -23,6 +23,9 @@ constexpr const char* kTilesHelp =
     "[tokens=1-64,]block_m=128,block_n=256,…; several separated by ';'; keys left out keep the value chosen "
     "without it";
 
+constexpr const char* kGradientHelp =
+    "schedule=wgmma,block_m=128,block_n=256,stages=4; keys left out keep the value chosen without it";
+
 // In the order in which `varmoe-tune env` and the README show them.
 constexpr EnvVariable kTable[] = {
     {"VARMOE_CACHE_DIR", EnvKind::absolute_path, "", "absolute path",
@@ -48,6 +51,10 @@ constexpr EnvVariable kTable[] = {
     {"VARMOE_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of fc1 and fc2"},
     {"VARMOE_FC1_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of fc1; goes before VARMOE_CONFIG"},
     {"VARMOE_FC2_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of fc2; goes before VARMOE_CONFIG"},
+    {"VARMOE_DH_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of the backward product dout·W2"},
+    {"VARMOE_DX_CONFIG", EnvKind::text, "", kTilesHelp, "tile override of the backward product dz·W1"},
+    {"VARMOE_DW1_CONFIG", EnvKind::text, "", kGradientHelp, "tile override of fc1's weight gradient"},
+    {"VARMOE_DW2_CONFIG", EnvKind::text, "", kGradientHelp, "tile override of fc2's weight gradient"},
     {"VARMOE_DUMP_DIR", EnvKind::path, "", "path",
      "each compiled kernel's source, cubin, resource use and log are written there"},
     {"VARMOE_KERNELS_DIR", EnvKind::path, "", "path",
@@ -177,6 +184,10 @@ Status assign(Environment& e, std::string_view name, const Reader& r) {
   if (name == "CONFIG") return r.text(&e.config);
   if (name == "FC1_CONFIG") return r.text(&e.fc1_config);
   if (name == "FC2_CONFIG") return r.text(&e.fc2_config);
+  if (name == "DH_CONFIG") return r.text(&e.dh_config);
+  if (name == "DX_CONFIG") return r.text(&e.dx_config);
+  if (name == "DW1_CONFIG") return r.text(&e.dw1_config);
+  if (name == "DW2_CONFIG") return r.text(&e.dw2_config);
   if (name == "DUMP_DIR") return r.text(&e.dump_dir);
   if (name == "KERNELS_DIR") return r.text(&e.kernels_dir);
   if (name == "LINEINFO")

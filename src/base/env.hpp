@@ -74,6 +74,8 @@ class Environment {
   std::string config;                           ///< VARMOE_CONFIG: tile overrides, unparsed
   std::string fc1_config;                       ///< VARMOE_FC1_CONFIG
   std::string fc2_config;                       ///< VARMOE_FC2_CONFIG
+  std::string dh_config, dx_config;             ///< VARMOE_DH_CONFIG, VARMOE_DX_CONFIG
+  std::string dw1_config, dw2_config;           ///< VARMOE_DW1_CONFIG, VARMOE_DW2_CONFIG
   std::vector<std::string> tuning_db;           ///< VARMOE_TUNING_DB
   std::optional<TuneMode> tune;                 ///< VARMOE_TUNE
   std::string record_misses;                    ///< VARMOE_RECORD_MISSES

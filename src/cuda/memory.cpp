@@ -173,6 +173,12 @@ Status fill_async(const Device& device, std::uint64_t destination, std::uint8_t 
                           stream_of(stream));
 }
 
+Status fill_rows_async(const Driver& driver, std::uint64_t destination, std::size_t stride,
+                       std::size_t row_bytes, std::size_t rows, void* stream) noexcept {
+  return VARMOE_CUDA_CALL(driver, cuMemsetD2D8Async, CUdeviceptr{destination}, stride, std::uint8_t{0},
+                          row_bytes, rows, stream_of(stream));
+}
+
 Result<MemoryInfo> memory_info(const Device& device) {
   const ContextScope scope(device);
   if (!scope.ok()) return scope.status().error();

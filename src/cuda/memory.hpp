@@ -67,6 +67,11 @@ Status copy_on_device_async(const Device& device, std::uint64_t destination, std
 Status fill_async(const Device& device, std::uint64_t destination, std::uint8_t value, std::size_t bytes,
                   void* stream);
 
+/// Zeroes `rows` rows of `row_bytes` bytes, `stride` bytes apart. A context is current; no allocation on
+/// success.
+Status fill_rows_async(const Driver& driver, std::uint64_t destination, std::size_t stride,
+                       std::size_t row_bytes, std::size_t rows, void* stream) noexcept;
+
 struct MemoryInfo {
   std::size_t free_bytes = 0, total_bytes = 0;
 };

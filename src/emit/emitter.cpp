@@ -49,7 +49,14 @@ StageText stage_text(Stage stage, const KernelRequest& request, std::int32_t blo
     case Stage::align_single:
     case Stage::align_count:
     case Stage::align_scatter:
-      break;  // of no layer
+    case Stage::activation_gradient:
+    case Stage::gradient_schedule:
+    case Stage::fc1_gradient:
+    case Stage::fc2_gradient:
+    case Stage::fc1_bias_gradient:
+    case Stage::fc2_bias_gradient:
+    case Stage::shared_gate_gradient:
+      break;  // not of a forward
   }
   return {};
 }
@@ -105,16 +112,20 @@ std::string config_name(const KernelRequest& r) {
     return fmt::format("t{}g{}", r.one_launch.max_tokens, r.one_launch.teams);
   if (r.stage != Stage::fc1 && r.stage != Stage::fc2) return fmt::format("t{}", r.block_threads);
   const GemmConfig& c = r.gemm;
+  const std::string training = r.saves_z                        ? "_saving"
+                               : r.down_k == DownK::width       ? ""
+                               : r.down_k == DownK::alternating ? "_alternating"
+                                                                : "_both";
   if (model::uses_wgmma(c)) {
-    return fmt::format("{}_m{}n{}s{}r{}t{}{}{}{}", to_string(c.schedule), c.block_m, c.block_n, c.stages,
+    return fmt::format("{}_m{}n{}s{}r{}t{}{}{}{}{}", to_string(c.schedule), c.block_m, c.block_n, c.stages,
                        c.raster, c.row_step, c.cluster > 1 ? fmt::format("c{}", c.cluster) : "",
                        r.stage == Stage::fc1 && c.gather == GatherMode::copy ? "_copied" : "",
-                       r.runtime_width ? "_anywidth" : "");
+                       r.runtime_width ? "_anywidth" : "", training);
   }
-  return fmt::format("m{}n{}k{}s{}w{}x{}c{}r{}{}{}", c.block_m, c.block_n, c.block_k, c.stages, c.warps_m,
+  return fmt::format("m{}n{}k{}s{}w{}x{}c{}r{}{}{}{}", c.block_m, c.block_n, c.block_k, c.stages, c.warps_m,
                      c.warps_n, c.ctas_per_sm, c.raster,
                      r.stage == Stage::fc1 && c.gather == GatherMode::copy ? "_copied" : "",
-                     r.runtime_width ? "_anywidth" : "");
+                     r.runtime_width ? "_anywidth" : "", training);
 }
 
 Status check_request(const LayerSpec& spec, const KernelRequest& r) {
@@ -129,6 +140,9 @@ Status check_request(const LayerSpec& spec, const KernelRequest& r) {
               "{} distinct widths; specialised kernels take up to {}, more need the runtime-width kernels",
               width_classes(spec).size(), kMaxWidthClasses));
     }
+    if (r.down_k == DownK::gate_and_up && r.gemm.block_k > 64)
+      return Error(ErrorCode::invalid_config,
+                   fmt::format("block_k={}: a product with gate and up takes 32 or 64", r.gemm.block_k));
     return model::check_gemm_shape(spec, gemm_stage(r.stage), r.gemm);
   }
   if (r.stage == Stage::whole_layer) {
@@ -180,6 +194,20 @@ const char* to_string(Stage stage) noexcept {
       return "align_count";
     case Stage::align_scatter:
       return "align_scatter";
+    case Stage::activation_gradient:
+      return "activation_gradient";
+    case Stage::gradient_schedule:
+      return "gradient_schedule";
+    case Stage::fc1_gradient:
+      return "fc1_gradient";
+    case Stage::fc2_gradient:
+      return "fc2_gradient";
+    case Stage::fc1_bias_gradient:
+      return "fc1_bias_gradient";
+    case Stage::fc2_bias_gradient:
+      return "fc2_bias_gradient";
+    case Stage::shared_gate_gradient:
+      return "shared_gate_gradient";
   }
   return "unknown";
 }
@@ -226,7 +254,7 @@ Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& re
             "\n";
   }
   head += "namespace {\n";
-  head += layer_traits(spec, request.stage, request.runtime_width);
+  head += layer_traits(spec, request);
   if (gemm)
     head +=
         wgmma ? wgmma_traits(spec, request.stage, request.gemm) : config_traits(request.stage, request.gemm);

@@ -35,10 +35,24 @@ enum class Stage : std::uint8_t {
   statistics_blocks,
   /// Second of two launches: sums over blocks, losses.
   statistics_total,
+  activation_gradient,  ///< dz, w·h and the weights' gradients from W2ᵀ·dout and z (emit/training.hpp)
+  gradient_schedule,    ///< the order of the weights' gradients
+  fc1_gradient,         ///< dW1
+  fc2_gradient,         ///< dW2
+  fc1_bias_gradient,
+  fc2_bias_gradient,
+  shared_gate_gradient,
 };
 /// Of a layer's forward.
 inline constexpr std::size_t kStageCount = 8;
 const char* to_string(Stage) noexcept;
+
+/// K of fc2. A backward pass multiplies dz, of fc1's outputs, by fc1's weights.
+enum class DownK : std::uint8_t {
+  width,        ///< the expert's width
+  gate_and_up,  ///< the width for each of two matrices, in whole stages of 64
+  alternating,  ///< twice the width: gate and up alternate in one matrix
+};
 
 /// What to emit. Only the fields that concern `stage` are read.
 struct KernelRequest {
@@ -47,6 +61,8 @@ struct KernelRequest {
   std::int32_t block_threads = 0;  ///< sort_*, gather, combine
   OneLaunchConfig one_launch;      ///< whole_layer
   bool runtime_width = false;      ///< fc1, fc2: widths from the device table instead of compiled in
+  bool saves_z = false;            ///< fc1: keeps what the activation is applied to (TrainingLayer)
+  DownK down_k = DownK::width;     ///< fc2
   bool operator==(const KernelRequest&) const = default;
 };
 

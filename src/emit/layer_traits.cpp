@@ -25,7 +25,13 @@ std::string element(DType dtype) {
                   dtype == DType::bf16 ? "varmoe::Element::bf16" : "varmoe::Element::fp16");
 }
 
-/// The struct of epilogue/activation.cuh; floats travel as bit patterns.
+}  // namespace
+
+std::string element_trait(DType dtype) {
+  return element(dtype);
+}
+
+// Floats travel as bit patterns.
 std::string activation_type(const LayerSpec& spec) {
   switch (spec.activation) {
     case Activation::silu_mul:
@@ -54,20 +60,25 @@ std::string activation_type(const LayerSpec& spec) {
   return "Identity";
 }
 
+namespace {
+
 /// Of the sort and the combine alone: to the GEMMs shared experts are experts as others.
 std::string shared_traits(const LayerSpec& spec) {
   return integer("kSharedExperts", spec.num_shared()) + boolean("kSharedGate", spec.shared_gate);
 }
 
 /// kClasses and width(c), widest class first; kClasses = 0: widths are read on the device.
-std::string width_table(const LayerSpec& spec, bool runtime_width) {
+std::string width_table(const LayerSpec& spec, bool runtime_width, DownK k = DownK::width) {
   if (runtime_width) return integer("kClasses", 0);
   const auto classes = width_classes(spec);
+  const auto extent = [k](std::int64_t width) {
+    return k == DownK::width ? width : k == DownK::alternating ? 2 * width : (width + 63) / 64 * 128;
+  };
   std::string body = "return ";
   for (std::size_t c = 0; c + 1 < classes.size(); ++c) {
-    body += fmt::format("c == {} ? {} : ", c, classes[classes.size() - 1 - c].width);
+    body += fmt::format("c == {} ? {} : ", c, extent(classes[classes.size() - 1 - c].width));
   }
-  body += fmt::format("{};", classes.front().width);
+  body += fmt::format("{};", extent(classes.front().width));
   const char* argument = classes.size() == 1 ? "int" : "int c";
   return integer("kClasses", static_cast<std::int64_t>(classes.size())) +
          fmt::format("  VARMOE_SHARED_CODE static constexpr int width({}) {{ {} }}\n", argument, body);
@@ -75,9 +86,10 @@ std::string width_table(const LayerSpec& spec, bool runtime_width) {
 
 }  // namespace
 
-std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width) {
+std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
+  const bool runtime_width = request.runtime_width;
   std::string s = "struct Layer {\n";
-  switch (stage) {
+  switch (request.stage) {
     case Stage::sort_single:
     case Stage::sort_count:
     case Stage::sort_scatter:
@@ -109,6 +121,7 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
                                        spec.fc1_layout == WeightLayout::kn);
       s += boolean("kBias", spec.bias);
       s += boolean("kWeightOnInput", spec.weight_on_input);
+      s += boolean("kSavesZ", request.saves_z);
       s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
       break;
     case Stage::whole_layer:
@@ -121,9 +134,11 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
     case Stage::fc2:
       s += element(spec.dtype);
       s += integer("kHidden", spec.hidden_size);
-      s += width_table(spec, runtime_width);
+      s += width_table(spec, runtime_width, request.down_k);
       s += boolean("kFc2Kn", spec.fc2_layout == WeightLayout::kn);
       s += boolean("kBias", spec.bias);
+      s += boolean("kGateAndUp", request.down_k == DownK::gate_and_up);
+      s += boolean("kAlternating", request.down_k == DownK::alternating);
       break;
     case Stage::route:
     case Stage::router_gemv:
@@ -133,7 +148,14 @@ std::string layer_traits(const LayerSpec& spec, Stage stage, bool runtime_width)
     case Stage::align_single:
     case Stage::align_count:
     case Stage::align_scatter:
-      break;  // of no layer: emit/routing.cpp
+    case Stage::activation_gradient:
+    case Stage::gradient_schedule:
+    case Stage::fc1_gradient:
+    case Stage::fc2_gradient:
+    case Stage::fc1_bias_gradient:
+    case Stage::fc2_bias_gradient:
+    case Stage::shared_gate_gradient:
+      break;  // emit/routing.cpp, emit/training.cpp
   }
   return s + "};\n";
 }
@@ -211,6 +233,7 @@ std::string abi_assertions(Stage stage) {
       VARMOE_SIZE(ExpertBias);
       VARMOE_OFFSET(ExpertBias, fc1_stride);
       VARMOE_OFFSET(GemmParams, row_map);
+      VARMOE_OFFSET(GemmParams, z_stride);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, down);
       VARMOE_OFFSET(ExpertEntry, width);
@@ -247,6 +270,42 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(AlignParams, num_tokens_post_pad);
       VARMOE_OFFSET(AlignParams, rows);
       VARMOE_OFFSET(AlignParams, slots_per_block);
+      break;
+    case Stage::activation_gradient:
+      VARMOE_SIZE(ActivationGradientParams);
+      VARMOE_OFFSET(ActivationGradientParams, topk_gradient);
+      VARMOE_OFFSET(ActivationGradientParams, g_stride);
+      VARMOE_OFFSET(ActivationGradientParams, tokens);
+      VARMOE_SIZE(ExpertEntry);
+      VARMOE_OFFSET(ExpertEntry, width);
+      VARMOE_SIZE(ExpertBias);
+      VARMOE_OFFSET(TileCounts, rows);
+      break;
+    case Stage::gradient_schedule:
+      VARMOE_SIZE(GradientScheduleParams);
+      VARMOE_OFFSET(GradientScheduleParams, experts_count);
+      VARMOE_SIZE(GradientEntry);
+      VARMOE_OFFSET(GradientEntry, width);
+      break;
+    case Stage::fc1_gradient:
+    case Stage::fc2_gradient:
+      VARMOE_SIZE(WeightGradientParams);
+      VARMOE_OFFSET(WeightGradientParams, ticket);
+      VARMOE_OFFSET(WeightGradientParams, rows_map);
+      VARMOE_SIZE(GradientEntry);
+      VARMOE_OFFSET(GradientEntry, fc1_stride);
+      VARMOE_OFFSET(GradientEntry, width);
+      break;
+    case Stage::fc1_bias_gradient:
+    case Stage::fc2_bias_gradient:
+      VARMOE_SIZE(BiasGradientParams);
+      VARMOE_OFFSET(BiasGradientParams, rows_stride);
+      VARMOE_SIZE(GradientEntry);
+      VARMOE_OFFSET(GradientEntry, gate_bias);
+      break;
+    case Stage::shared_gate_gradient:
+      VARMOE_SIZE(SharedGateGradientParams);
+      VARMOE_OFFSET(SharedGateGradientParams, x_stride);
       break;
   }
 #undef VARMOE_SIZE

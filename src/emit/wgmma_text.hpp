@@ -12,4 +12,7 @@ namespace varmoe::emit {
 /// weights.
 std::string wgmma_instructions(DType dtype, bool transpose_weights, std::int32_t max_n, std::int32_t step);
 
+/// The one for N = n whose operands both lie with the summed dimension outermost.
+std::string wgmma_outer_instruction(DType dtype, std::int32_t n);
+
 }  // namespace varmoe::emit

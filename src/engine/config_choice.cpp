@@ -6,11 +6,18 @@
 #include <mutex>
 #include <utility>
 
+#include "model/backward_layer.hpp"
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
 #include "tuningdb/check.hpp"
 
 namespace varmoe::engine {
+
+namespace {
+
+constexpr ErrorCode environment_error = ErrorCode::invalid_environment;
+
+}  // namespace
 
 struct ConfigChooser::Memory {
   std::mutex mutex;
@@ -86,8 +93,70 @@ Result<ConfigChooser> ConfigChooser::create(const model::DeviceProfile& device, 
     status = chooser.add_rules(texts.env_fc2, "VARMOE_FC2_CONFIG", environment, false, true);
   if (status) status = chooser.add_rules(texts.api_fc1, "EngineOptions::fc1_config", api, true, false);
   if (status) status = chooser.add_rules(texts.api_fc2, "EngineOptions::fc2_config", api, false, true);
+  const auto backward = [](const std::string& text, const char* origin,
+                           std::vector<GemmOverride>& rules) -> Status {
+    if (text.empty()) return {};
+    auto parsed = parse_gemm_overrides(text);
+    if (!parsed) return Error(environment_error, fmt::format("{}: {}", origin, parsed.error().message()));
+    rules = *std::move(parsed);
+    return {};
+  };
+  if (status) status = backward(texts.env_dh, "VARMOE_DH_CONFIG", chooser.dh_rules_);
+  if (status) status = backward(texts.env_dx, "VARMOE_DX_CONFIG", chooser.dx_rules_);
+  const auto gradient = [](const std::string& text, const char* origin, std::string& kept) -> Status {
+    auto parsed = model::parse_gradient_config(text, {});
+    if (!parsed) return Error(environment_error, fmt::format("{}: {}", origin, parsed.error().message()));
+    kept = text;
+    return {};
+  };
+  if (status) status = gradient(texts.env_dw1, "VARMOE_DW1_CONFIG", chooser.dw1_text_);
+  if (status) status = gradient(texts.env_dw2, "VARMOE_DW2_CONFIG", chooser.dw2_text_);
   if (!status) return std::move(status).error();
   return chooser;
+}
+
+Result<BackwardChoice> ConfigChooser::choose_backward(const LayerSpec& spec, std::int64_t bucket) const {
+  const LayerSpec back = model::backward_layer(spec), down = model::backward_down_layer(spec);
+  BackwardChoice choice;
+  choice.config = model::predict_layer_config(back, bucket, device_);
+  choice.config.fc2 = model::predict_layer_config(down, bucket, device_).fc2;
+  // A stage lies within one of two matrices.
+  if (spec.gated() && choice.config.fc2.block_k > 64) choice.config.fc2.block_k = 64;
+  choice.config.one_launch = {};
+  choice.fc1_gradient = model::predict_gradient_config(spec, model::GemmStage::fc1, device_);
+  choice.fc2_gradient = model::predict_gradient_config(spec, model::GemmStage::fc2, device_);
+  const auto change = [&](GemmConfig& config, const std::vector<GemmOverride>& rules, const char* origin,
+                          model::GemmStage stage) -> Status {
+    const GemmConfig before = config;
+    for (const GemmOverride& rule : rules)
+      if (bucket >= rule.min_tokens && bucket <= rule.max_tokens) config = rule.apply(config);
+    if (config == before) return {};
+    choice.overridden = true;
+    Status status =
+        model::check_gemm_config(stage == model::GemmStage::fc1 ? back : down, stage, config, device_);
+    if (status) return {};
+    return Error(status.error().code(),
+                 fmt::format("{} at {} tokens: {}", origin, bucket, status.error().message()));
+  };
+  if (auto ok = change(choice.config.fc1, dh_rules_, "VARMOE_DH_CONFIG", model::GemmStage::fc1); !ok)
+    return ok.error();
+  if (auto ok = change(choice.config.fc2, dx_rules_, "VARMOE_DX_CONFIG", model::GemmStage::fc2); !ok)
+    return ok.error();
+  const auto gradient = [&](model::GradientConfig& config, const std::string& text,
+                            const char* origin) -> Status {
+    if (text.empty()) return {};
+    config = *model::parse_gradient_config(text, config);
+    choice.overridden = true;
+    Status status = model::check_gradient_config(config, device_);
+    if (status) return {};
+    return Error(status.error().code(), fmt::format("{}: {}", origin, status.error().message()));
+  };
+  if (auto ok = gradient(choice.fc1_gradient, dw1_text_, "VARMOE_DW1_CONFIG"); !ok) return ok.error();
+  if (auto ok = gradient(choice.fc2_gradient, dw2_text_, "VARMOE_DW2_CONFIG"); !ok) return ok.error();
+  // wgmma's gradients read copies of dout and x by row; dout·W2 then reads the copy too.
+  if (choice.fc1_gradient.schedule == Schedule::wgmma || choice.fc2_gradient.schedule == Schedule::wgmma)
+    choice.config.fc1.gather = GatherMode::copy;
+  return choice;
 }
 
 Result<ConfigChoice> ConfigChooser::choose(const LayerSpec& spec, std::int64_t bucket) const {

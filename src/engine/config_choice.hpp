@@ -8,6 +8,7 @@
 
 #include "base/log.hpp"
 #include "model/device_profile.hpp"
+#include "model/gradient_config.hpp"
 #include "tuningdb/misses.hpp"
 #include "tuningdb/snapshot.hpp"
 #include "varmoe/error.hpp"
@@ -22,6 +23,8 @@ struct OverrideTexts {
   std::string api_fc1, api_fc2;  ///< EngineOptions::fc1_config, fc2_config
   std::string env_fc1, env_fc2;  ///< VARMOE_FC1_CONFIG, VARMOE_FC2_CONFIG
   std::string env_both;          ///< VARMOE_CONFIG
+  std::string env_dh, env_dx;    ///< VARMOE_DH_CONFIG, VARMOE_DX_CONFIG
+  std::string env_dw1, env_dw2;  ///< VARMOE_DW1_CONFIG, VARMOE_DW2_CONFIG
 };
 
 struct ConfigChoice {
@@ -33,6 +36,13 @@ struct ConfigChoice {
   std::string record;
   /// The overrides that changed it, with where each came from: `VARMOE_FC1_CONFIG "stages=3"`; empty: none.
   std::string changed_by;
+};
+
+/// Configs of the products of a backward pass.
+struct BackwardChoice {
+  LayerConfig config;  ///< of model::backward_layer: fc1 is dout·W2, fc2 is dz·W1
+  model::GradientConfig fc1_gradient, fc2_gradient;
+  bool overridden = false;
 };
 
 /// `predicted`, `tuned (near_bucket, user /home/me/.cache/varmoe/tuning, …)`,
@@ -54,6 +64,9 @@ class ConfigChooser {
   /// is compiled; the message names the override that asked for it, and the choices.
   Result<ConfigChoice> choose(const LayerSpec& spec, std::int64_t bucket) const;
 
+  /// The same for a layer that learns: the cost model, then overrides.
+  Result<BackwardChoice> choose_backward(const LayerSpec& spec, std::int64_t bucket) const;
+
   const model::DeviceProfile& device() const noexcept { return device_; }
 
  private:
@@ -70,6 +83,8 @@ class ConfigChooser {
 
   model::DeviceProfile device_;
   std::vector<Rule> rules_;  ///< later ones win
+  std::vector<GemmOverride> dh_rules_, dx_rules_;
+  std::string dw1_text_, dw2_text_;
   tuningdb::TuningSnapshot records_;
   std::shared_ptr<tuningdb::MissFile> misses_;  ///< null: none
   Log log_;

@@ -28,7 +28,8 @@ Result<Toolchain> Toolchain::open(const EngineOptions& options, const Environmen
   t.threads = options.compile_threads > 0 ? options.compile_threads : environment.compile_threads.value_or(0);
   t.dump_dir = first(options.dump_dir, environment.dump_dir);
   t.overrides = {options.fc1_config, options.fc2_config, environment.fc1_config, environment.fc2_config,
-                 environment.config};
+                 environment.config,    environment.dh_config, environment.dx_config,  environment.dw1_config,
+                 environment.dw2_config};
   if (!environment.kernels_dir.empty()) {
     if (Status status = emit::use_kernels_dir(environment.kernels_dir); !status)
       return std::move(status).error();

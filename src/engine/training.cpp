@@ -2,13 +2,23 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
+#include <chrono>
 #include <new>
+#include <optional>
 #include <utility>
 
+#include "cuda/device.hpp"
+#include "cuda/memory.hpp"
+#include "cuda/stream.hpp"
+#include "engine/kernel_plan.hpp"
 #include "engine/layer_impl.hpp"
 #include "engine/operation.hpp"
+#include "engine/training_build.hpp"
 #include "engine/training_impl.hpp"
+#include "model/backward_layer.hpp"
+#include "model/token_bucket.hpp"
 
 /// TrainingLayer: checks of arguments, and the way to the backend.
 namespace varmoe {
@@ -88,7 +98,10 @@ std::string backward_argument_problem(const LayerSpec& spec, const BackwardArgs&
 
 TrainingLayer::Impl::Impl(std::shared_ptr<Engine::Impl> engine, const LayerSpec& spec,
                           const TrainingOptions& options)
-    : engine_(std::move(engine)), spec_(spec), options_(options) {}
+    : engine_(std::move(engine)),
+      spec_(spec),
+      options_(options),
+      backward_spec_(model::backward_layer(spec)) {}
 
 TrainingLayer::Impl::~Impl() {
   // The threads of a CPU layer are the parent's; a child forked from it has none to join.
@@ -110,41 +123,202 @@ Result<std::shared_ptr<TrainingLayer::Impl>> TrainingLayer::Impl::create(std::sh
   if (spec.weight_on_input)
     return Error(ErrorCode::unsupported, "training a layer with weight_on_input is not in this version");
   auto layer = std::make_shared<Impl>(engine, spec, options);
-  if (!engine->on_cpu()) return Error(ErrorCode::unsupported, "training on a GPU is not in this version");
-  auto cpu = cpu::CpuTrainingLayer::create(spec, options, engine->cpu_threads);
-  if (!cpu) return std::move(cpu).error();
-  layer->cpu_ = *std::move(cpu);
+  if (engine->on_cpu()) {
+    auto cpu = cpu::CpuTrainingLayer::create(spec, options, engine->cpu_threads);
+    if (!cpu) return std::move(cpu).error();
+    layer->cpu_ = *std::move(cpu);
+    return layer;
+  }
+  layer->context_.forward = plan::run_context(*engine->device, layer->spec_, options.max_sms);
+  layer->context_.backward = plan::run_context(*engine->device, layer->backward_spec_, options.max_sms);
+  layer->context_.save_preactivation = options.save_preactivation;
   return layer;
 }
 
+std::string TrainingLayer::Impl::name() const {
+  return "training of " + kernel_signature(spec_);
+}
+
 Result<PrepareReport> TrainingLayer::Impl::prepare(const PrepareOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
   if (Status status = engine_->check_process(); !status) return std::move(status).error();
-  if (auto buckets = engine::buckets_to_prepare(options); !buckets) return std::move(buckets).error();
-  return PrepareReport{};
+  auto buckets = engine::buckets_to_prepare(options);
+  if (!buckets) return std::move(buckets).error();
+  PrepareReport report;
+  if (cpu_) return report;
+  std::lock_guard lock(prepare_mutex_);
+  failed_first_uses_.clear();
+  auto kernels = prepare_buckets(*buckets, options, true);
+  if (!kernels) return std::move(kernels).error();
+  report.kernels = *std::move(kernels);
+  report.total_ms =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  return report;
+}
+
+Result<std::vector<KernelReport>> TrainingLayer::Impl::prepare_buckets(std::span<const std::int64_t> buckets,
+                                                                       const PrepareOptions& options,
+                                                                       bool by_prepare) {
+  auto build = engine::build_training(spec_, options_, buckets, *engine_->chooser, *engine_->builder,
+                                      engine_->hooks(options));
+  if (!build) return std::move(build).error();
+  engine_->count(build->reports);
+  const Published* old = published_.load(std::memory_order_relaxed);
+  std::optional<Error> problem;
+  for (engine::TrainingBucket& bucket : build->buckets) {
+    bool ready = true;
+    for (const engine::TrainingPart& part : bucket.parts) {
+      const engine::BuiltKernel& kernel = build->built[part.kernel];
+      const engine::ResidentKernel* resident =
+          kernel.error ? nullptr : engine_->kernels->find(kernel.unit->key);
+      if (!resident) {
+        ready = false;
+        if (!problem)
+          problem = kernel.error ? *kernel.error
+                                 : Error(ErrorCode::internal, fmt::format("{} is built and not resident",
+                                                                          kernel.unit->emitted.entry_name));
+        continue;
+      }
+      if (part.own) {
+        bucket.kernels.*part.own = resident->launch;
+      } else {
+        (part.backward ? bucket.kernels.backward : bucket.kernels.forward)[part.stage] = resident->launch;
+      }
+    }
+    // Choices do not change while an engine lives: a bucket that is there stays.
+    if (ready)
+      sets_.try_emplace(bucket.bucket, std::make_unique<const plan::TrainingKernels>(bucket.kernels));
+  }
+  auto next = std::make_unique<Published>();
+  next->by_prepare = (by_prepare && !sets_.empty()) || (old && old->by_prepare);
+  for (const auto& [bucket, set] : sets_) {
+    next->buckets.push_back(bucket);
+    next->sets.push_back(set.get());
+  }
+  if (!next->buckets.empty()) {
+    history_.push_back(std::move(next));
+    published_.store(history_.back().get(), std::memory_order_release);
+  }
+  if (problem) return *problem;
+  return std::move(build->reports);
+}
+
+Result<const plan::TrainingKernels*> TrainingLayer::Impl::kernels_for(std::int64_t tokens, void* stream) {
+  const std::int64_t bucket = model::bucket_of(tokens);
+  const auto find = [&](bool any) -> const plan::TrainingKernels* {
+    const Published* published = published_.load(std::memory_order_acquire);
+    if (!published) return nullptr;
+    const auto at = std::lower_bound(published->buckets.begin(), published->buckets.end(), bucket);
+    const auto i = static_cast<std::size_t>(at - published->buckets.begin());
+    if (at != published->buckets.end() && *at == bucket) return published->sets[i];
+    if (!any && !published->by_prepare) return nullptr;
+    return at == published->buckets.end() ? published->sets.back() : published->sets[i];
+  };
+  if (const plan::TrainingKernels* found = find(false)) [[likely]]
+    return found;
+  auto capture = cuda::capture_status(engine_->device->driver(), stream);
+  if (!capture) return std::move(capture).error();
+  if (*capture != cuda::CaptureStatus::none) {
+    if (const plan::TrainingKernels* found = find(true)) return found;
+    return Error(
+        ErrorCode::not_prepared,
+        fmt::format(
+            "no kernels are prepared for {} and none may be made while a stream is captured: call prepare "
+            "before capturing (token bucket {})",
+            name(), bucket));
+  }
+  std::lock_guard lock(prepare_mutex_);
+  if (const plan::TrainingKernels* found = find(false)) return found;
+  if (const auto failed = failed_first_uses_.find(bucket); failed != failed_first_uses_.end())
+    return failed->second;
+  const std::int64_t buckets[] = {bucket};
+  auto kernels = prepare_buckets(buckets, {}, false);
+  if (!kernels) {
+    failed_first_uses_.insert_or_assign(bucket, kernels.error());
+    engine_->log.error("first use of {} at {} tokens: {}", name(), bucket, kernels.error().message());
+    return std::move(kernels).error();
+  }
+  engine_->log.warn(
+      "{} was prepared for {} tokens at first use: {} kernels; call prepare to do this beforehand", name(),
+      bucket, kernels->size());
+  if (const plan::TrainingKernels* found = find(false)) return found;
+  return Error(ErrorCode::internal, "a bucket was prepared and is not there");
+}
+
+Status TrainingLayer::Impl::keep_table(const std::vector<std::byte>& table,
+                                       std::atomic<std::uint64_t>& address, std::size_t& bytes) {
+  const std::uint64_t there = address.load(std::memory_order_relaxed);
+  if (there != 0) {
+    if (table.size() != bytes) return Error(ErrorCode::internal, "a device table changed its size");
+    return cuda::copy_to_device(*engine_->device, there, table.data(), table.size());
+  }
+  auto kept = engine_->keep_on_device(table.data(), table.size());
+  if (!kept) return std::move(kept).error();
+  bytes = table.size();
+  address.store(*kept, std::memory_order_release);
+  return {};
+}
+
+plan::TrainingContext TrainingLayer::Impl::context() const noexcept {
+  plan::TrainingContext context = context_;
+  context.forward.expert_table = forward_table_.load(std::memory_order_acquire);
+  context.backward.expert_table = backward_table_.load(std::memory_order_acquire);
+  context.gradients = gradient_table_.load(std::memory_order_acquire);
+  return context;
 }
 
 Status TrainingLayer::Impl::bind(const Weights& weights) {
   if (Status status = engine_->check_process(); !status) return status;
   if (Status status = weights.validate(spec_); !status) return status;
-  Status status = cpu_->bind(weights);
-  if (status) bound_.store(true, std::memory_order_release);
-  return status;
+  if (cpu_) {
+    Status status = cpu_->bind(weights);
+    if (status) bound_.store(true, std::memory_order_release);
+    return status;
+  }
+  const bool hopper = engine_->device->attributes().compute_major == 9;
+  const cuda::ContextScope current(*engine_->device);  // encoding a tensor map asks for one
+  if (!current.ok()) return current.status();
+  const cuda::Driver* maps = hopper ? &engine_->device->driver() : nullptr;
+  auto forward = plan::make_expert_table(spec_, weights, maps);
+  if (!forward) return std::move(forward).error();
+  auto backward = plan::make_backward_table(spec_, weights, maps);
+  if (!backward) return std::move(backward).error();
+  std::lock_guard lock(bind_mutex_);
+  if (Status status = keep_table(*forward, forward_table_, forward_table_bytes_); !status) return status;
+  if (Status status = keep_table(*backward, backward_table_, backward_table_bytes_); !status) return status;
+  bound_.store(true, std::memory_order_release);
+  return {};
 }
 
 Status TrainingLayer::Impl::bind_gradients(const Weights& gradients) {
   if (Status status = engine_->check_process(); !status) return status;
   if (Status status = gradients.validate(spec_); !status)
     return Error(status.error().code(), "gradients: " + status.error().message());
-  Status status = cpu_->bind_gradients(gradients);
-  if (status) gradients_bound_.store(true, std::memory_order_release);
-  return status;
+  if (cpu_) {
+    Status status = cpu_->bind_gradients(gradients);
+    if (status) gradients_bound_.store(true, std::memory_order_release);
+    return status;
+  }
+  auto table = plan::make_gradient_table(spec_, gradients);
+  if (!table) return std::move(table).error();
+  const cuda::ContextScope current(*engine_->device);
+  if (!current.ok()) return current.status();
+  std::lock_guard lock(bind_mutex_);
+  if (Status status = keep_table(*table, gradient_table_, gradient_table_bytes_); !status) return status;
+  gradients_ = gradients;
+  gradients_bound_.store(true, std::memory_order_release);
+  return {};
 }
 
 std::size_t TrainingLayer::Impl::needed_saved(std::int64_t tokens) const noexcept {
-  return tokens > 0 ? cpu_->saved_bytes(tokens) : 0;
+  if (tokens <= 0) return 0;
+  return cpu_ ? cpu_->saved_bytes(tokens)
+              : plan::training_saved_bytes(spec_, tokens, options_.save_preactivation);
 }
 std::size_t TrainingLayer::Impl::needed_workspace(std::int64_t tokens) const noexcept {
-  return tokens > 0 ? cpu_->workspace_bytes(tokens) : 0;
+  if (tokens <= 0) return 0;
+  return cpu_ ? cpu_->workspace_bytes(tokens)
+              : plan::training_workspace_bytes(spec_, tokens, options_.save_preactivation);
 }
 
 Result<std::size_t> TrainingLayer::Impl::saved_bytes(std::int64_t tokens) const {
@@ -195,7 +369,14 @@ Status TrainingLayer::Impl::forward(const ForwardArgs& args, void* saved, std::s
   if (!bound_.load(std::memory_order_acquire)) [[unlikely]]
     return Error(ErrorCode::not_bound, "forward before bind: the layer does not know where its weights lie");
   engine_->forwards.fetch_add(1, std::memory_order_relaxed);
-  return cpu_->forward(args, saved);
+  if (cpu_) return cpu_->forward(args, saved);
+  const cuda::ContextScope current(*engine_->device);
+  if (!current.ok()) [[unlikely]]
+    return current.status();
+  auto kernels = kernels_for(args.tokens, args.stream);
+  if (!kernels) [[unlikely]]
+    return std::move(kernels).error();
+  return plan::run_training_forward(context(), **kernels, args, saved);
 } catch (const std::bad_alloc&) {
   return Error(ErrorCode::out_of_memory, "out of memory");
 } catch (...) {
@@ -225,7 +406,19 @@ Status TrainingLayer::Impl::backward(const BackwardArgs& args) noexcept try {
   if (args.weight_gradients && !gradients_bound_.load(std::memory_order_acquire)) [[unlikely]]
     return Error(ErrorCode::not_bound,
                  "backward with weight_gradients before bind_gradients: nobody said where the gradients go");
-  return cpu_->backward(args);
+  if (cpu_) return cpu_->backward(args);
+  const cuda::ContextScope current(*engine_->device);
+  if (!current.ok()) [[unlikely]]
+    return current.status();
+  if (args.tokens == 0) {
+    if (!args.weight_gradients || args.accumulate_weight_gradients) return {};
+    return plan::clear_gradients(engine_->device->driver(), spec_, options_.gradient_type, gradients_,
+                                 args.stream);
+  }
+  auto kernels = kernels_for(args.tokens, args.stream);
+  if (!kernels) [[unlikely]]
+    return std::move(kernels).error();
+  return plan::run_backward(context(), **kernels, args);
 } catch (const std::bad_alloc&) {
   return Error(ErrorCode::out_of_memory, "out of memory");
 } catch (...) {

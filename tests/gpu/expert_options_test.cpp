@@ -237,7 +237,6 @@ TEST_CASE("biases and weights on the input in Hopper tiles of every kind") {
   if (!hopper()) return;
   for (const char* tile :
        {"schedule=wgmma,block_m=256,block_n=128,stages=4,warps_m=1,warps_n=8",
-        "schedule=wgmma,block_m=192,block_n=256,stages=3,warps_m=1,warps_n=8",
         "schedule=wgmma,block_m=16,block_n=256,stages=4,warps_m=1,warps_n=8",
         "schedule=wgmma_pingpong,block_m=160,block_n=128,stages=4,warps_m=2,warps_n=4",
         "schedule=wgmma_pingpong,block_m=48,block_n=128,stages=6,warps_m=2,warps_n=4,cluster=2",
@@ -246,14 +245,7 @@ TEST_CASE("biases and weights on the input in Hopper tiles of every kind") {
     for (const Form& form : {kForms[0], kForms[1], kForms[4], kForms[5], kForms[6], kForms[7]}) {
       for (const char* gather : {"fused", "copy"}) {
         const std::string config = std::string(tile) + ",block_k=64,ctas_per_sm=1";
-        // The tile with most accumulators is a gated fc1's of nk weights alone.
-        const bool widest = config.find("block_m=192") != std::string::npos;
-        if (widest && (form.fc1 != WeightLayout::nk || form.activation == Activation::relu2)) continue;
-        auto engine =
-            engine_with(config + ",gather=" + gather,
-                        widest ? "schedule=wgmma,block_m=64,block_n=128,stages=4,warps_m=1,warps_n=8,"
-                                 "block_k=64,ctas_per_sm=1"
-                               : config);
+        auto engine = engine_with(config + ",gather=" + gather, config);
         LayerSpec spec = spec_of(form, DType::bf16, true, true);
         oracle::CaseOptions o;
         o.tokens = 900;

@@ -15,6 +15,7 @@ namespace varmoe::test {
 template <int kHiddenSize, int... kWidths>
 struct ClassLayer {
   static constexpr int kHidden = kHiddenSize, kClasses = sizeof...(kWidths);
+  static constexpr bool kGateAndUp = false, kAlternating = false;
   static constexpr int width(int c) {
     constexpr int widths[] = {kWidths...};
     return widths[c];
@@ -24,6 +25,7 @@ struct ClassLayer {
 template <int kHiddenSize, int kExpertCount>
 struct AnyWidthLayer {
   static constexpr int kHidden = kHiddenSize, kExperts = kExpertCount, kClasses = 0;
+  static constexpr bool kGateAndUp = false, kAlternating = false;
 };
 
 using OneClass = ClassLayer<128, 96>;

@@ -154,6 +154,22 @@ CUresult CUDAAPI cuMemsetD8Async(CUdeviceptr destination, unsigned char value, s
   return CUDA_SUCCESS;
 }
 
+CUresult CUDAAPI cuMemsetD2D8Async(CUdeviceptr destination, size_t pitch, unsigned char value, size_t width,
+                                   size_t height, CUstream stream) {
+  FAKE_ENTER(cuMemsetD2D8Async);
+  if (height == 0 || width > pitch || !inside(destination, (height - 1) * pitch + width))
+    return CUDA_ERROR_INVALID_VALUE;
+  Context* context = nullptr;
+  Stream* capturing = nullptr;
+  if (const CUresult result = resolve_stream(stream, &context, &capturing); result != CUDA_SUCCESS)
+    return result;
+  perform(capturing, [=] {
+    for (size_t row = 0; row < height; ++row)
+      std::memset(reinterpret_cast<void*>(destination + row * pitch), value, width);
+  });
+  return CUDA_SUCCESS;
+}
+
 CUresult CUDAAPI cuStreamCreate(CUstream* handle, unsigned flags) {
   FAKE_ENTER(cuStreamCreate);
   if (!current() || current()->device < 0) return CUDA_ERROR_INVALID_CONTEXT;

@@ -1,0 +1,25 @@
+#pragma once
+
+#include "emit/emitter.hpp"
+#include "model/gradient_config.hpp"
+#include "varmoe/error.hpp"
+#include "varmoe/layer_spec.hpp"
+#include "varmoe/training.hpp"
+
+/// The backward pass's own kernels. Its products with weights are fc1 and fc2 of layers derived from the
+/// layer (KernelRequest::down_k).
+namespace varmoe::emit {
+
+struct GradientRequest {
+  Stage stage = Stage::fc1_gradient;
+  model::GradientConfig config;  ///< fc1_gradient, fc2_gradient
+  GradientType type = GradientType::layer_dtype;
+};
+
+/// K of the product dz·W1 (fc2 of model::backward_layer).
+DownK backward_down_k(const LayerSpec& spec);
+
+/// Emits one of the stages activation_gradient … shared_gate_gradient of a layer.
+Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest& request);
+
+}  // namespace varmoe::emit

@@ -1,0 +1,166 @@
+#include "engine/training_build.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "emit/training.hpp"
+#include "engine/kernel_plan.hpp"
+#include "model/backward_layer.hpp"
+
+namespace varmoe::engine {
+namespace {
+
+using emit::Stage;
+using plan::TrainingKernels;
+
+/// Collects requests, each kernel once.
+class Collector {
+ public:
+  explicit Collector(KernelBuilder& builder) : builder_(builder) {}
+
+  void add(TrainingBucket& bucket, UnitRequest request, TrainingPart part, ConfigSource source) {
+    std::size_t at = requests.size();
+    if (request.unit) {
+      const Digest& key = (*request.unit)->key;
+      for (std::size_t i = 0; i < requests.size(); ++i)
+        if (requests[i].unit && (*requests[i].unit)->key == key) at = i;
+    }
+    if (at == requests.size()) {
+      requests.push_back(std::move(request));
+      sources.push_back(source);
+      buckets.emplace_back();
+    }
+    auto& of = buckets[at];
+    if (of.empty() || of.back() != bucket.bucket) of.push_back(bucket.bucket);
+    sources[at] = std::min(sources[at], source);
+    part.kernel = at;
+    bucket.parts.push_back(part);
+  }
+
+  void layer(TrainingBucket& bucket, const LayerSpec& spec, const emit::KernelRequest& request, bool backward,
+             const char* name, ConfigSource source) {
+    TrainingPart part;
+    part.backward = backward;
+    part.stage = request.stage;
+    add(bucket, {name, config_text(request), request.runtime_width, builder_.unit(spec, request)}, part,
+        source);
+  }
+
+  void own(TrainingBucket& bucket, const LayerSpec& spec, const emit::GradientRequest& request,
+           std::string config, plan::LoadedKernel TrainingKernels::*member, ConfigSource source) {
+    TrainingPart part;
+    part.own = member;
+    UnitRequest unit{
+        emit::to_string(request.stage), std::move(config), false, {Error(ErrorCode::internal, "no kernel")}};
+    auto emitted = emit::emit_gradient(spec, request);
+    if (emitted) {
+      unit.unit = builder_.unit(*std::move(emitted));
+    } else {
+      unit.unit = emitted.error();
+    }
+    add(bucket, std::move(unit), part, source);
+  }
+
+  std::vector<UnitRequest> requests;
+  std::vector<ConfigSource> sources;
+  std::vector<std::vector<std::int64_t>> buckets;
+
+ private:
+  KernelBuilder& builder_;
+};
+
+/// What the kernels of the backward layer are called in reports.
+const char* backward_name(Stage stage) {
+  switch (stage) {
+    case Stage::fc1:
+      return "dh";
+    case Stage::fc2:
+      return "dx";
+    default:
+      return emit::to_string(stage);
+  }
+}
+
+}  // namespace
+
+Result<TrainingBuild> build_training(const LayerSpec& spec, const TrainingOptions& options,
+                                     std::span<const std::int64_t> buckets, const ConfigChooser& chooser,
+                                     KernelBuilder& builder, const BuildHooks& hooks) {
+  TrainingBuild build;
+  Collector collect(builder);
+  const bool runtime_width = needs_runtime_width(spec);
+  const LayerSpec back = model::backward_layer(spec);
+  // dz carries the weights already.
+  LayerSpec sums = back;
+  sums.weight_on_input = true;
+  for (const std::int64_t tokens : buckets) {
+    auto forward = chooser.choose(spec, tokens);
+    if (!forward) return std::move(forward).error();
+    auto backward = chooser.choose_backward(spec, tokens);
+    if (!backward) return std::move(backward).error();
+    TrainingBucket bucket;
+    bucket.bucket = tokens;
+    TrainingKernels& k = bucket.kernels;
+    k.forward.config = forward->config;
+    k.forward.config.one_launch = {};
+    k.forward.config.fc1 = model::saving_config(forward->config.fc1);
+    k.backward.config = backward->config;
+    k.forward.runtime_width = k.backward.runtime_width = runtime_width;
+    k.fc1_gradient_config = backward->fc1_gradient;
+    k.fc2_gradient_config = backward->fc2_gradient;
+    for (std::int64_t e = 0; e < spec.all_experts(); ++e) {
+      k.fc1_gradient_tiles +=
+          model::gradient_tiles(spec, model::GemmStage::fc1, k.fc1_gradient_config, spec.width_of(e));
+      k.fc2_gradient_tiles +=
+          model::gradient_tiles(spec, model::GemmStage::fc2, k.fc2_gradient_config, spec.width_of(e));
+    }
+    for (emit::KernelRequest request :
+         emit::required_kernels(spec, k.forward.config, tokens, runtime_width)) {
+      request.saves_z = options.save_preactivation && request.stage == Stage::fc1;
+      collect.layer(bucket, spec, request, false, emit::to_string(request.stage), forward->source);
+      if (request.stage != Stage::fc1 || options.save_preactivation) continue;
+      request.saves_z = true;
+      TrainingPart again;
+      again.own = &TrainingKernels::fc1_again;
+      collect.add(bucket, {"fc1_again", config_text(request), runtime_width, builder.unit(spec, request)},
+                  again, forward->source);
+    }
+    const ConfigSource source = backward->overridden ? ConfigSource::override_ : ConfigSource::predicted;
+    for (emit::KernelRequest request :
+         emit::required_kernels(back, k.backward.config, tokens, runtime_width)) {
+      if (request.stage == Stage::fc2) request.down_k = emit::backward_down_k(spec);
+      collect.layer(bucket, request.stage == Stage::combine ? sums : back, request, true,
+                    backward_name(request.stage), source);
+    }
+    const auto own = [&](Stage stage, plan::LoadedKernel TrainingKernels::*member,
+                         const model::GradientConfig* config) {
+      emit::GradientRequest request;
+      request.stage = stage;
+      if (config) request.config = *config;
+      request.type = options.gradient_type;
+      collect.own(bucket, spec, request, config ? model::to_string(*config) : std::string(), member,
+                  config ? source : ConfigSource::predicted);
+    };
+    own(Stage::activation_gradient, &TrainingKernels::activation_gradient, nullptr);
+    own(Stage::gradient_schedule, &TrainingKernels::gradient_schedule, nullptr);
+    own(Stage::fc1_gradient, &TrainingKernels::fc1_gradient, &k.fc1_gradient_config);
+    own(Stage::fc2_gradient, &TrainingKernels::fc2_gradient, &k.fc2_gradient_config);
+    if (spec.bias) {
+      own(Stage::fc1_bias_gradient, &TrainingKernels::fc1_bias_gradient, nullptr);
+      own(Stage::fc2_bias_gradient, &TrainingKernels::fc2_bias_gradient, nullptr);
+    }
+    if (spec.shared_gate) own(Stage::shared_gate_gradient, &TrainingKernels::shared_gate_gradient, nullptr);
+    build.buckets.push_back(std::move(bucket));
+  }
+  auto built = builder.build(std::move(collect.requests), hooks);
+  if (!built) return std::move(built).error();
+  build.built = *std::move(built);
+  for (std::size_t i = 0; i < build.built.size(); ++i) {
+    build.reports.push_back(build.built[i].report);
+    build.reports.back().token_buckets = collect.buckets[i];
+    build.reports.back().config_source = collect.sources[i];
+  }
+  return build;
+}
+
+}  // namespace varmoe::engine

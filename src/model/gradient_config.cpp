@@ -1,0 +1,155 @@
+#include "model/gradient_config.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+
+namespace varmoe::model {
+namespace {
+
+/// Columns and rows of a box of Hopper's loop, and what its barriers and tile slots take.
+constexpr std::int64_t kBoxBytes = 64 * 128, kTileSlotBytes = 64, kTileSlots = 2;
+
+std::int64_t stage_bytes(const GradientConfig& c) {
+  return c.schedule == Schedule::wgmma ? (c.block_m + c.block_n) / 64 * kBoxBytes
+                                       : std::int64_t{32} * (c.block_m + c.block_n) * 2;
+}
+
+/// Share of the tensor cores' time that a tile's products keep, by how often shared memory is read for each.
+double efficiency(const GradientConfig& c) {
+  const double m = c.block_m, n = c.block_n;
+  return 1.0 / (1.0 + 24.0 * (1.0 / m + 1.0 / n));
+}
+
+}  // namespace
+
+std::string to_string(const GradientConfig& c) {
+  return fmt::format("schedule={},block_m={},block_n={},stages={}", to_string(c.schedule), c.block_m,
+                     c.block_n, c.stages);
+}
+
+Result<GradientConfig> parse_gradient_config(std::string_view text, const GradientConfig& base) {
+  GradientConfig config = base;
+  while (!text.empty()) {
+    const std::size_t comma = std::min(text.find(','), text.size());
+    const std::string_view item = text.substr(0, comma);
+    text.remove_prefix(std::min(comma + 1, text.size()));
+    const std::size_t equals = item.find('=');
+    const std::string_view key = item.substr(0, equals),
+                           value = equals == item.npos ? std::string_view() : item.substr(equals + 1);
+    if (key == "schedule") {
+      if (value != "wgmma" && value != "mma_sync")
+        return Error(ErrorCode::invalid_config, fmt::format("schedule={}: must be wgmma or mma_sync", value));
+      config.schedule = value == "wgmma" ? Schedule::wgmma : Schedule::mma_sync;
+      continue;
+    }
+    std::int32_t* field = key == "block_m"   ? &config.block_m
+                          : key == "block_n" ? &config.block_n
+                          : key == "stages"  ? &config.stages
+                                             : nullptr;
+    if (!field)
+      return Error(ErrorCode::invalid_config,
+                   fmt::format("\"{}\": keys are schedule, block_m, block_n and stages", item));
+    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), *field);
+    if (error != std::errc() || end != value.data() + value.size())
+      return Error(ErrorCode::invalid_config, fmt::format("{}=\"{}\": must be a whole number", key, value));
+  }
+  return config;
+}
+
+std::int32_t gradient_threads(const GradientConfig& c) {
+  return c.schedule == Schedule::wgmma ? 384 : 256;
+}
+
+std::int64_t gradient_smem_bytes(const GradientConfig& c) {
+  const std::int64_t ring = c.stages * stage_bytes(c);
+  return c.schedule == Schedule::wgmma ? ring + kTileSlotBytes + 8 * (2 * c.stages + 2 * kTileSlots) : ring;
+}
+
+bool gate_and_up_alternate(const LayerSpec& spec) {
+  return spec.gated() && spec.fc1_layout == WeightLayout::kn && spec.gate_order == GateOrder::interleaved;
+}
+
+bool gradient_rows_are_hidden(const LayerSpec& spec, GemmStage stage) {
+  return stage == GemmStage::fc1 ? spec.fc1_layout == WeightLayout::kn : spec.fc2_layout == WeightLayout::nk;
+}
+
+std::int64_t gradient_tiles(const LayerSpec& spec, GemmStage stage, const GradientConfig& c,
+                            std::int64_t width) {
+  const bool alternate = stage == GemmStage::fc1 && gate_and_up_alternate(spec);
+  const std::int64_t halves = stage == GemmStage::fc1 && spec.gated() && !alternate ? 2 : 1;
+  const bool hidden_rows = gradient_rows_are_hidden(spec, stage);
+  const std::int64_t columns = alternate ? 2 * width : width;
+  const std::int64_t m = hidden_rows ? spec.hidden_size : columns,
+                     n = hidden_rows ? columns : spec.hidden_size;
+  return halves * ((m + c.block_m - 1) / c.block_m) * ((n + c.block_n - 1) / c.block_n);
+}
+
+GemmConfig saving_config(GemmConfig config) {
+  if (uses_wgmma(config)) return config;
+  config.ctas_per_sm = 1;
+  while (accumulators_per_thread(config) > 64)
+    (config.block_m > config.block_n ? config.block_m : config.block_n) /= 2;
+  return config;
+}
+
+std::vector<GradientConfig> gradient_configs(const DeviceProfile& device) {
+  std::vector<GradientConfig> configs;
+  const auto add = [&](Schedule schedule, std::int32_t m, std::int32_t n, std::int32_t most) {
+    for (std::int32_t stages = 2; stages <= most; ++stages) {
+      const GradientConfig c{schedule, m, n, stages};
+      if (gradient_smem_bytes(c) <= device.smem_per_block) configs.push_back(c);
+    }
+  };
+  for (const std::int32_t m : {64, 128})
+    for (const std::int32_t n : {64, 128}) add(Schedule::mma_sync, m, n, 5);
+  if (device.compute_major != 9) return configs;
+  for (const std::int32_t n : {64, 128, 192, 256}) add(Schedule::wgmma, 128, n, 8);
+  for (const std::int32_t n : {64, 128}) add(Schedule::wgmma, 256, n, 8);
+  return configs;
+}
+
+Status check_gradient_config(const GradientConfig& config, const DeviceProfile& device) {
+  const auto all = gradient_configs(device);
+  if (std::find(all.begin(), all.end(), config) != all.end()) return {};
+  return Error(
+      ErrorCode::invalid_config,
+      fmt::format(
+          "{}: on {} a weight gradient's config has schedule=mma_sync with block_m and block_n of 64 or "
+          "128 and 2 to 5 stages{}, within {} bytes of shared memory",
+          to_string(config), device.name,
+          device.compute_major == 9 ? ", or schedule=wgmma with block_m=128 and block_n of 64, 128, 192 or "
+                                      "256, or block_m=256 and block_n of 64 or 128, and 2 to 8 stages"
+                                    : "",
+          device.smem_per_block));
+}
+
+GradientConfig predict_gradient_config(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device) {
+  GradientConfig best;
+  double best_cost = std::numeric_limits<double>::infinity();
+  const bool hopper = device.compute_major == 9;
+  for (const GradientConfig& c : gradient_configs(device)) {
+    if ((c.schedule == Schedule::wgmma) != hopper) continue;
+    // The deepest ring that fits, 3 on the portable path, where blocks share an SM.
+    const GradientConfig deeper{c.schedule, c.block_m, c.block_n, c.stages + 1};
+    if (hopper ? c.stages < 8 && gradient_smem_bytes(deeper) <= device.smem_per_block : c.stages != 3)
+      continue;
+    std::int64_t tiles = 0;
+    for (std::int64_t e = 0; e < spec.all_experts(); ++e)
+      tiles += gradient_tiles(spec, stage, c, spec.width_of(e));
+    const double per_tile = static_cast<double>(c.block_m) * c.block_n / efficiency(c);
+    // Tiles are handed out one by one: the last wave is half full on average, but fewer tiles than SMs take a
+    // whole one.
+    const double waves = std::max(1.0, static_cast<double>(tiles) / device.sm_count);
+    const double cost = waves * per_tile;
+    if (cost < best_cost) {
+      best_cost = cost;
+      best = c;
+    }
+  }
+  return best;
+}
+
+}  // namespace varmoe::model

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/config_space.hpp"
+#include "model/device_profile.hpp"
+#include "varmoe/error.hpp"
+#include "varmoe/kernel_config.hpp"
+#include "varmoe/layer_spec.hpp"
+
+/// Configs of the weights' gradients: per expert a product whose summed dimension is its rows.
+namespace varmoe::model {
+
+struct GradientConfig {
+  Schedule schedule = Schedule::mma_sync;  ///< wgmma or mma_sync
+  std::int32_t block_m = 128;              ///< rows of the gradient per tile
+  std::int32_t block_n = 128;              ///< columns of the gradient per tile
+  std::int32_t stages = 3;                 ///< pipeline depth: of 64 routed rows (mma_sync: 32)
+  bool operator==(const GradientConfig&) const = default;
+};
+
+/// "schedule=wgmma,block_m=128,block_n=256,stages=4".
+std::string to_string(const GradientConfig& config);
+
+/// The base with the keys of `text` replaced, in the grammar of to_string; invalid_config names key, value
+/// and choices.
+Result<GradientConfig> parse_gradient_config(std::string_view text, const GradientConfig& base);
+
+std::int32_t gradient_threads(const GradientConfig& config);
+std::int64_t gradient_smem_bytes(const GradientConfig& config);
+
+/// Which dimension of the gradient is fc1's or fc2's input's: of fc1's [2I, H] (nk) H is that of columns, of
+/// fc2's [H, I] that of rows.
+bool gradient_rows_are_hidden(const LayerSpec& spec, GemmStage stage);
+/// Output tiles of one expert of this width.
+std::int64_t gradient_tiles(const LayerSpec& spec, GemmStage stage, const GradientConfig& config,
+                            std::int64_t width);
+/// Gate and up of fc1 alternate in one matrix.
+bool gate_and_up_alternate(const LayerSpec& spec);
+
+/// fc1's config where it keeps z: a second and third store of the accumulators take registers, which portable
+/// tiles that fill an SM have not.
+GemmConfig saving_config(GemmConfig config);
+
+/// Every config of the space that this device runs.
+std::vector<GradientConfig> gradient_configs(const DeviceProfile& device);
+/// invalid_config unless it is one of them; the message has the choices.
+Status check_gradient_config(const GradientConfig& config, const DeviceProfile& device);
+/// The cost model's choice: fewest computed elements, waves counted.
+GradientConfig predict_gradient_config(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device);
+
+}  // namespace varmoe::model

@@ -1,0 +1,167 @@
+#include <doctest/doctest.h>
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.hpp"
+#include "compile/findings.hpp"
+#include "emit/training.hpp"
+#include "kernels/families.hpp"
+#include "model/backward_layer.hpp"
+#include "model/config_space.hpp"
+#include "model/cost_model.hpp"
+#include "model/device_profile.hpp"
+#include "model/gradient_config.hpp"
+
+using namespace varmoe;
+using namespace kernels_test;
+using emit::Stage;
+
+namespace {
+
+struct Form {
+  const char* name;
+  LayerSpec spec;
+};
+
+std::vector<Form> forms() {
+  const auto layer = [](std::vector<std::int64_t> widths, Activation activation, WeightLayout layout,
+                        GateOrder order, DType dtype = DType::bf16) {
+    LayerSpec spec;
+    spec.hidden_size = 2056;
+    spec.expert_widths = std::move(widths);
+    spec.top_k = 4;
+    spec.activation = activation;
+    spec.fc1_layout = spec.fc2_layout = layout;
+    spec.gate_order = order;
+    spec.dtype = dtype;
+    return spec;
+  };
+  const std::vector<std::int64_t> uniform(32, 768), variable{512, 264, 128, 512, 72, 768, 8, 264};
+  std::vector<Form> all{
+      {"gated nk, uniform", layer(uniform, Activation::silu_mul, WeightLayout::nk, GateOrder::gate_first)},
+      {"gated nk, classes, up first",
+       layer(variable, Activation::gelu_tanh_mul, WeightLayout::nk, GateOrder::up_first, DType::fp16)},
+      {"gated nk, interleaved",
+       layer(variable, Activation::swiglu_oai, WeightLayout::nk, GateOrder::interleaved)},
+      {"gated kn", layer(variable, Activation::gelu_erf_mul, WeightLayout::kn, GateOrder::gate_first)},
+      {"gated kn, interleaved",
+       layer(variable, Activation::silu_mul, WeightLayout::kn, GateOrder::interleaved, DType::fp16)},
+      {"plain nk", layer(variable, Activation::relu2, WeightLayout::nk, GateOrder::gate_first)},
+      {"plain kn", layer(uniform, Activation::gelu_erf, WeightLayout::kn, GateOrder::gate_first)}};
+  for (const Activation a : {Activation::silu, Activation::gelu_tanh, Activation::relu, Activation::identity})
+    all.push_back({to_string(a), layer(variable, a, WeightLayout::nk, GateOrder::gate_first)});
+  all.push_back({"shared experts with a gate", all.front().spec});
+  all.back().spec.shared_widths = {512, 264};
+  all.back().spec.shared_gate = true;
+  all.push_back({"biases", all[2].spec});
+  all.back().spec.bias = true;
+  all.push_back({"biases, alternating", all[4].spec});
+  all.back().spec.bias = true;
+  return all;
+}
+
+struct Job {
+  Kernel kernel;
+  const model::DeviceProfile* device;
+  std::string problem;
+};
+
+}  // namespace
+
+TEST_CASE("the kernels of training compile for Hopper and the portable path, without spills and findings") {
+  std::vector<model::DeviceProfile> targets;
+  for (const auto& device : devices())
+    if (device.arch == "sm_90a" || device.arch == "sm_80" || device.arch == "sm_120")
+      targets.push_back(device);
+  REQUIRE(targets.size() == 3);
+  std::vector<Job> jobs;
+  for (const model::DeviceProfile& device : targets) {
+    std::set<std::string> seen;
+    const auto add = [&](Result<emit::EmittedKernel> kernel, const std::string& what) {
+      REQUIRE_MESSAGE(kernel.ok(), what, ": ", (kernel.ok() ? std::string() : kernel.error().message()));
+      if (seen.insert(kernel->entry_name).second)
+        jobs.push_back({{what, *std::move(kernel), false, 1}, &device, {}});
+    };
+    const std::vector<Form> all = forms();
+    for (const Form& form : all) {
+      // Every form on Hopper; elsewhere what differs in more than the activation.
+      if (device.arch != "sm_90a" && std::string_view(form.name).find("n") == std::string_view::npos)
+        continue;
+      const LayerSpec& spec = form.spec;
+      const auto gradient = [&](Stage stage, const model::GradientConfig& config, GradientType type) {
+        emit::GradientRequest request;
+        request.stage = stage;
+        request.config = config;
+        request.type = type;
+        add(emit::emit_gradient(spec, request),
+            std::string(form.name) + ", " + to_string(stage) + ", " + to_string(config));
+      };
+      const auto choice = [&](model::GemmStage stage) {
+        return model::predict_gradient_config(spec, stage, device);
+      };
+      gradient(Stage::activation_gradient, {}, GradientType::layer_dtype);
+      gradient(Stage::gradient_schedule, {}, GradientType::layer_dtype);
+      for (const GradientType type : {GradientType::layer_dtype, GradientType::fp32}) {
+        gradient(Stage::fc1_gradient, choice(model::GemmStage::fc1), type);
+        gradient(Stage::fc2_gradient, choice(model::GemmStage::fc2), type);
+        if (spec.bias) gradient(Stage::fc1_bias_gradient, {}, type);
+        if (spec.bias) gradient(Stage::fc2_bias_gradient, {}, type);
+        if (spec.shared_gate) gradient(Stage::shared_gate_gradient, {}, type);
+      }
+      const auto product = [&](const LayerSpec& of, Stage stage, const GemmConfig& config, bool saves,
+                               emit::DownK k, bool any_width) {
+        emit::KernelRequest request;
+        request.stage = stage;
+        request.gemm = config;
+        if (stage == Stage::fc2) request.gemm.gather = GatherMode::fused;
+        request.saves_z = saves;
+        request.down_k = k;
+        request.runtime_width = any_width;
+        add(emit::emit_kernel(of, request),
+            std::string(form.name) + ", " + to_string(stage) + " of training, " + to_string(config));
+      };
+      for (const std::int64_t tokens : {16, 4096}) {
+        for (const bool any_width : {false, true}) {
+          if (any_width && (tokens == 16 || &form > &all[3])) continue;
+          product(spec, Stage::fc1,
+                  model::saving_config(model::predict_layer_config(spec, tokens, device).fc1), true,
+                  emit::DownK::width, any_width);
+          const LayerSpec back = model::backward_layer(spec), down = model::backward_down_layer(spec);
+          product(back, Stage::fc1, model::predict_layer_config(back, tokens, device).fc1, false,
+                  emit::DownK::width, any_width);
+          product(back, Stage::fc2, model::predict_layer_config(down, tokens, device).fc2, false,
+                  emit::backward_down_k(spec), any_width);
+        }
+      }
+    }
+    // Every tile of the space, with the deepest ring.
+    for (const model::GradientConfig& config : model::gradient_configs(device)) {
+      const model::GradientConfig deeper{config.schedule, config.block_m, config.block_n, config.stages + 1};
+      if (model::check_gradient_config(deeper, device)) continue;
+      for (const Form& form : {all[0], all[3]}) {
+        emit::GradientRequest request;
+        request.config = config;
+        add(emit::emit_gradient(form.spec, request), std::string(form.name) + ", " + to_string(config));
+      }
+    }
+  }
+  parallel_for(jobs.size(), 0, [&](std::size_t i) {
+    Job& job = jobs[i];
+    const auto compiled = compile_one(job.kernel, job.device->arch);
+    const Result<KernelBinary>& binary = *compiled;
+    if (!binary) return void(job.problem = binary.error().message());
+    for (const std::string& finding : compile::findings(*binary)) job.problem += finding + "; ";
+    const ResourceUsage& used = binary->resources;
+    if (used.spill_loads + used.spill_stores != 0) job.problem += "spills; ";
+    if (used.stack_bytes != 0) job.problem += "a stack frame; ";
+    if (used.static_smem + job.kernel.emitted.dynamic_smem_bytes > job.device->smem_per_block)
+      job.problem += "shared memory; ";
+    if ((used.registers + 7) / 8 * 8 * job.kernel.emitted.block_threads > job.device->regs_per_sm)
+      job.problem += "registers; ";
+  });
+  for (const Job& job : jobs)
+    CHECK_MESSAGE(job.problem.empty(), job.kernel.what, ", ", job.device->arch, ": ", job.problem);
+  MESSAGE(jobs.size(), " kernels");
+}
