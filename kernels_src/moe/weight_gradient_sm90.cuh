@@ -4,6 +4,7 @@
 #include "moe/weight_gradient.cuh"
 #include "mma/sm90_pipeline.cuh"
 #include "prelude.cuh"
+#include "ptx/cp_async.cuh"
 #include "ptx/elect.cuh"
 #include "ptx/grid_dependency.cuh"
 #include "ptx/mbarrier.cuh"
@@ -14,9 +15,9 @@
 #include "schedule/gradient_tiles.cuh"
 
 // The weights' gradients on Hopper: what moe/weight_gradient.cuh computes, with wgmma, whose operands both lie with the summed dimension
-// outermost, in boxes of 64 rows by 64 columns that the copy engine brings. Tokens' operand is a copy by row, so that a box is 64
-// consecutive rows of each. One producer thread, which also takes tickets and looks tiles up; two consumer warpgroups, which share a
-// tile's columns and split its rows.
+// outermost, in boxes of 64 rows by 64 columns. The copy engine brings those of dz or w·h, whose rows lie one after another; rows of x or
+// dout are named by the sort, and three warps gather them by cp.async, or they too come by boxes from a copy by row (Config::kGather). One
+// producer thread, which also takes tickets and looks tiles up; two consumer warpgroups, which share a tile's columns and split its rows.
 //
 // An expert's last stage holds rows of the next expert, or beyond the last one's whatever the workspace held: the consumers
 // clear those before they multiply, since NaN times zero would stay.
@@ -35,6 +36,9 @@ struct WeightGradientShared {
   static constexpr u32 kTileEmpty = kTileFull + kTileSlots * 8;
   static constexpr u32 kBytes = kTileEmpty + kTileSlots * 8;
   static constexpr int kThreads = 384;
+  static constexpr int kGatherWarps = Config::kGather ? 3 : 0;
+  /// What the copy engine brings of a stage.
+  static constexpr u32 kBoxesBytes = (Config::kGather ? (Gradient::kTokensFirst ? kBBoxes : kABoxes) : kABoxes + kBBoxes) * kBoxBytes;
 };
 
 template <class Gradient, class Config>
@@ -60,12 +64,12 @@ class WeightGradientSm90 {
   VARMOE_DEVICE void run() const {
     if (threadIdx.x == 0) {
       for (u32 s = 0; s < Config::kStages; ++s) {
-        ptx::mbarrier_init(shared_ + Shared::kFull + s * 8, 1);
+        ptx::mbarrier_init(shared_ + Shared::kFull + s * 8, 1 + 32 * Shared::kGatherWarps);
         ptx::mbarrier_init(shared_ + Shared::kEmpty + s * 8, 8);
       }
       for (u32 s = 0; s < Shared::kTileSlots; ++s) {
         ptx::mbarrier_init(shared_ + Shared::kTileFull + s * 8, 1);
-        ptx::mbarrier_init(shared_ + Shared::kTileEmpty + s * 8, 256);
+        ptx::mbarrier_init(shared_ + Shared::kTileEmpty + s * 8, 256 + 32 * Shared::kGatherWarps);
       }
       ptx::fence_mbarrier_init();
     }
@@ -73,7 +77,11 @@ class WeightGradientSm90 {
     ptx::follow_earlier_kernels();
     if (threadIdx.x < 128) {
       ptx::registers_decrease<kProducerRegisters>();
-      if (threadIdx.x < 32 && ptx::elect_one()) produce();
+      if (threadIdx.x < 32) {
+        if (ptx::elect_one()) produce();
+      } else if constexpr (Config::kGather) {
+        gather();
+      }
     } else {
       ptx::registers_increase<kConsumerRegisters>();
       consume(static_cast<int>(threadIdx.x) / 128 - 1);
@@ -107,14 +115,14 @@ class WeightGradientSm90 {
       for (i32 k = 0; k < t.rows; k += 64) {
         ptx::mbarrier_wait(shared_ + Shared::kEmpty + ring.slot * 8, ring.parity ^ 1);
         const u32 full = shared_ + Shared::kFull + ring.slot * 8;
-        ptx::mbarrier_arrive_expect(full, Shared::kStageBytes);
+        ptx::mbarrier_arrive_expect(full, Shared::kBoxesBytes);
         const u32 stage = shared_ + ring.slot * Shared::kStageBytes;
         const i32 row = t.row_begin + k;
 #pragma unroll
         for (u32 box = 0; box < Shared::kABoxes; ++box) {
           const i32 column = t.m + static_cast<i32>(box) * 64;
           if constexpr (Gradient::kTokensFirst) {
-            ptx::tma_load_2d(stage + box * Shared::kBoxBytes, &p.tokens_map, full, policy, column, row);
+            if constexpr (!Config::kGather) ptx::tma_load_2d(stage + box * Shared::kBoxBytes, &p.tokens_map, full, policy, column, row);
           } else {
             ptx::tma_load_2d(stage + box * Shared::kBoxBytes, &p.rows_map, full, policy, first + column, row);
           }
@@ -124,13 +132,97 @@ class WeightGradientSm90 {
           const i32 column = t.n + static_cast<i32>(box) * 64;
           if constexpr (Gradient::kTokensFirst) {
             ptx::tma_load_2d(stage + (Shared::kABoxes + box) * Shared::kBoxBytes, &p.rows_map, full, policy, first + column, row);
-          } else {
+          } else if constexpr (!Config::kGather) {
             ptx::tma_load_2d(stage + (Shared::kABoxes + box) * Shared::kBoxBytes, &p.tokens_map, full, policy, column, row);
           }
         }
         ring.advance();
       }
     }
+  }
+
+  // Gathered rows: 64 a stage, whose columns a warp copies row by row, or two or four rows at a time.
+  static constexpr i32 kChunks = (Gradient::kTokensFirst ? kBlockM : kBlockN) / 8;  // of 16 bytes, of a row
+  static constexpr i32 kRowsAtOnce = 32 / min_of(kChunks, 32), kCopies = 64 / kRowsAtOnce;
+  static constexpr u32 kNoRow = 0xffffffffu;
+
+  /// Rows of x or dout; those beyond the expert's become zero.
+  VARMOE_DEVICE void gather() const {
+    static_assert(kChunks == 8 || kChunks == 16 || kChunks == 32, "a warp copies whole rows");
+    constexpr u32 kFirst = Gradient::kTokensFirst ? 0 : Shared::kABoxes * Shared::kBoxBytes;
+    const i32 lane = static_cast<i32>(threadIdx.x) % 32;
+    const i32 chunk = lane % kChunks;
+    const u32 box = kFirst + static_cast<u32>(chunk / 8) * Shared::kBoxBytes;
+    Ring ring;
+    Slots at;
+    while (true) {
+      ptx::mbarrier_wait(shared_ + Shared::kTileFull + at.slot * 8, at.parity);
+      const schedule::GradientTile t = *slot_of(at.slot);
+      ptx::mbarrier_arrive(shared_ + Shared::kTileEmpty + at.slot * 8);
+      at.advance();
+      if (t.expert < 0) break;
+      const i32 first = Gradient::kTokensFirst ? t.m : t.n;
+      const bool there = first + chunk * 8 < Gradient::kHidden;
+      const bool all_there = first + kChunks * 8 <= Gradient::kHidden;
+      const char* const from = static_cast<const char*>(p.tokens) + static_cast<i64>(first + chunk * 8) * 2;
+      const i32* const sources = p.row_source + t.row_begin;
+      // Where a stage's rows begin, two a lane, is asked for some stages before its copies: a load takes as long as a stage or two.
+      constexpr int kAhead = 4;
+      u32 low[kAhead + 1], high[kAhead + 1];
+#pragma unroll
+      for (int s = 0; s < kAhead; ++s) {
+        low[s] = offset_of(sources, s * 64 + lane, t.rows);
+        high[s] = offset_of(sources, s * 64 + 32 + lane, t.rows);
+      }
+#pragma unroll 1
+      for (i32 k = 0; k < t.rows; k += 64) {
+        low[kAhead] = offset_of(sources, k + kAhead * 64 + lane, t.rows);
+        high[kAhead] = offset_of(sources, k + kAhead * 64 + 32 + lane, t.rows);
+        ptx::mbarrier_wait(shared_ + Shared::kEmpty + ring.slot * 8, ring.parity ^ 1);
+        __syncwarp();
+        const u32 stage = shared_ + ring.slot * Shared::kStageBytes + box;
+        if (all_there && t.rows - k >= 64) {
+          copy_rows<true>(stage, from, low[0], high[0], true);
+        } else {
+          copy_rows<false>(stage, from, low[0], high[0], there);
+        }
+        ptx::mbarrier_arrive_cp_async(shared_ + Shared::kFull + ring.slot * 8);
+        ring.advance();
+#pragma unroll
+        for (int s = 0; s < kAhead; ++s) {
+          low[s] = low[s + 1];
+          high[s] = high[s + 1];
+        }
+      }
+    }
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+  }
+
+  /// This warp's copies of a stage. No branch between them: shuffles and address arithmetic of several overlap. Where the warps do not
+  /// divide the copies, the last is made again.
+  template <bool kWhole>
+  VARMOE_DEVICE void copy_rows(u32 stage, const char* from, u32 low, u32 high, bool there) const {
+    const i32 lane = static_cast<i32>(threadIdx.x) % 32, warp = static_cast<i32>(threadIdx.x) / 32 - 1;
+    const u32 chunk = static_cast<u32>(lane % kChunks) % 8;
+#pragma unroll
+    for (int n = 0; n < ceil_div(kCopies, Shared::kGatherWarps); ++n) {
+      const i32 copy = min_of(warp + n * Shared::kGatherWarps, kCopies - 1);
+      const u32 row = static_cast<u32>(copy * kRowsAtOnce + lane / min_of(kChunks, 32));
+      const u32 units = __shfl_sync(0xffffffffu, copy * kRowsAtOnce < 32 ? low : high, static_cast<int>(row % 32));
+      const u32 to = stage + row * 128u + ((chunk ^ (row & 7u)) << 4);
+      const char* const source = from + static_cast<u64>(units) * 16u;
+      if constexpr (kWhole) {
+        ptx::cp_async_16(to, source);
+      } else {
+        ptx::cp_async_16(to, source, there && units != kNoRow);
+      }
+    }
+  }
+
+  /// In units of 16 bytes.
+  VARMOE_DEVICE u32 offset_of(const i32* sources, i32 row, i32 rows) const {
+    return row < rows ? static_cast<u32>(sources[row]) / Gradient::kTopK * static_cast<u32>(p.tokens_stride / 8) : kNoRow;
   }
 
   VARMOE_DEVICE void consume(int group) const {
@@ -160,7 +252,12 @@ class WeightGradientSm90 {
     for (i32 k = 0; k < rows; k += 64) {
       ptx::mbarrier_wait(shared_ + Shared::kFull + ring.slot * 8, ring.parity);
       const u32 stage = shared_ + ring.slot * Shared::kStageBytes;
-      if (rows - k < 64) clear_tail(stage, rows - k);
+      if (rows - k < 64) {
+        clear_tail(stage, rows - k);
+      } else if constexpr (Config::kGather) {
+        // Rows that cp.async brought were written through another proxy than wgmma reads through.
+        ptx::fence_async_proxy();
+      }
       const u64 a = ptx::wgmma_descriptor(stage + group * kMBlocks * Shared::kBoxBytes);
       const u64 b = ptx::wgmma_descriptor(stage + Shared::kABoxes * Shared::kBoxBytes) + kBoxStride;
       ptx::wgmma_fence();

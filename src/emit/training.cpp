@@ -59,10 +59,12 @@ std::string weight_traits(const LayerSpec& spec, const GradientRequest& r) {
 std::string weight_config(const model::GradientConfig& c) {
   if (c.schedule == Schedule::wgmma)
     return fmt::format(
-        "struct Config {{\n  static constexpr int kBlockM = {}, kBlockN = {}, kStages = {};\n}};\n"
+        "struct Config {{\n  static constexpr int kBlockM = {}, kBlockN = {}, kStages = {};\n"
+        "  static constexpr bool kGather = {};\n}};\n"
         "static_assert(varmoe::moe::WeightGradientShared<Gradient, Config>::kBytes == {}, \"shared memory "
         "differs from the host's\");\n",
-        c.block_m, c.block_n, c.stages, model::gradient_smem_bytes(c));
+        c.block_m, c.block_n, c.stages, boolean(c.gather == GatherMode::fused),
+        model::gradient_smem_bytes(c));
   const std::int32_t warps_n = c.block_n / 32, warps_m = 8 / warps_n;
   return fmt::format(
       "struct Config {{\n  static constexpr int kBlockM = {}, kBlockN = {}, kStages = {}, kWarpsM = {}, "
@@ -122,8 +124,8 @@ Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest
       traits = weight_traits(spec, r) + weight_config(r.config);
       params = "WeightGradientParams";
       call = fmt::format("{}<Gradient, Config>", wgmma ? "weight_gradient_sm90" : "weight_gradient");
-      name = fmt::format("{}_m{}n{}s{}", to_string(r.config.schedule), r.config.block_m, r.config.block_n,
-                         r.config.stages);
+      name = fmt::format("{}_m{}n{}s{}{}", to_string(r.config.schedule), r.config.block_m, r.config.block_n,
+                         r.config.stages, model::reads_copies(r.config) ? "_copied" : "");
       break;
     }
     case Stage::fc1_bias_gradient:

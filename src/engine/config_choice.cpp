@@ -118,11 +118,7 @@ Result<ConfigChooser> ConfigChooser::create(const model::DeviceProfile& device, 
 Result<BackwardChoice> ConfigChooser::choose_backward(const LayerSpec& spec, std::int64_t bucket) const {
   const LayerSpec back = model::backward_layer(spec), down = model::backward_down_layer(spec);
   BackwardChoice choice;
-  choice.config = model::predict_layer_config(back, bucket, device_);
-  choice.config.fc2 = model::predict_layer_config(down, bucket, device_).fc2;
-  // A stage lies within one of two matrices.
-  if (spec.gated() && choice.config.fc2.block_k > 64) choice.config.fc2.block_k = 64;
-  choice.config.one_launch = {};
+  choice.config = model::predict_backward_config(spec, bucket, device_);
   choice.fc1_gradient = model::predict_gradient_config(spec, model::GemmStage::fc1, device_);
   choice.fc2_gradient = model::predict_gradient_config(spec, model::GemmStage::fc2, device_);
   const auto change = [&](GemmConfig& config, const std::vector<GemmOverride>& rules, const char* origin,
@@ -153,8 +149,8 @@ Result<BackwardChoice> ConfigChooser::choose_backward(const LayerSpec& spec, std
   };
   if (auto ok = gradient(choice.fc1_gradient, dw1_text_, "VARMOE_DW1_CONFIG"); !ok) return ok.error();
   if (auto ok = gradient(choice.fc2_gradient, dw2_text_, "VARMOE_DW2_CONFIG"); !ok) return ok.error();
-  // wgmma's gradients read copies of dout and x by row; dout·W2 then reads the copy too.
-  if (choice.fc1_gradient.schedule == Schedule::wgmma || choice.fc2_gradient.schedule == Schedule::wgmma)
+  // dout·W2 then reads the copy too.
+  if (model::reads_copies(choice.fc1_gradient) || model::reads_copies(choice.fc2_gradient))
     choice.config.fc1.gather = GatherMode::copy;
   return choice;
 }

@@ -6,6 +6,9 @@
 #include <charconv>
 #include <limits>
 
+#include "model/backward_layer.hpp"
+#include "model/cost_model.hpp"
+
 namespace varmoe::model {
 namespace {
 
@@ -26,8 +29,8 @@ double efficiency(const GradientConfig& c) {
 }  // namespace
 
 std::string to_string(const GradientConfig& c) {
-  return fmt::format("schedule={},block_m={},block_n={},stages={}", to_string(c.schedule), c.block_m,
-                     c.block_n, c.stages);
+  return fmt::format("schedule={},block_m={},block_n={},stages={},gather={}", to_string(c.schedule),
+                     c.block_m, c.block_n, c.stages, c.gather == GatherMode::fused ? "fused" : "copy");
 }
 
 Result<GradientConfig> parse_gradient_config(std::string_view text, const GradientConfig& base) {
@@ -45,13 +48,19 @@ Result<GradientConfig> parse_gradient_config(std::string_view text, const Gradie
       config.schedule = value == "wgmma" ? Schedule::wgmma : Schedule::mma_sync;
       continue;
     }
+    if (key == "gather") {
+      if (value != "fused" && value != "copy")
+        return Error(ErrorCode::invalid_config, fmt::format("gather={}: must be fused or copy", value));
+      config.gather = value == "fused" ? GatherMode::fused : GatherMode::copy;
+      continue;
+    }
     std::int32_t* field = key == "block_m"   ? &config.block_m
                           : key == "block_n" ? &config.block_n
                           : key == "stages"  ? &config.stages
                                              : nullptr;
     if (!field)
       return Error(ErrorCode::invalid_config,
-                   fmt::format("\"{}\": keys are schedule, block_m, block_n and stages", item));
+                   fmt::format("\"{}\": keys are schedule, block_m, block_n, stages and gather", item));
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), *field);
     if (error != std::errc() || end != value.data() + value.size())
       return Error(ErrorCode::invalid_config, fmt::format("{}=\"{}\": must be a whole number", key, value));
@@ -95,18 +104,30 @@ GemmConfig saving_config(GemmConfig config) {
   return config;
 }
 
+LayerConfig predict_backward_config(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device) {
+  LayerConfig config = predict_layer_config(backward_layer(spec), tokens, device);
+  config.fc2 = predict_layer_config(backward_down_layer(spec), tokens, device).fc2;
+  // A stage lies within one of two matrices.
+  if (spec.gated() && config.fc2.block_k > 64) config.fc2.block_k = 64;
+  config.one_launch = {};
+  return config;
+}
+
 std::vector<GradientConfig> gradient_configs(const DeviceProfile& device) {
   std::vector<GradientConfig> configs;
   const auto add = [&](Schedule schedule, std::int32_t m, std::int32_t n, std::int32_t most) {
     for (std::int32_t stages = 2; stages <= most; ++stages) {
-      const GradientConfig c{schedule, m, n, stages};
-      if (gradient_smem_bytes(c) <= device.smem_per_block) configs.push_back(c);
+      GradientConfig c{schedule, m, n, stages};
+      if (gradient_smem_bytes(c) > device.smem_per_block) continue;
+      configs.push_back(c);
+      c.gather = GatherMode::copy;
+      if (schedule == Schedule::wgmma) configs.push_back(c);
     }
   };
   for (const std::int32_t m : {64, 128})
     for (const std::int32_t n : {64, 128}) add(Schedule::mma_sync, m, n, 5);
   if (device.compute_major != 9) return configs;
-  for (const std::int32_t n : {64, 128, 192, 256}) add(Schedule::wgmma, 128, n, 8);
+  for (const std::int32_t n : {64, 128, 256}) add(Schedule::wgmma, 128, n, 8);
   for (const std::int32_t n : {64, 128}) add(Schedule::wgmma, 256, n, 8);
   return configs;
 }
@@ -120,9 +141,10 @@ Status check_gradient_config(const GradientConfig& config, const DeviceProfile& 
           "{}: on {} a weight gradient's config has schedule=mma_sync with block_m and block_n of 64 or "
           "128 and 2 to 5 stages{}, within {} bytes of shared memory",
           to_string(config), device.name,
-          device.compute_major == 9 ? ", or schedule=wgmma with block_m=128 and block_n of 64, 128, 192 or "
-                                      "256, or block_m=256 and block_n of 64 or 128, and 2 to 8 stages"
-                                    : "",
+          device.compute_major == 9
+              ? ", or schedule=wgmma with block_m=128 and block_n of 64, 128 or "
+                "256, or block_m=256 and block_n of 64 or 128, 2 to 8 stages, and gather=fused or copy"
+              : "",
           device.smem_per_block));
 }
 
@@ -131,9 +153,9 @@ GradientConfig predict_gradient_config(const LayerSpec& spec, GemmStage stage, c
   double best_cost = std::numeric_limits<double>::infinity();
   const bool hopper = device.compute_major == 9;
   for (const GradientConfig& c : gradient_configs(device)) {
-    if ((c.schedule == Schedule::wgmma) != hopper) continue;
+    if ((c.schedule == Schedule::wgmma) != hopper || c.gather == GatherMode::copy) continue;
     // The deepest ring that fits, 3 on the portable path, where blocks share an SM.
-    const GradientConfig deeper{c.schedule, c.block_m, c.block_n, c.stages + 1};
+    const GradientConfig deeper{c.schedule, c.block_m, c.block_n, c.stages + 1, c.gather};
     if (hopper ? c.stages < 8 && gradient_smem_bytes(deeper) <= device.smem_per_block : c.stages != 3)
       continue;
     std::int64_t tiles = 0;

@@ -18,15 +18,23 @@ struct GradientConfig {
   std::int32_t block_m = 128;              ///< rows of the gradient per tile
   std::int32_t block_n = 128;              ///< columns of the gradient per tile
   std::int32_t stages = 3;                 ///< pipeline depth: of 64 routed rows (mma_sync: 32)
+  /// wgmma: rows of x and dout are gathered on the way, or read from copies in expert order. mma_sync
+  /// gathers.
+  GatherMode gather = GatherMode::fused;
   bool operator==(const GradientConfig&) const = default;
 };
 
-/// "schedule=wgmma,block_m=128,block_n=256,stages=4".
+/// "schedule=wgmma,block_m=128,block_n=256,stages=4,gather=fused".
 std::string to_string(const GradientConfig& config);
 
 /// The base with the keys of `text` replaced, in the grammar of to_string; invalid_config names key, value
 /// and choices.
 Result<GradientConfig> parse_gradient_config(std::string_view text, const GradientConfig& base);
+
+/// Reads copies of x or dout in expert order.
+constexpr bool reads_copies(const GradientConfig& config) {
+  return config.schedule == Schedule::wgmma && config.gather == GatherMode::copy;
+}
 
 std::int32_t gradient_threads(const GradientConfig& config);
 std::int64_t gradient_smem_bytes(const GradientConfig& config);
@@ -43,6 +51,10 @@ bool gate_and_up_alternate(const LayerSpec& spec);
 /// fc1's config where it keeps z: a second and third store of the accumulators take registers, which portable
 /// tiles that fill an SM have not.
 GemmConfig saving_config(GemmConfig config);
+
+/// The cost model's configs of a backward pass's products with weights: fc1 of backward_layer, fc2 of
+/// backward_down_layer.
+LayerConfig predict_backward_config(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device);
 
 /// Every config of the space that this device runs.
 std::vector<GradientConfig> gradient_configs(const DeviceProfile& device);

@@ -152,7 +152,7 @@ class BackwardRun {
                                   h_stride(), a_.dout, dout_stride(), copied);
         !ok)
       return ok;
-    if (model_wgmma(kernels_.fc1_gradient_config)) {
+    if (model::reads_copies(kernels_.fc1_gradient_config)) {
       if (auto ok = chain_.gather(a_.x, x_stride()); !ok) return ok;
     }
     if (auto ok =
@@ -202,10 +202,15 @@ class BackwardRun {
     p.ticket = at<i32>(workspace_, layout_.tickets) + ticket;
     p.experts = static_cast<i32>(spec_.all_experts());
     p.accumulate = a_.accumulate_weight_gradients;
-    if (model_wgmma(config)) {
+    if (uses_boxes(config)) {
       if (auto ok = encode(workspace_ + rows_at, rows_stride, &p.rows_map); !ok) return ok;
-      if (auto ok = encode(copied, spec_.hidden_size, &p.tokens_map); !ok) return ok;
+      if (model::reads_copies(config)) {
+        if (auto ok = encode(copied, spec_.hidden_size, &p.tokens_map); !ok) return ok;
+      }
     }
+    // The gather counts in units of 16 bytes, 32 bits of them.
+    if (uses_boxes(config) && a_.tokens * (tokens_stride / 8) > std::int64_t{UINT32_MAX})
+      return Error(ErrorCode::unsupported, "x or dout spans more than 64 GiB");
     return launch(kernel, std::min<std::int64_t>(tiles, sms() * kernel.blocks_per_sm), p);
   }
 
@@ -262,7 +267,7 @@ class BackwardRun {
   Status launch(const LoadedKernel& kernel, std::int64_t blocks, Params& p) noexcept {
     return chain_.launch_kernel(kernel, blocks, p);
   }
-  static bool model_wgmma(const model::GradientConfig& c) noexcept { return c.schedule == Schedule::wgmma; }
+  static bool uses_boxes(const model::GradientConfig& c) noexcept { return c.schedule == Schedule::wgmma; }
   /// Rows of dout lie in expert order, for the products that take boxes.
   bool copies() const noexcept { return kernels_.backward[Stage::gather].function != nullptr; }
   const i32* expert_offsets() const noexcept {

@@ -128,17 +128,17 @@ TEST_CASE("the kernels of training compile for Hopper and the portable path, wit
           product(spec, Stage::fc1,
                   model::saving_config(model::predict_layer_config(spec, tokens, device).fc1), true,
                   emit::DownK::width, any_width);
-          const LayerSpec back = model::backward_layer(spec), down = model::backward_down_layer(spec);
-          product(back, Stage::fc1, model::predict_layer_config(back, tokens, device).fc1, false,
-                  emit::DownK::width, any_width);
-          product(back, Stage::fc2, model::predict_layer_config(down, tokens, device).fc2, false,
-                  emit::backward_down_k(spec), any_width);
+          const LayerSpec back = model::backward_layer(spec);
+          const LayerConfig config = model::predict_backward_config(spec, tokens, device);
+          product(back, Stage::fc1, config.fc1, false, emit::DownK::width, any_width);
+          product(back, Stage::fc2, config.fc2, false, emit::backward_down_k(spec), any_width);
         }
       }
     }
     // Every tile of the space, with the deepest ring.
     for (const model::GradientConfig& config : model::gradient_configs(device)) {
-      const model::GradientConfig deeper{config.schedule, config.block_m, config.block_n, config.stages + 1};
+      const model::GradientConfig deeper{config.schedule, config.block_m, config.block_n, config.stages + 1,
+                                         config.gather};
       if (model::check_gradient_config(deeper, device)) continue;
       for (const Form& form : {all[0], all[3]}) {
         emit::GradientRequest request;

@@ -14,6 +14,7 @@
 #include "tools/bench/options.hpp"
 #include "tools/bench/router_bench.hpp"
 #include "tools/bench/search.hpp"
+#include "tools/bench/training_bench.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/output.hpp"
 #include "varmoe/version.hpp"
@@ -278,6 +279,7 @@ int main(int argc, char** argv) try {
     return app.exit(error) == 0 ? kDone : kUsage;
   }
   if (options.router) return bench_router(options, Output(options.json));
+  if (options.mode != "forward") return bench_training(options, Output(options.json));
   return bench(options, Output(options.json));
 } catch (const std::bad_alloc&) {
   fmt::print(stderr,

@@ -33,7 +33,9 @@ void BenchOptions::add_options(CLI::App& app) {
   app.add_option("--tokens", tokens, "token counts, e.g. 1,64,4096; default 64");
   app.add_option("--batch-sizes", batch_sizes, "with --seq: token counts are all products");
   app.add_option("--seq", seq, "sequence lengths");
-  app.add_option("--mode", mode, "forward, backward or both")
+  app.add_option("--mode", mode,
+                 "forward; backward or both: a layer that learns, forward, backward and both timed apart, "
+                 "uniform routing")
       ->capture_default_str()
       ->check(CLI::IsMember({"forward", "backward", "both"}));
   app.add_option(
@@ -66,6 +68,10 @@ void BenchOptions::add_options(CLI::App& app) {
       "instead of the layer, its router: alone, and on a GPU with the layer's sort behind it; of flags and "
       "sets: softmax, top-k, renormalised");
   app.add_option("--logits", logits, "with --router: fp32, bf16 or fp16; default the model's");
+  app.add_flag("--recompute", recompute,
+               "training: backward computes the pre-activation again instead of reading it");
+  app.add_flag("--accumulate", accumulate, "training: weight gradients are added to what is there");
+  app.add_flag("--fp32-gradients", fp32_gradients, "training: weight gradients of 32 bits");
   app.add_flag("--no-check", no_check, "time only");
   app.add_flag("--inject-error", inject_error,
                "alter one weight behind the oracle's back: the check must fail");
@@ -75,10 +81,12 @@ void BenchOptions::add_options(CLI::App& app) {
 }
 
 Result<std::vector<std::int64_t>> BenchOptions::token_counts() const {
-  if (mode != "forward") {
-    return {ErrorCode::unsupported,
-            fmt::format("--mode {}: this version computes the forward pass only", mode)};
-  }
+  if (mode != "forward" && (router || inject_error || search >= 0))
+    return {ErrorCode::invalid_argument,
+            "--mode backward and both exclude --router, --inject-error and --search"};
+  if (mode == "forward" && (recompute || accumulate || fp32_gradients))
+    return {ErrorCode::invalid_argument,
+            "--recompute, --accumulate and --fp32-gradients go with --mode backward or both"};
   if (scatter != "separate") {
     return {ErrorCode::unsupported,
             "--scatter fused: this version has the separate, deterministic combine only"};

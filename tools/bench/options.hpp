@@ -26,6 +26,7 @@ struct BenchOptions {
   std::int64_t check_rows = 16;
   bool router = false;
   std::string logits;  ///< of --router; empty: the model's
+  bool recompute = false, accumulate = false, fp32_gradients = false;
   bool no_check = false, inject_error = false, profile = false, detailed = false, json = false;
 
   void add_options(CLI::App& app);
