@@ -167,7 +167,7 @@ class WeightGradientSm90 {
       const char* const from = static_cast<const char*>(p.tokens) + static_cast<i64>(first + chunk * 8) * 2;
       const i32* const sources = p.row_source + t.row_begin;
       // Where a stage's rows begin, two a lane, is asked for some stages before its copies: a load takes as long as a stage or two.
-      constexpr int kAhead = 4;
+      constexpr int kAhead = 3;
       u32 low[kAhead + 1], high[kAhead + 1];
 #pragma unroll
       for (int s = 0; s < kAhead; ++s) {
@@ -205,7 +205,7 @@ class WeightGradientSm90 {
   VARMOE_DEVICE void copy_rows(u32 stage, const char* from, u32 low, u32 high, bool there) const {
     const i32 lane = static_cast<i32>(threadIdx.x) % 32, warp = static_cast<i32>(threadIdx.x) / 32 - 1;
     const u32 chunk = static_cast<u32>(lane % kChunks) % 8;
-#pragma unroll
+#pragma unroll 6
     for (int n = 0; n < ceil_div(kCopies, Shared::kGatherWarps); ++n) {
       const i32 copy = min_of(warp + n * Shared::kGatherWarps, kCopies - 1);
       const u32 row = static_cast<u32>(copy * kRowsAtOnce + lane / min_of(kChunks, 32));
