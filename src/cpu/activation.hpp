@@ -11,4 +11,9 @@ namespace varmoe::cpu {
 void apply_activation(Activation activation, const ActivationParams& params, const float* gate,
                       const float* up, std::int64_t step, std::int64_t count, float* out);
 
+/// h[i] = f(gate[i], up[i]) as apply_activation has it, d_gate[i] = ∂f/∂gate and d_up[i] = ∂f/∂up there, 0 at
+/// kinks; `gate` and `d_gate` are left alone when the activation is not gated. Outputs overlap no input.
+void activation_slopes(Activation activation, const ActivationParams& params, const float* gate,
+                       const float* up, std::int64_t count, float* h, float* d_gate, float* d_up);
+
 }  // namespace varmoe::cpu

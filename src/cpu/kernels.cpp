@@ -1,5 +1,8 @@
 #include "cpu/kernels.hpp"
 
+#include <fmt/format.h>
+
+#include <string>
 #include <vector>
 
 #if defined(VARMOE_CPU_X86)
@@ -33,6 +36,18 @@ std::vector<const Kernels*> available_kernels() {
 #endif
   list.push_back(&generic_kernels());
   return list;
+}
+
+Result<const Kernels*> kernels_named(std::string_view name) {
+  const auto list = available_kernels();
+  std::vector<std::string> names;
+  for (const Kernels* k : list) {
+    if (name.empty() || name == k->name) return k;
+    names.emplace_back(k->name);
+  }
+  return Error(ErrorCode::unsupported,
+               fmt::format("instruction set \"{}\" is not available; this machine has {}", name.substr(0, 32),
+                           fmt::join(names, ", ")));
 }
 
 }  // namespace varmoe::cpu

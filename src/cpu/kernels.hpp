@@ -2,8 +2,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
+#include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
 
 /// The loops of the CPU layer, compiled once for each instruction set and chosen when the process starts.
@@ -30,7 +32,7 @@ struct Product {
       nullptr;  ///< element (0, 0); nk: output n's row at n·stride, kn: k's row at k·stride
   std::int64_t weight_stride = 0;
   int outputs = 0;           ///< a multiple of 8, at most kTileOutputs
-  std::int64_t depth = 0;    ///< K, a multiple of 8
+  std::int64_t depth = 0;    ///< K, at least 1
   float* c = nullptr;        ///< row m at m·kTileOutputs; columns beyond `outputs` may be overwritten
   float* scratch = nullptr;  ///< kProductScratch floats, 64-byte aligned
 };
@@ -49,6 +51,8 @@ struct Kernels {
 
 /// Those that this machine runs, best first.
 std::vector<const Kernels*> available_kernels();
+/// The one of this name; empty: the best. Another is `unsupported`.
+Result<const Kernels*> kernels_named(std::string_view name);
 
 const Kernels& generic_kernels() noexcept;
 const Kernels& avx2_kernels() noexcept;

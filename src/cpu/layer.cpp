@@ -20,8 +20,6 @@ namespace {
 /// A workspace that `forward` allocates for itself is no larger than this, unless one token needs more.
 constexpr std::size_t kOwnWorkspace = std::size_t{256} << 20;
 constexpr std::size_t kWorkspaceAlignment = 256;
-/// Multiply-adds that are worth a further thread: waking one costs some ten microseconds.
-constexpr double kWorkPerThread = 250e3;
 
 struct Free {
   void operator()(void* p) const noexcept { std::free(p); }
@@ -90,13 +88,9 @@ Result<std::unique_ptr<CpuLayer>> CpuLayer::create(const LayerSpec& spec, int th
                                                    std::string_view instruction_set) try {
   if (auto s = spec.validate(); !s) return s.error();
   const int count = threads > 0 ? std::min(threads, 1024) : available_cores();
-  for (const Kernels* k : available_kernels()) {
-    if (!instruction_set.empty() && instruction_set != k->name) continue;
-    return std::unique_ptr<CpuLayer>(new CpuLayer(std::make_unique<Impl>(spec, *k, count)));
-  }
-  return Error(ErrorCode::unsupported,
-               fmt::format("instruction set \"{}\" is not available; this machine has {}",
-                           instruction_set.substr(0, 32), fmt::join(instruction_sets(), ", ")));
+  const auto kernels = kernels_named(instruction_set);
+  if (!kernels) return kernels.error();
+  return std::unique_ptr<CpuLayer>(new CpuLayer(std::make_unique<Impl>(spec, **kernels, count)));
 } catch (const std::bad_alloc&) {
   return Error(ErrorCode::out_of_memory, "no host memory for a CPU layer");
 }
@@ -153,10 +147,9 @@ Status CpuLayer::forward(const ForwardArgs& args) noexcept try {
       args.token_count != nullptr ? std::clamp<std::int64_t>(*args.token_count, 0, args.tokens) : args.tokens;
   if (tokens == 0) return {};
 
-  const double work = static_cast<double>(std::min(chunk, tokens)) *
-                      static_cast<double>(spec.slots_per_token()) * 3.0 *
-                      static_cast<double>(spec.hidden_size) * static_cast<double>(spec.widest_of_all());
-  const int active = static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, static_cast<double>(team_size)));
+  const int active = impl_->team.worth(
+      static_cast<double>(std::min(chunk, tokens)) * static_cast<double>(spec.slots_per_token()) * 3.0 *
+      static_cast<double>(spec.hidden_size) * static_cast<double>(spec.widest_of_all()));
   Run run(spec, impl_->experts, impl_->shared_gate, impl_->kernels, args, tokens, chunk, workspace, team_size,
           active);
   impl_->team.run(active, Run::member, &run);

@@ -36,6 +36,7 @@ Run::Run(const LayerSpec& spec, const std::vector<ExpertWeights>& experts, const
       shared_gate_(shared_gate),
       kernels_(kernels),
       args_(args),
+      slot_experts_(spec, args),
       tokens_(tokens),
       chunk_(chunk),
       hidden_(spec.hidden_size),
@@ -84,6 +85,7 @@ void Run::work(int member) noexcept {
     }
     each(next_fc1_, fc1_tasks_[experts], [&](std::int64_t i) { fc1(i, scratch); });
     barrier_.wait();
+    if (only_z_) continue;
     if (up_ != nullptr) {
       each(next_combine_, ceil_div(chunk_tokens_, kCombineTokens), [&](std::int64_t i) { hand_out_h(i); });
       barrier_.wait();
@@ -96,48 +98,19 @@ void Run::work(int member) noexcept {
   }
 }
 
-std::int64_t Run::expert_of(std::int64_t slot) const noexcept {
-  const std::int64_t token = slot / slots_, j = slot % slots_;
-  if (j >= top_k_) return spec_.num_experts() + j - top_k_;
-  const std::int64_t at = token * top_k_ + j;
-  std::int64_t id = args_.id_type == IdType::int64 ? static_cast<const std::int64_t*>(args_.topk_ids)[at]
-                                                   : static_cast<const std::int32_t*>(args_.topk_ids)[at];
-  if (args_.expert_map != nullptr) id = id >= 0 && id < args_.num_global_experts ? args_.expert_map[id] : -1;
-  return id >= 0 && id < spec_.num_experts() ? id : -1;
-}
-
 float Run::weight_of(std::int64_t slot) const noexcept {
-  const std::int64_t token = slot / slots_, j = slot % slots_;
-  if (j < top_k_) return args_.topk_weights[token * top_k_ + j];
-  return shared_gate_ != nullptr ? gates_[token - first_token_] : 1.0f;
+  if (shared_gate_ == nullptr || slot_experts_.routed(slot)) return slot_experts_.weight_of(slot, 1.0f);
+  return gates_[slot / slots_ - first_token_];
 }
 
-// Counting sort of the chunk's slots by expert, stable: an expert's rows are in ascending token·(k + S) + j.
 void Run::sort() noexcept {
-  const std::int64_t experts = spec_.all_experts(), begin = first_token_ * slots_,
-                     count = chunk_tokens_ * slots_;
-  std::fill_n(expert_rows_, experts + 1, 0);
-  for (std::int64_t s = 0; s < count; ++s) {
-    const std::int64_t e = expert_of(begin + s);
-    if (e >= 0) ++expert_rows_[e + 1];
-  }
-  std::int64_t h = 0;
-  for (std::int64_t e = 0; e < experts; ++e) {
-    expert_h_[e] = h;
-    h += expert_rows_[e + 1] * spec_.width_of(e);
-    expert_rows_[e + 1] += expert_rows_[e];
-  }
   // fc1_tasks_ is not planned yet: it serves as the cursors.
-  std::copy_n(expert_rows_, experts, fc1_tasks_);
-  for (std::int64_t s = 0; s < count; ++s) {
-    const std::int64_t e = expert_of(begin + s);
-    if (e < 0) {
-      slot_row_[s] = -1;
-      continue;
-    }
-    const std::int64_t row = fc1_tasks_[e]++;
-    row_slot_[row] = begin + s;
-    slot_row_[s] = row;
+  slot_experts_.sort(first_token_ * slots_, chunk_tokens_ * slots_, expert_rows_, fc1_tasks_, row_slot_,
+                     slot_row_);
+  std::int64_t h = 0;
+  for (std::int64_t e = 0; e < spec_.all_experts(); ++e) {
+    expert_h_[e] = h;
+    h += (expert_rows_[e + 1] - expert_rows_[e]) * spec_.width_of(e);
   }
 }
 
@@ -146,11 +119,7 @@ void Run::plan_tasks() noexcept {
   // Narrower tasks until there are enough for every thread; an output's sum does not depend on its task.
   const auto plan = [&](std::int64_t* tasks, int widest, const auto& outputs_of) {
     for (int tile = widest;; tile /= 2) {
-      tasks[0] = 0;
-      for (std::int64_t e = 0; e < experts; ++e) {
-        const std::int64_t rows = expert_rows_[e + 1] - expert_rows_[e];
-        tasks[e + 1] = tasks[e] + ceil_div(rows, kTileRows) * ceil_div(outputs_of(e), tile);
-      }
+      plan_tiles(experts, expert_rows_, tile, outputs_of, tasks);
       if (active_ == 1 || tile <= 32 || tasks[experts] >= 4 * static_cast<std::int64_t>(active_)) return tile;
     }
   };
@@ -163,41 +132,18 @@ void Run::plan_tasks() noexcept {
   next_gate_.store(0, std::memory_order_relaxed);
 }
 
-// Row tiles of one strip of weights follow each other, so that threads share it in cache.
-Run::Tile Run::tile_of(const std::int64_t* tasks, std::int64_t task, int tile_outputs,
-                       bool is_fc1) const noexcept {
-  Tile t;
-  t.expert = std::upper_bound(tasks, tasks + spec_.all_experts() + 1, task) - tasks - 1;
-  const std::int64_t outputs = is_fc1 ? spec_.width_of(t.expert) : hidden_;
-  const std::int64_t rows = expert_rows_[t.expert + 1] - expert_rows_[t.expert];
-  const std::int64_t row_tiles = ceil_div(rows, kTileRows), rows_each = ceil_div(rows, row_tiles);
-  const std::int64_t local = task - tasks[t.expert], first = local % row_tiles * rows_each;
-  t.first_row = expert_rows_[t.expert] + first;
-  t.rows = static_cast<int>(std::min(rows_each, rows - first));
-  t.first_output = local / row_tiles * tile_outputs;
-  t.outputs = static_cast<int>(std::min<std::int64_t>(tile_outputs, outputs - t.first_output));
-  return t;
+Tile Run::tile_of(const std::int64_t* tasks, std::int64_t task, int tile_outputs,
+                  bool is_fc1) const noexcept {
+  return tile_at(
+      spec_.all_experts(), expert_rows_, tile_outputs,
+      [&](std::int64_t e) { return is_fc1 ? spec_.width_of(e) : hidden_; }, tasks, task);
 }
 
-// sigmoid(x·w_g) of some tokens. A product takes outputs by eights: all of them are w_g, and the first
-// counts.
 void Run::gate(std::int64_t task, float* scratch) noexcept {
   const std::int64_t first = task * kGateTokens;
-  const std::uint16_t* rows[kTileRows];
-  Product p;
-  p.row_count = static_cast<int>(std::min(kGateTokens, chunk_tokens_ - first));
-  for (int m = 0; m < p.row_count; ++m) rows[m] = elements(args_.x) + (first_token_ + first + m) * x_stride_;
-  p.dtype = spec_.dtype;
-  p.layout = WeightLayout::nk;
-  p.rows = rows;
-  p.weights = elements(shared_gate_);
-  p.weight_stride = 0;
-  p.outputs = 8;
-  p.depth = hidden_;
-  p.c = scratch + kProductScratch;
-  p.scratch = scratch;
-  kernels_.product(p);
-  for (int m = 0; m < p.row_count; ++m) gates_[first + m] = 1.0f / (1.0f + std::exp(-p.c[m * kTileOutputs]));
+  token_gates(spec_, kernels_, shared_gate_, elements(args_.x) + (first_token_ + first) * x_stride_,
+              x_stride_, static_cast<int>(std::min(kGateTokens, chunk_tokens_ - first)), scratch,
+              gates_ + first);
 }
 
 void Run::add_bias(const void* bias, std::int64_t first, std::int64_t stride, int rows, int outputs,
@@ -254,7 +200,9 @@ void Run::fc1(std::int64_t task, float* scratch) noexcept {
     // Not together with the bias: a compiler may make one multiply-add of the two in one loop and not in
     // another.
     for (int m = 0; m < t.rows; ++m) {
-      const float weight = weight_of(row_slot_[t.first_row + m]);
+      const std::int64_t slot = row_slot_[t.first_row + m];
+      if (!slot_experts_.routed(slot)) continue;  // a shared gate is of the output
+      const float weight = weight_of(slot);
       for (int i = 0; i < p.outputs; ++i) up[m * kTileOutputs + i] *= weight;
       for (int i = 0; gated_ && !joint_ && i < p.outputs; ++i) gate[m * kTileOutputs + i] *= weight;
     }
@@ -264,12 +212,31 @@ void Run::fc1(std::int64_t task, float* scratch) noexcept {
     if (gated_)
       add_bias(w.gate_bias, t.first_output, w.fc1_bias_stride, t.rows, t.outputs, step, gate_values);
   }
+  if (z_ != nullptr) store_z(t, gate_values, up_values, step);
+  if (only_z_) return;
   std::uint16_t* h =
       h_ + expert_h_[t.expert] + (t.first_row - expert_rows_[t.expert]) * width + t.first_output;
   for (int m = 0; m < t.rows; ++m) {
     apply_activation(spec_.activation, spec_.activation_params, gate_values + m * kTileOutputs,
                      up_values + m * kTileOutputs, step, t.outputs, up + m * kTileOutputs);
     kernels_.scale_round(spec_.dtype, up + m * kTileOutputs, 1.0f, t.outputs, h + m * width);
+  }
+}
+
+void Run::store_z(const Tile& t, const float* gate, const float* up, std::int64_t step) const noexcept {
+  const ZRows place = z_rows(spec_);
+  float values[kTileOutputs];
+  const auto store = [&](const float* from, std::uint16_t* to) {
+    if (step != 1) {
+      for (int i = 0; i < t.outputs; ++i) values[i] = from[i * step];
+      from = values;
+    }
+    kernels_.scale_round(spec_.dtype, from, 1.0f, t.outputs, to);
+  };
+  for (int m = 0; m < t.rows; ++m) {
+    std::uint16_t* row = z_ + (t.first_row + m) * place.stride + t.first_output;
+    if (gated_) store(gate + m * kTileOutputs, row);
+    store(up + m * kTileOutputs, row + place.up);
   }
 }
 
@@ -297,7 +264,7 @@ void Run::fc2(std::int64_t task, float* scratch) noexcept {
   for (int m = 0; m < t.rows; ++m) {
     const std::int64_t row = t.first_row + m;
     const std::int64_t slot = row_slot_[row];
-    const float weight = spec_.weight_on_input && slot % slots_ < top_k_ ? 1.0f : weight_of(slot);
+    const float weight = spec_.weight_on_input && slot_experts_.routed(slot) ? 1.0f : weight_of(slot);
     kernels_.scale_round(spec_.dtype, p.c + m * kTileOutputs, weight, t.outputs,
                          y_ + row * hidden_ + t.first_output);
   }
@@ -315,7 +282,7 @@ void Run::hand_out_h(std::int64_t task) noexcept {
     const std::int64_t row = slot_row_[slot];
     up_->slot_row[slot] = static_cast<std::int32_t>(row);
     if (row < 0) continue;
-    const std::int64_t expert = expert_of(slot), width = spec_.width_of(expert);
+    const std::int64_t expert = slot_experts_.expert_of(slot), width = spec_.width_of(expert);
     std::copy_n(h_ + expert_h_[expert] + (row - expert_rows_[expert]) * width, width,
                 static_cast<std::uint16_t*>(up_->h) + row * stride);
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/kernels.hpp"
+#include "cpu/slots.hpp"
 #include "cpu/team.hpp"
 #include "varmoe/engine.hpp"
 #include "varmoe/layer_spec.hpp"
@@ -27,6 +28,13 @@ class Run {
   /// fc1 alone: h, offsets and slots go where `args` say. All tokens are one chunk.
   void only_up(const UpArgs& args) noexcept { up_ = &args; }
 
+  /// z of every row, rounded, goes to `z` too, as z_rows lays it out; `only`: nothing else is computed. All
+  /// tokens are one chunk.
+  void keep_z(std::uint16_t* z, bool only) noexcept {
+    z_ = z;
+    only_z_ = only;
+  }
+
   /// Team::run's function; the context is a Run.
   static void member(void* run, int member) noexcept;
 
@@ -39,15 +47,10 @@ class Run {
   void fc2(std::int64_t task, float* scratch) noexcept;
   void combine(std::int64_t task) noexcept;
   void hand_out_h(std::int64_t task) noexcept;
+  /// `gate` and `up`: the tile's fp32 sums with their biases, a row's `step` apart.
+  void store_z(const Tile& tile, const float* gate, const float* up, std::int64_t step) const noexcept;
 
-  /// A rectangle of one expert's rows and outputs.
-  struct Tile {
-    std::int64_t expert, first_row, first_output;
-    int rows, outputs;
-  };
   Tile tile_of(const std::int64_t* tasks, std::int64_t task, int tile_outputs, bool is_fc1) const noexcept;
-  /// Of a slot token·(k + S) + j; −1: it has none.
-  std::int64_t expert_of(std::int64_t slot) const noexcept;
   float weight_of(std::int64_t slot) const noexcept;
   /// Adds to `rows` rows of `outputs` sums, `step` apart, a bias whose entries are `stride` elements apart.
   void add_bias(const void* bias, std::int64_t first, std::int64_t stride, int rows, int outputs,
@@ -58,7 +61,10 @@ class Run {
   const void* const shared_gate_;
   const Kernels& kernels_;
   const ForwardArgs& args_;
+  const Slots slot_experts_;
   const UpArgs* up_ = nullptr;
+  std::uint16_t* z_ = nullptr;
+  bool only_z_ = false;
   const std::int64_t tokens_, chunk_;
   const std::int64_t hidden_, top_k_, slots_, x_stride_, out_stride_;
   const bool gated_, joint_;  ///< joint_: gate and up alternate within a stored row (interleaved kn)

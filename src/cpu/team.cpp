@@ -1,8 +1,15 @@
 #include "cpu/team.hpp"
 
+#include <algorithm>
 #include <system_error>
 
 namespace varmoe::cpu {
+
+int Team::worth(double multiply_adds) const noexcept {
+  // Waking a further thread costs some ten microseconds.
+  constexpr double kWorkPerThread = 250e3;
+  return static_cast<int>(std::clamp(multiply_adds / kWorkPerThread, 1.0, static_cast<double>(size())));
+}
 
 Team::Team(int threads) {
   workers_.reserve(static_cast<std::size_t>(threads > 1 ? threads - 1 : 0));

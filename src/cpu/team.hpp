@@ -20,6 +20,9 @@ class Team {
 
   int size() const noexcept { return static_cast<int>(workers_.size()) + 1; }
 
+  /// Members that so many multiply-adds keep busy, from 1 to size().
+  int worth(double multiply_adds) const noexcept;
+
   /// fn(context, member) on `active` ≤ size() threads, members 0 (the caller) … active − 1, all at the same
   /// time; returns when all have. Concurrent calls take turns. `fn` must not throw.
   void run(int active, void (*fn)(void* context, int member), void* context) noexcept;

@@ -32,6 +32,11 @@ WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t tokens, int
   return layout;
 }
 
+ZRows z_rows(const LayerSpec& spec) noexcept {
+  const std::int64_t columns = (spec.widest_of_all() + 63) / 64 * 64;
+  return {spec.gated() ? columns : 0, spec.gated() ? 2 * columns : columns};
+}
+
 std::int64_t tokens_that_fit(const LayerSpec& spec, std::int64_t tokens, int threads,
                              std::size_t bytes) noexcept {
   const auto fits = [&](std::int64_t t) { return workspace_layout(spec, t, threads).total_bytes <= bytes; };

@@ -28,6 +28,13 @@ extern const std::size_t kThreadScratch;
 
 WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t tokens, int threads) noexcept;
 
+/// How z lies where it is kept: row r's gate at r·stride, its up `up` elements further, each of the widest
+/// expert's width rounded up to 64.
+struct ZRows {
+  std::int64_t up, stride;  ///< up: 0 of an ungated layer
+};
+ZRows z_rows(const LayerSpec& spec) noexcept;
+
 /// The most tokens ≤ `tokens` whose layout fits in `bytes`; 0 when not even one does.
 std::int64_t tokens_that_fit(const LayerSpec& spec, std::int64_t tokens, int threads,
                              std::size_t bytes) noexcept;

@@ -39,6 +39,19 @@ std::uint64_t rows_bytes(std::int64_t tokens, std::int64_t stride, std::int64_t 
   return static_cast<std::uint64_t>((tokens - 1) * stride + columns) * 2;
 }
 
+/// Weights::validate asks of biases the alignment of 16 bits.
+std::string fp32_bias_problem(const Weights& gradients) {
+  for (std::size_t e = 0; e < gradients.experts.size(); ++e) {
+    const ExpertWeights& w = gradients.experts[e];
+    const std::array<Pointer, 3> biases{{{"gate_bias", w.gate_bias, 4, false},
+                                         {"up_bias", w.up_bias, 4, false},
+                                         {"down_bias", w.down_bias, 4, false}}};
+    if (std::string problem = pointer_problem(biases); !problem.empty())
+      return fmt::format("expert {}: {}", e, problem);
+  }
+  return {};
+}
+
 }  // namespace
 
 std::string backward_argument_problem(const LayerSpec& spec, const BackwardArgs& a, std::size_t saved_needed,
@@ -294,6 +307,9 @@ Status TrainingLayer::Impl::bind_gradients(const Weights& gradients) {
   if (Status status = engine_->check_process(); !status) return status;
   if (Status status = gradients.validate(spec_); !status)
     return Error(status.error().code(), "gradients: " + status.error().message());
+  if (options_.gradient_type == GradientType::fp32)
+    if (std::string problem = engine::fp32_bias_problem(gradients); !problem.empty())
+      return Error(ErrorCode::invalid_argument, "gradients: " + problem);
   if (cpu_) {
     Status status = cpu_->bind_gradients(gradients);
     if (status) gradients_bound_.store(true, std::memory_order_release);

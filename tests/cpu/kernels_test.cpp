@@ -112,7 +112,7 @@ TEST_CASE("the combine sums in fp32 in ascending order and adds the old value la
 TEST_CASE("products of every shape, with poison around the operands") {
   const std::vector<int> row_counts = {1, 2, 3, 4, 5, 7, 8, 13, 48};
   const std::vector<int> output_counts = {8, 24, 32, 104, 128};
-  const std::vector<std::int64_t> depths = {8, 16, 40, 256, 264, 1024, 1032, 2056};
+  const std::vector<std::int64_t> depths = {1, 8, 16, 40, 67, 256, 264, 1024, 1029, 1032, 2056};
   std::vector<float> scratch_storage(cpu::kProductScratch + 16);
   float* scratch = scratch_storage.data();
   while (reinterpret_cast<std::uintptr_t>(scratch) % 64 != 0) ++scratch;

@@ -107,6 +107,16 @@ TEST_CASE("shared experts: chunks and threads give the same bits, 64-bit ids and
   }
 }
 
+TEST_CASE("shared experts of a layer that weights the input: the gate weights their output alone") {
+  for (const bool gate : {false, true}) {
+    auto spec = shared_spec({72, 24}, gate);
+    spec.weight_on_input = true;
+    CAPTURE(gate);
+    auto c = oracle::make_case(spec, {.tokens = 33, .seed = 10});
+    cpu_test::run_and_check(c, 2);
+  }
+}
+
 TEST_CASE("a token's shared output does not depend on its neighbours") {
   auto spec = shared_spec({72}, true);
   spec.batch_invariant = true;
