@@ -5,6 +5,7 @@
  * The C API of varmoe: Mixture-of-Experts layers, compiled for each layer's expert sizes.
  *
  *   engine → layer → prepare → bind → forward
+ *   engine → training layer → prepare → bind, bind_gradients → forward, backward
  *
  * Conventions
  * - Every function that can fail returns an int: VARMOE_OK or one of VARMOE_E_*. The sentence that belongs to
@@ -106,11 +107,15 @@ enum { VARMOE_ORDER_BEFORE_TOP_K = 0, VARMOE_ORDER_AFTER_TOP_K = 1 };
 enum { VARMOE_GROUP_SCORE_MAX = 0, VARMOE_GROUP_SCORE_TOP2_SUM = 1 };
 enum { VARMOE_OUTSIDE_GROUPS_NEVER = 0, VARMOE_OUTSIDE_GROUPS_AS_ZERO = 1 };
 
+/* Elements of the gradients of weights; see training.hpp. */
+enum { VARMOE_GRADIENT_LAYER_DTYPE = 0, VARMOE_GRADIENT_FP32 = 1 };
+
 /* The device number of the CPU backend. */
 #define VARMOE_CPU_DEVICE (-1)
 
 typedef struct varmoe_engine varmoe_engine;
 typedef struct varmoe_layer varmoe_layer;
+typedef struct varmoe_training_layer varmoe_training_layer;
 typedef struct varmoe_report varmoe_report;
 typedef struct varmoe_router varmoe_router;
 typedef struct varmoe_block_aligner varmoe_block_aligner;
@@ -150,20 +155,20 @@ typedef struct varmoe_layer_spec {
   const int64_t* expert_widths; /* one per expert; multiples of 8; copied */
   size_t num_experts;
   int64_t top_k;
-  int32_t activation;      /* VARMOE_ACTIVATION_*; SILU_MUL */
-  int32_t dtype;           /* VARMOE_DTYPE_*; BF16 */
-  int32_t fc1_layout;      /* VARMOE_LAYOUT_*; NK */
-  int32_t fc2_layout;      /* VARMOE_LAYOUT_*; NK */
-  int32_t gate_order;      /* VARMOE_GATE_*; FIRST */
-  int32_t batch_invariant; /* 0 or 1 */
-  float alpha;             /* swiglu_oai; 1.702 */
-  float limit;             /* swiglu_oai; 7.0 */
+  int32_t activation;           /* VARMOE_ACTIVATION_*; SILU_MUL */
+  int32_t dtype;                /* VARMOE_DTYPE_*; BF16 */
+  int32_t fc1_layout;           /* VARMOE_LAYOUT_*; NK */
+  int32_t fc2_layout;           /* VARMOE_LAYOUT_*; NK */
+  int32_t gate_order;           /* VARMOE_GATE_*; FIRST */
+  int32_t batch_invariant;      /* 0 or 1 */
+  float alpha;                  /* swiglu_oai; 1.702 */
+  float limit;                  /* swiglu_oai; 7.0 */
   const int64_t* shared_widths; /* one per shared expert, which every token visits; multiples of 8; copied */
   size_t num_shared;            /* 0 ... 16 */
   int32_t shared_gate;          /* 0 or 1: sigmoid(x . w_g) weights the shared experts' output (Qwen2-MoE) */
-  int32_t bias;            /* 0 or 1: fc1 and fc2 add a bias */
-  int32_t weight_on_input; /* 0 or 1: the routing weight multiplies fc1's sums, not fc2's (Llama-4) */
-  int32_t reserved;        /* 0 */
+  int32_t bias;                 /* 0 or 1: fc1 and fc2 add a bias */
+  int32_t weight_on_input;      /* 0 or 1: the routing weight multiplies fc1's sums, not fc2's (Llama-4) */
+  int32_t reserved;             /* 0 */
 } varmoe_layer_spec;
 
 typedef struct varmoe_layer_options {
@@ -274,6 +279,43 @@ typedef struct varmoe_up_args {
   size_t workspace_bytes;
   void* stream;
 } varmoe_up_args;
+
+typedef struct varmoe_training_options {
+  size_t struct_size;
+  int32_t save_preactivation; /* 0 or 1: forward keeps z in `saved`, else backward computes it again; 1 */
+  int32_t gradient_type;      /* VARMOE_GRADIENT_*; LAYER_DTYPE */
+  int32_t max_sms;            /* 0: all */
+  int32_t reserved;           /* 0 */
+} varmoe_training_options;
+
+/* Device pointers on a GPU engine, host pointers on the CPU engine. What forward had too is what forward was
+ * given, unchanged. See BackwardArgs in training.hpp. */
+typedef struct varmoe_backward_args {
+  size_t struct_size;
+  int64_t tokens;            /* 0: weight gradients without accumulation become zero */
+  const void* x;             /* [tokens, H], 16-byte aligned */
+  int64_t x_stride;          /* elements; 0: H */
+  const void* topk_ids;      /* [tokens, k] */
+  const float* topk_weights; /* [tokens, k] */
+  const void* dout;          /* [tokens, H], 16-byte aligned */
+  int64_t dout_stride;       /* elements; 0: H */
+  const void* saved;         /* what forward wrote; null when varmoe_training_layer_saved_bytes is 0 */
+  size_t saved_bytes;
+  void* dx;                 /* [tokens, H], 16-byte aligned; null: not computed */
+  int64_t dx_stride;        /* elements; 0: H */
+  float* dtopk_weights;     /* [tokens, k]; null: not computed */
+  int32_t id_type;          /* VARMOE_ID_* */
+  int32_t weight_gradients; /* 0 or 1: what varmoe_training_layer_bind_gradients named is computed; 1 */
+  int32_t accumulate_weight_gradients; /* 0 or 1: added to what is there; 0 */
+  int32_t accumulate_dx;               /* 0 or 1: dx += instead of dx =; 0 */
+  const int32_t* token_count;          /* optional device-side token count */
+  const int32_t*
+      expert_map; /* optional device-side [num_global_experts]: id -> the layer's expert, else none */
+  int64_t num_global_experts; /* 0 without expert_map */
+  void* workspace;            /* 256-byte aligned */
+  size_t workspace_bytes;
+  void* stream; /* CUstream or cudaStream_t; ignored on the CPU */
+} varmoe_backward_args;
 
 typedef struct varmoe_router_spec {
   size_t struct_size;
@@ -421,6 +463,8 @@ VARMOE_C_API int varmoe_prepare_options_init(varmoe_prepare_options* options, si
 VARMOE_C_API int varmoe_weights_init(varmoe_weights* weights, size_t struct_size);
 VARMOE_C_API int varmoe_forward_args_init(varmoe_forward_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_up_args_init(varmoe_up_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_training_options_init(varmoe_training_options* options, size_t struct_size);
+VARMOE_C_API int varmoe_backward_args_init(varmoe_backward_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_counters_init(varmoe_counters* counters, size_t struct_size);
 VARMOE_C_API int varmoe_kernel_report_init(varmoe_kernel_report* report, size_t struct_size);
 VARMOE_C_API int varmoe_router_spec_init(varmoe_router_spec* spec, size_t struct_size);
@@ -465,6 +509,31 @@ VARMOE_C_API int varmoe_layer_workspace_bytes(const varmoe_layer* layer, int64_t
 VARMOE_C_API int varmoe_layer_forward(varmoe_layer* layer, const varmoe_forward_args* args);
 /* Enqueues sort and up-projection alone; rows of h by expert. */
 VARMOE_C_API int varmoe_layer_up(varmoe_layer* layer, const varmoe_up_args* args);
+
+/* A layer with its backward pass; see training.hpp. `options` may be null. */
+VARMOE_C_API int varmoe_training_layer_create(varmoe_engine* engine, const varmoe_layer_spec* spec,
+                                              const varmoe_training_options* options,
+                                              varmoe_training_layer** layer);
+VARMOE_C_API void varmoe_training_layer_destroy(varmoe_training_layer* layer);
+/* Every kernel of forward and backward. `options` and `report` may be null. */
+VARMOE_C_API int varmoe_training_layer_prepare(varmoe_training_layer* layer,
+                                               const varmoe_prepare_options* options, varmoe_report** report);
+VARMOE_C_API int varmoe_training_layer_bind(varmoe_training_layer* layer, const varmoe_weights* weights);
+/* Where backward writes the gradients of weights, biases and the shared gate, in any storage; its elements
+ * (strides and offsets count them) are of the options' gradient_type. */
+VARMOE_C_API int varmoe_training_layer_bind_gradients(varmoe_training_layer* layer,
+                                                      const varmoe_weights* gradients);
+/* Bytes that forward keeps for backward; 0 without save_preactivation. */
+VARMOE_C_API int varmoe_training_layer_saved_bytes(const varmoe_training_layer* layer, int64_t tokens,
+                                                   size_t* bytes);
+/* Of forward and backward, the greater of the two. */
+VARMOE_C_API int varmoe_training_layer_workspace_bytes(const varmoe_training_layer* layer, int64_t tokens,
+                                                       size_t* bytes);
+/* `saved`: 256-byte aligned, the caller's until backward has run; null when saved_bytes is 0. */
+VARMOE_C_API int varmoe_training_layer_forward(varmoe_training_layer* layer, const varmoe_forward_args* args,
+                                               void* saved, size_t saved_bytes);
+VARMOE_C_API int varmoe_training_layer_backward(varmoe_training_layer* layer,
+                                                const varmoe_backward_args* args);
 
 /* Routers: logits to topk_ids and topk_weights; see router.hpp. */
 VARMOE_C_API int varmoe_router_create(varmoe_engine* engine, const varmoe_router_spec* spec,

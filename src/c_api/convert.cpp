@@ -44,6 +44,7 @@ static_assert(VARMOE_LOGITS_FP16 == static_cast<int>(LogitType::fp16));
 static_assert(VARMOE_SCORING_SIGMOID == static_cast<int>(Scoring::sigmoid));
 static_assert(VARMOE_ORDER_AFTER_TOP_K == static_cast<int>(ScoreOrder::after_top_k));
 static_assert(VARMOE_GROUP_SCORE_TOP2_SUM == static_cast<int>(GroupScore::top2_sum));
+static_assert(VARMOE_GRADIENT_FP32 == static_cast<int>(GradientType::fp32));
 static_assert(VARMOE_OUTSIDE_GROUPS_AS_ZERO == static_cast<int>(OutsideGroups::as_zero));
 
 }  // namespace
@@ -285,6 +286,58 @@ Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec) {
   return weights;
 }
 
+namespace {
+
+/// Moves a pointer into an array of two-byte elements at `base` to the same element of an array of four-byte
+/// ones.
+void widen(const void* base, const void*& pointer) {
+  if (!pointer) return;
+  const auto at = reinterpret_cast<std::uintptr_t>(pointer), begin = reinterpret_cast<std::uintptr_t>(base);
+  pointer = reinterpret_cast<const void*>(at + (at - begin));
+}
+
+void widen(const void* fc1, const void* fc2, ExpertWeights& expert) {
+  widen(fc1, expert.gate);
+  widen(fc1, expert.up);
+  widen(fc2, expert.down);
+}
+
+/// The functions that make Weights count in elements of two bytes. What they derived from a base of the
+/// caller's is moved; what the caller pointed to himself stays.
+void widen(const varmoe_weights& c, Weights& weights) {
+  const bool pointers = c.storage == VARMOE_STORAGE_POINTERS, packed = c.storage == VARMOE_STORAGE_PACKED;
+  for (std::size_t i = 0; i < weights.experts.size() && c.storage != VARMOE_STORAGE_EXPERTS; ++i) {
+    ExpertWeights& expert = weights.experts[i];
+    if (packed) {
+      widen(c.gate, expert.gate);
+      widen(c.up, expert.up);
+      widen(c.fc2, expert.down);
+    } else {
+      widen(pointers ? c.fc1_pointers[i] : c.fc1, pointers ? c.fc2_pointers[i] : c.fc2, expert);
+    }
+    const void* fc1_bias = pointers && c.fc1_bias_pointers ? c.fc1_bias_pointers[i] : c.fc1_bias;
+    widen(fc1_bias, expert.gate_bias);
+    widen(fc1_bias, expert.up_bias);
+    widen(pointers && c.fc2_bias_pointers ? c.fc2_bias_pointers[i] : c.fc2_bias, expert.down_bias);
+  }
+  for (std::size_t i = 0; i < weights.shared.size() && !c.shared_experts; ++i) {
+    const bool each = c.shared_fc1_pointers != nullptr;
+    widen(each ? c.shared_fc1_pointers[i] : c.shared_fc1, each ? c.shared_fc2_pointers[i] : c.shared_fc2,
+          weights.shared[i]);
+  }
+}
+
+}  // namespace
+
+Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec, GradientType type) {
+  auto gradients = to_cpp(given, spec);
+  if (!gradients || type != GradientType::fp32) return gradients;
+  auto read = read_struct(given, "varmoe_weights", default_weights());
+  if (!read) return std::move(read).error();
+  widen(*read, *gradients);
+  return gradients;
+}
+
 Result<ForwardArgs> to_cpp(const varmoe_forward_args* given) {
   auto read = read_struct(given, "varmoe_forward_args", default_forward_args());
   if (!read) return std::move(read).error();
@@ -334,6 +387,63 @@ Result<UpArgs> to_cpp(const varmoe_up_args* given) {
   a.expert_offsets = c.expert_offsets;
   a.slot_row = c.slot_row;
   a.token_count = c.token_count;
+  a.workspace = c.workspace;
+  a.workspace_bytes = c.workspace_bytes;
+  a.stream = c.stream;
+  return a;
+}
+
+Result<TrainingOptions> to_cpp(const varmoe_training_options* given) {
+  constexpr const char* where = "varmoe_training_options";
+  if (!given) return TrainingOptions{};
+  auto read = read_struct(given, where, default_training_options());
+  if (!read) return std::move(read).error();
+  if (read->save_preactivation != 0 && read->save_preactivation != 1)
+    return bad_member(where, "save_preactivation", read->save_preactivation, "0 or 1");
+  if (read->gradient_type < 0 || read->gradient_type > VARMOE_GRADIENT_FP32)
+    return bad_member(where, "gradient_type", read->gradient_type, "one of VARMOE_GRADIENT_*");
+  TrainingOptions o;
+  o.save_preactivation = read->save_preactivation != 0;
+  o.gradient_type = static_cast<GradientType>(read->gradient_type);
+  o.max_sms = read->max_sms;
+  return o;
+}
+
+Result<BackwardArgs> to_cpp(const varmoe_backward_args* given) {
+  constexpr const char* where = "varmoe_backward_args";
+  auto read = read_struct(given, where, default_backward_args());
+  if (!read) return std::move(read).error();
+  const varmoe_backward_args& c = *read;
+  if (c.id_type != VARMOE_ID_INT32 && c.id_type != VARMOE_ID_INT64)
+    return bad_member(where, "id_type", c.id_type, "VARMOE_ID_INT32 or VARMOE_ID_INT64");
+  const struct {
+    const char* member;
+    std::int32_t value;
+  } flags[] = {{"weight_gradients", c.weight_gradients},
+               {"accumulate_weight_gradients", c.accumulate_weight_gradients},
+               {"accumulate_dx", c.accumulate_dx}};
+  for (const auto& flag : flags)
+    if (flag.value != 0 && flag.value != 1) return bad_member(where, flag.member, flag.value, "0 or 1");
+  BackwardArgs a;
+  a.tokens = c.tokens;
+  a.x = c.x;
+  a.x_stride = c.x_stride;
+  a.topk_ids = c.topk_ids;
+  a.id_type = static_cast<IdType>(c.id_type);
+  a.topk_weights = c.topk_weights;
+  a.token_count = c.token_count;
+  a.expert_map = c.expert_map;
+  a.num_global_experts = c.num_global_experts;
+  a.dout = c.dout;
+  a.dout_stride = c.dout_stride;
+  a.saved = c.saved;
+  a.saved_bytes = c.saved_bytes;
+  a.dx = c.dx;
+  a.dx_stride = c.dx_stride;
+  a.dtopk_weights = c.dtopk_weights;
+  a.weight_gradients = c.weight_gradients != 0;
+  a.accumulate_weight_gradients = c.accumulate_weight_gradients != 0;
+  a.accumulate_dx = c.accumulate_dx != 0;
   a.workspace = c.workspace;
   a.workspace_bytes = c.workspace_bytes;
   a.stream = c.stream;

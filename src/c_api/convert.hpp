@@ -5,6 +5,7 @@
 #include "varmoe/layer_spec.hpp"
 #include "varmoe/router.hpp"
 #include "varmoe/router_statistics.hpp"
+#include "varmoe/training.hpp"
 #include "varmoe/varmoe.h"
 #include "varmoe/weights.hpp"
 
@@ -18,8 +19,12 @@ Result<LayerOptions> to_cpp(const varmoe_layer_options* options);
 /// Without the callback, which the caller wires up.
 Result<PrepareOptions> to_cpp(const varmoe_prepare_options& options);
 Result<Weights> to_cpp(const varmoe_weights* weights, const LayerSpec& spec);
+/// Of gradients, whose elements may have four bytes.
+Result<Weights> to_cpp(const varmoe_weights* gradients, const LayerSpec& spec, GradientType type);
 Result<ForwardArgs> to_cpp(const varmoe_forward_args* args);
 Result<UpArgs> to_cpp(const varmoe_up_args* args);
+Result<TrainingOptions> to_cpp(const varmoe_training_options* options);
+Result<BackwardArgs> to_cpp(const varmoe_backward_args* args);
 Result<RouterSpec> to_cpp(const varmoe_router_spec* spec);
 Result<RouteArgs> to_cpp(const varmoe_route_args* args);
 Result<AlignSpec> to_cpp(const varmoe_align_spec* spec);

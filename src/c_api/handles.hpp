@@ -5,6 +5,7 @@
 #include "varmoe/engine.hpp"
 #include "varmoe/router.hpp"
 #include "varmoe/router_statistics.hpp"
+#include "varmoe/training.hpp"
 #include "varmoe/varmoe.h"
 
 /// What the opaque handles point to.
@@ -13,6 +14,9 @@ struct varmoe_engine {
 };
 struct varmoe_layer {
   varmoe::Layer layer;
+};
+struct varmoe_training_layer {
+  varmoe::TrainingLayer layer;
 };
 struct varmoe_report {
   varmoe::PrepareReport report;

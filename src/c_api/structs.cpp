@@ -5,6 +5,7 @@
 #include "c_api/last_error.hpp"
 #include "varmoe/layer_spec.hpp"
 #include "varmoe/router_spec.hpp"
+#include "varmoe/training.hpp"
 
 namespace varmoe::c_api {
 
@@ -70,6 +71,22 @@ varmoe_forward_args default_forward_args() {
 varmoe_up_args default_up_args() {
   varmoe_up_args a{};
   a.struct_size = sizeof a;
+  return a;
+}
+
+varmoe_training_options default_training_options() {
+  const TrainingOptions defaults;
+  varmoe_training_options o{};
+  o.struct_size = sizeof o;
+  o.save_preactivation = defaults.save_preactivation ? 1 : 0;
+  o.gradient_type = static_cast<int32_t>(defaults.gradient_type);
+  return o;
+}
+
+varmoe_backward_args default_backward_args() {
+  varmoe_backward_args a{};
+  a.struct_size = sizeof a;
+  a.weight_gradients = BackwardArgs{}.weight_gradients ? 1 : 0;
   return a;
 }
 
@@ -153,6 +170,12 @@ int varmoe_forward_args_init(varmoe_forward_args* args, size_t struct_size) {
 }
 int varmoe_up_args_init(varmoe_up_args* args, size_t struct_size) {
   return init(args, struct_size, "varmoe_up_args", default_up_args());
+}
+int varmoe_training_options_init(varmoe_training_options* options, size_t struct_size) {
+  return init(options, struct_size, "varmoe_training_options", default_training_options());
+}
+int varmoe_backward_args_init(varmoe_backward_args* args, size_t struct_size) {
+  return init(args, struct_size, "varmoe_backward_args", default_backward_args());
 }
 int varmoe_counters_init(varmoe_counters* counters, size_t struct_size) {
   return init(counters, struct_size, "varmoe_counters", varmoe_counters{});

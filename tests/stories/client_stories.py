@@ -96,7 +96,8 @@ class Client(unittest.TestCase):
                               ("ORDER", client.ENUMERATORS["order"]), ("GROUP_SCORE", client.ENUMERATORS["group_score"]),
                               ("OUTSIDE_GROUPS", client.ENUMERATORS["outside_groups"]), ("CACHE", client.ENUMERATORS["cache_mode"]),
                               ("JIT", client.ENUMERATORS["jit"]), ("TUNE", client.ENUMERATORS["tune"]),
-                              ("ABSENT", client.ENUMERATORS["absent_tokens"]), ("ID", client.ENUMERATORS["id_type"])):
+                              ("ABSENT", client.ENUMERATORS["absent_tokens"]), ("ID", client.ENUMERATORS["id_type"]),
+                              ("GRADIENT", client.ENUMERATORS["gradient_type"])):
             for number, name in enumerate(names):
                 self.assertRegex(text, rf"\bVARMOE_{prefix}_{name.upper()}\s*=\s*{number}\b")
 
@@ -214,6 +215,38 @@ class Client(unittest.TestCase):
             self.assert_near(got[at * 64:at * 64 + width], [64 * v * silu(v)] * width)
         with self.assertRaisesRegex(TypeError, "tokens must be given"):
             layer.up_call(x, array.array("i", [1, -1, 0]), h, offsets, row)
+
+    def test_training(self):
+        """x and dout are 1. Expert 0: z = 64 in 8 columns, h = 64² and out its sum; g = 64, dz = 64 · 2 · 64 times the weight."""
+        for kind, element in (("layer_dtype", 2), ("fp32", 4)):
+            layer = self.engine.training_layer(HIDDEN, WIDTHS, 1, activation="relu2", gradient_type=kind, save_preactivation=kind == "fp32")
+            layer.prepare([2])
+            layer.bind(bf16([1.0] * (24 * HIDDEN)), bf16([1.0] * (24 * HIDDEN)))
+            ids, weights = array.array("i", [0, -1]), array.array("f", [0.5, 1.0])
+            x, out, dout, dx = (bf16([v] * (2 * HIDDEN)) for v in (1.0, 2.0, 1.0, 2.0))
+            dweights = array.array("f", [7.0, 7.0])
+            saved = layer.forward(x, ids, weights, out, tokens=2)
+            self.assertEqual(saved is None, kind == "layer_dtype")
+            self.assertEqual(set(numbers(out)[:HIDDEN]), {0.5 * 8 * 64 * 64})
+            # By expert: fc1's gradients in one array, fc2's in another of four-byte numbers where they are such.
+            gradients = [client.host_copy(bytes([255]) * (24 * HIDDEN * element)) for _ in range(2)]
+            with self.assertRaisesRegex(client.VarmoeError, "before bind_gradients"):
+                layer.backward(x, ids, weights, dout, saved, tokens=2)
+            layer.bind_gradients(*gradients)
+            for times in (1, 2):
+                layer.backward(x, ids, weights, dout, saved, dx=dx, dtopk_weights=dweights, tokens=2, accumulate_weight_gradients=times == 2)
+                self.assertEqual(dweights.tolist(), [8 * 64 * 64 * 64.0, 0.0])
+                self.assertEqual(numbers(dx), [8 * 64 * 64.0] * HIDDEN + [0.0] * HIDDEN)
+                for buffer, expected in zip(gradients, (64.0 * 64, 0.5 * 64 * 64)):
+                    got = list(memoryview(buffer).cast("B").cast("f")) if element == 4 else numbers(buffer)
+                    self.assertEqual(got, [times * expected] * (8 * HIDDEN) + [0.0] * (16 * HIDDEN))
+            with self.assertRaisesRegex(ValueError, "dtopk_weights is int32: must be fp32"):
+                layer.backward_call(x, ids, weights, dout, saved, dtopk_weights=ids, tokens=2)
+            with self.assertRaisesRegex(TypeError, "tokens must be given"):
+                layer.backward_call(x, ids, weights, dout, saved)
+            if kind == "fp32":
+                with self.assertRaisesRegex(ValueError, "fc2 is int32: must be fp32"):
+                    layer.bind_gradients(gradients[0], ids)
 
     def test_router_and_blocks(self):
         logits = array.array("f", [0.0, 3.0, 1.0, 2.0])

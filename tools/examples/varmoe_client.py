@@ -12,6 +12,12 @@
     layer.bind(fc1, fc2, shared_experts=[(gate, up, down)], shared_gate=w)              # or fc1_bias=…, fc2_bias=…
     layer.forward(x, topk_ids, topk_weights, out, expert_map=local_expert_of_each_id)
 
+    layer = engine.training_layer(2048, [768, 512, 512, 256], 2, gradient_type="fp32")  # with a backward pass; autograd: varmoe_autograd.py
+    layer.bind(fc1, fc2)
+    layer.bind_gradients(dfc1, dfc2)                        # written by backward
+    saved = layer.forward(x, topk_ids, topk_weights, out)
+    layer.backward(x, topk_ids, topk_weights, dout, saved, dx=dx, dtopk_weights=dtopk_weights)
+
 What serves as a tensor: torch tensors, numpy arrays, array.array, ctypes arrays, anything with the buffer interface, and plain addresses (int). Where
 it says its shape, element type and strides, they are checked; else the library takes the address at its word, and `tokens` must be given.
 bf16 has no name in numpy and array.array: give 16-bit integers (uint16, "H").
@@ -45,7 +51,7 @@ ENUMERATORS = {
     "cache_mode": ("rw", "ro", "off"), "jit": ("on", "cached_only"), "tune": ("replay", "off", "online"), "storage": STORAGES,
     "logit_type": ELEMENTS, "scoring": ("softmax", "sigmoid"), "order": ("before_top_k", "after_top_k"), "group_score": ("max", "top2_sum"),
     "outside_groups": ("never", "as_zero"), "input_type": DTYPES, "weight_type": ELEMENTS,
-    "absent_tokens": ("write_zeros", "untouched"), "id_type": ("int32", "int64"),
+    "absent_tokens": ("write_zeros", "untouched"), "id_type": ("int32", "int64"), "gradient_type": ("layer_dtype", "fp32"),
 }
 
 PTR, I32, I64, F32, F64, SIZE, STR = c.c_void_p, c.c_int32, c.c_int64, c.c_float, c.c_double, c.c_size_t, c.c_char_p
@@ -130,6 +136,19 @@ class UpArgs(Struct):
     _fields_ = [("struct_size", SIZE), ("tokens", I64), ("x", PTR), ("x_stride", I64), ("topk_ids", PTR), ("h", PTR), ("h_stride", I64),
                 ("expert_offsets", PTR), ("slot_row", PTR), ("id_type", I32), ("reserved", I32), ("token_count", PTR), ("workspace", PTR),
                 ("workspace_bytes", SIZE), ("stream", PTR)]
+
+
+class TrainingOptions(Struct):
+    c_name = "varmoe_training_options"
+    _fields_ = [("struct_size", SIZE), ("save_preactivation", I32), ("gradient_type", I32), ("max_sms", I32), ("reserved", I32)]
+
+
+class BackwardArgs(Struct):
+    c_name = "varmoe_backward_args"
+    _fields_ = [("struct_size", SIZE), ("tokens", I64), ("x", PTR), ("x_stride", I64), ("topk_ids", PTR), ("topk_weights", PTR), ("dout", PTR),
+                ("dout_stride", I64), ("saved", PTR), ("saved_bytes", SIZE), ("dx", PTR), ("dx_stride", I64), ("dtopk_weights", PTR), ("id_type", I32),
+                ("weight_gradients", I32), ("accumulate_weight_gradients", I32), ("accumulate_dx", I32), ("token_count", PTR), ("expert_map", PTR),
+                ("num_global_experts", I64), ("workspace", PTR), ("workspace_bytes", SIZE), ("stream", PTR)]
 
 
 class RouterSpec(Struct):
@@ -330,16 +349,17 @@ class Handle:
 class Call:
     """Arguments set up once, for loops and graph captures: call() enqueues on `stream`, None being torch's current stream where x lies on a GPU."""
 
-    def __init__(self, handle, function, args, tensor, keeps):
-        self.handle, self.function, self.args, self.tensor, self.keeps = handle, function, args, tensor, keeps
+    def __init__(self, handle, function, args, tensor, keeps, *more):
+        self.handle, self.function, self.args, self.tensor, self.keeps, self.more = handle, function, args, tensor, keeps, more
 
     def __call__(self, stream=None):
         self.args.stream = stream if stream is not None else stream_of(self.tensor)
-        self.handle.library.check(self.function(self.handle.pointer, c.byref(self.args)))
+        self.handle.library.check(self.function(self.handle.pointer, c.byref(self.args), *self.more))
 
 
-class Layer(Handle):
-    destroy = "varmoe_layer_destroy"
+class AnyLayer(Handle):
+    """What layers with and without a backward pass have in common; `prefix`: that of their functions."""
+    prefix = ""
 
     def __init__(self, library, pointer, engine, spec):
         super().__init__(library, pointer, engine)
@@ -351,21 +371,26 @@ class Layer(Handle):
 
     def prepare(self, tokens=None):
         """Compiles or loads the kernels for these token counts; None: all of 1 … 4096. Returns the list of kernels' names and origins."""
-        return self.library.prepare("varmoe_layer_prepare", self.pointer, tokens)
+        return self.library.prepare(self.prefix + "_prepare", self.pointer, tokens)
 
     def bind(self, fc1=None, fc2=None, storage="blocks", **members):
         """Where the weights lie; members are those of varmoe_weights: fc1_bias, fc2_bias, shared_fc1, shared_fc2, shared_gate, gate, up, padded_width,
         fc1_stride, … With storage "pointers" fc1, fc2 and their biases are lists of one tensor per expert; shared_fc1 and shared_fc2 may be lists with
         every storage. experts and shared_experts: lists of (gate, up, down), or arrays of ExpertWeights; expert_biases: an array of ExpertBiases."""
+        weights, keeps = self.described(self.dtype, storage, {"fc1": fc1, "fc2": fc2, **members})
+        self.library.check(getattr(self.library.lib, self.prefix + "_bind")(self.pointer, c.byref(weights)))
+        self.bound = keeps
+
+    def described(self, dtype, storage, members):
+        """varmoe_weights of what bind is given, and what must be kept as long as they are bound."""
         weights = self.library.made(Weights)
         kinds = dict(Weights._fields_)
-        members = {"fc1": fc1, "fc2": fc2, **members}
         values = {"storage": storage, "num_experts": self.experts, "num_shared": self.shared}
         keeps = list(members.values())
         for name, given in members.items():
             own = name.startswith("shared_")
             if name in ("experts", "shared_experts") and isinstance(given, (list, tuple)):
-                given = expert_weights(given, name, self.dtype)
+                given = expert_weights(given, name, dtype)
                 keeps.append(given)
             listed = isinstance(given, (list, tuple)) if own else storage == "pointers" and given is not None
             if listed and name + "_pointers" in kinds:
@@ -373,19 +398,30 @@ class Layer(Handle):
                 if len(given) != count:
                     raise ValueError(f"{name} lists {len(given)} tensors: must be {count}")
                 for one in given:
-                    require(one, name, (self.dtype,))
+                    require(one, name, (dtype,))
                 values[name + "_pointers"] = (PTR * count)(*map(address, given))
             elif kinds.get(name) is PTR:
-                require(given, name, (self.dtype,))
+                require(given, name, (dtype,))
                 values[name] = address(given)
             else:
                 values[name] = given
         weights.assign(values)
-        self.library.check(self.library.lib.varmoe_layer_bind(self.pointer, c.byref(weights)))
-        self.keeps[1:] = keeps
+        return weights, keeps
 
     def workspace_bytes(self, tokens):
-        return self.library.size("varmoe_layer_workspace_bytes", self.pointer, tokens)
+        return self.library.size(self.prefix + "_workspace_bytes", self.pointer, tokens)
+
+    def routed(self, args, topk_ids, tokens, expert_map, **slots):
+        """Checks ids, tensors with one fp32 number for each, and an expert map, and sets all but the ids; the number of tokens."""
+        for name, tensor in {"topk_ids": topk_ids, **slots}.items():
+            require(tensor, name, ("int32", "int64") if name == "topk_ids" else ("fp32",))
+            held = contiguous(tensor, name, self.top_k, tokens)
+            tokens = held if tokens is None else tokens
+        if expert_map is not None:
+            require(expert_map, "expert_map", ("int32",))
+            args.num_global_experts = length(expert_map) or 0
+        args.assign({"expert_map": address(expert_map), **{name: address(tensor) for name, tensor in slots.items()}})
+        return tokens
 
     def call(self, x, topk_ids, topk_weights, out, tokens=None, accumulate=False, token_count=None, id_type=None, workspace=None, expert_map=None,
              absent_tokens="write_zeros"):
@@ -394,19 +430,12 @@ class Layer(Handle):
         args = self.library.made(ForwardArgs)
         for tensor, name in ((x, "x"), (out, "out")):
             tokens = self.hidden_rows(args, tensor, name, tokens)
-        for tensor, name, allowed in ((topk_ids, "topk_ids", ("int32", "int64")), (topk_weights, "topk_weights", ("fp32",))):
-            require(tensor, name, allowed)
-            held = contiguous(tensor, name, self.top_k, tokens)
-            tokens = held if tokens is None else tokens
-        if expert_map is not None:
-            require(expert_map, "expert_map", ("int32",))
-            args.num_global_experts = length(expert_map) or 0
-        args.assign({"topk_weights": address(topk_weights), "out": address(out), "accumulate": int(accumulate), "expert_map": address(expert_map),
-                     "absent_tokens": absent_tokens})
-        return self.finished(args, "varmoe_layer_forward", x, topk_ids, tokens, token_count, id_type, workspace, (topk_weights, out, expert_map))
+        tokens = self.routed(args, topk_ids, tokens, expert_map, topk_weights=topk_weights)
+        args.assign({"out": address(out), "accumulate": int(accumulate), "absent_tokens": absent_tokens})
+        return self.finished(args, self.prefix + "_forward", x, topk_ids, tokens, token_count, id_type, workspace, (topk_weights, out, expert_map))
 
     def hidden_rows(self, args, tensor, name, tokens):
-        """Checks x or out and sets its stride; the number of tokens, by this tensor where it was not known."""
+        """Checks x, out or a gradient of theirs and sets its stride; the number of tokens, by this tensor where it was not known."""
         require(tensor, name, (self.dtype,))
         shape = rows(tensor, name, self.hidden)
         if shape is None:
@@ -417,7 +446,7 @@ class Layer(Handle):
         return shape[0] if tokens is None else tokens
 
     def finished(self, args, function, x, topk_ids, tokens, token_count, id_type, workspace, keeps):
-        """What forward and up have in common."""
+        """What all calls have in common."""
         if tokens is None:
             raise TypeError("tokens must be given where no tensor has a shape")
         size = self.workspace_bytes(tokens)
@@ -425,6 +454,10 @@ class Layer(Handle):
         args.assign({"tokens": tokens, "x": address(x), "topk_ids": address(topk_ids), "id_type": id_type or element(topk_ids) or "int32",
                      "token_count": address(token_count), "workspace": address(workspace), "workspace_bytes": size})
         return Call(self, getattr(self.library.lib, function), args, x, (x, topk_ids, token_count, workspace, *keeps))
+
+
+class Layer(AnyLayer):
+    destroy, prefix = "varmoe_layer_destroy", "varmoe_layer"
 
     def forward(self, x, topk_ids, topk_weights, out, stream=None, **more):
         """x, out [T, H]; topk_ids int32 or int64 [T, k]; topk_weights fp32 [T, k]. On a GPU the workspace it makes lives as long as torch's
@@ -454,6 +487,60 @@ class Layer(Handle):
                 raise ValueError(f"h has {shape[0]} rows: must have {tokens * self.up_slots}")
         args.assign({"h": address(h), "expert_offsets": address(expert_offsets), "slot_row": address(slot_row)})
         return self.finished(args, "varmoe_layer_up", x, topk_ids, tokens, token_count, id_type, workspace, (h, expert_offsets, slot_row))
+
+
+class TrainingLayer(AnyLayer):
+    """A layer with its backward pass: varmoe/training.hpp."""
+    destroy, prefix = "varmoe_training_layer_destroy", "varmoe_training_layer"
+
+    def __init__(self, library, pointer, engine, spec, gradient_type):
+        super().__init__(library, pointer, engine, spec)
+        self.gradient_dtype = "fp32" if gradient_type == "fp32" else self.dtype
+
+    def bind_gradients(self, fc1=None, fc2=None, storage="blocks", **members):
+        """Where backward writes the gradients: members as of bind, of tensors whose elements are of gradient_dtype; they may be stored otherwise
+        than the weights."""
+        gradients, keeps = self.described(self.gradient_dtype, storage, {"fc1": fc1, "fc2": fc2, **members})
+        self.library.check(self.library.lib.varmoe_training_layer_bind_gradients(self.pointer, c.byref(gradients)))
+        self.bound_gradients = keeps
+
+    def saved_bytes(self, tokens):
+        return self.library.size("varmoe_training_layer_saved_bytes", self.pointer, tokens)
+
+    def call(self, x, topk_ids, topk_weights, out, saved=None, **more):
+        """A forward's arguments as a Call, `more` as of Layer.call; call.saved goes to the backward. Without `saved` (256-byte aligned, at least
+        saved_bytes(tokens)) it makes one."""
+        call = super().call(x, topk_ids, topk_weights, out, **more)
+        size = self.saved_bytes(call.args.tokens)
+        call.saved = saved if saved is not None or size == 0 else scratch(x, size)
+        call.more = PTR(address(call.saved)), SIZE(size)
+        return call
+
+    def backward_call(self, x, topk_ids, topk_weights, dout, saved, dx=None, dtopk_weights=None, tokens=None, weight_gradients=True,
+                      accumulate_weight_gradients=False, accumulate_dx=False, token_count=None, id_type=None, workspace=None, expert_map=None):
+        """A backward's arguments as a Call: what forward was given, dout [T, H], and where dx [T, H] and fp32 dtopk_weights [T, k] go (None: not computed)."""
+        args = self.library.made(BackwardArgs)
+        for tensor, name in ((x, "x"), (dout, "dout"), (dx, "dx")):
+            tokens = self.hidden_rows(args, tensor, name, tokens)
+        slots = {"topk_weights": topk_weights} if dtopk_weights is None else {"topk_weights": topk_weights, "dtopk_weights": dtopk_weights}
+        tokens = self.routed(args, topk_ids, tokens, expert_map, **slots)
+        if tokens is None:
+            raise TypeError("tokens must be given where no tensor has a shape")
+        args.assign({"dout": address(dout), "dx": address(dx), "saved": address(saved), "saved_bytes": self.saved_bytes(tokens),
+                     "weight_gradients": int(weight_gradients), "accumulate_weight_gradients": int(accumulate_weight_gradients),
+                     "accumulate_dx": int(accumulate_dx)})
+        return self.finished(args, "varmoe_training_layer_backward", x, topk_ids, tokens, token_count, id_type, workspace,
+                             (topk_weights, dout, saved, dx, dtopk_weights, expert_map))
+
+    def forward(self, x, topk_ids, topk_weights, out, stream=None, **more):
+        """As Layer.forward; returns what backward needs, None where that is nothing."""
+        call = self.call(x, topk_ids, topk_weights, out, **more)
+        call(stream)
+        return call.saved
+
+    def backward(self, x, topk_ids, topk_weights, dout, saved, stream=None, **more):
+        """Writes dx, dtopk_weights and what bind_gradients named; `more` as of backward_call."""
+        self.backward_call(x, topk_ids, topk_weights, dout, saved, **more)(stream)
 
 
 class Router(Handle):
@@ -584,20 +671,31 @@ class BlockAligner(Handle):
 class Engine(Handle):
     destroy = "varmoe_engine_destroy"
 
-    def made(self, kind, spec, create, *between):
+    def made(self, kind, spec, create, *between, more=()):
         pointer = PTR()
         self.library.check(getattr(self.library.lib, create)(self.pointer, c.byref(spec), *between, c.byref(pointer)))
-        return kind(self.library, pointer, self, spec)
+        return kind(self.library, pointer, self, spec, *more)
 
-    def layer(self, hidden_size, expert_widths, top_k, max_workspace_bytes=0, max_sms=0, shared_widths=(), **members):
-        """members: the others of varmoe_layer_spec, enumerators by name (activation="swiglu_oai", fc1_layout="kn", bias=1, …)."""
+    def layer_spec(self, hidden_size, expert_widths, top_k, shared_widths=(), **members):
         spec = self.library.made(LayerSpec)
         widths, shared = (I64 * len(expert_widths))(*expert_widths), (I64 * len(shared_widths))(*shared_widths)
         spec.assign({"hidden_size": hidden_size, "expert_widths": widths, "num_experts": len(expert_widths), "top_k": top_k, "shared_widths": shared,
                      "num_shared": len(shared_widths), **members})
+        return spec
+
+    def layer(self, hidden_size, expert_widths, top_k, max_workspace_bytes=0, max_sms=0, **members):
+        """members: the others of varmoe_layer_spec, enumerators by name (activation="swiglu_oai", fc1_layout="kn", shared_widths=[1536], bias=1, …)."""
+        spec = self.layer_spec(hidden_size, expert_widths, top_k, **members)
         options = self.library.made(LayerOptions)
         options.max_workspace_bytes, options.max_sms = max_workspace_bytes, max_sms
         return self.made(Layer, spec, "varmoe_layer_create", c.byref(options))
+
+    def training_layer(self, hidden_size, expert_widths, top_k, save_preactivation=True, gradient_type="layer_dtype", max_sms=0, **members):
+        """members: as of layer. gradient_type: "layer_dtype" or "fp32", of the weights' gradients; without save_preactivation backward computes it again."""
+        spec = self.layer_spec(hidden_size, expert_widths, top_k, **members)
+        options = self.library.made(TrainingOptions)
+        options.assign({"save_preactivation": int(save_preactivation), "gradient_type": gradient_type, "max_sms": max_sms})
+        return self.made(TrainingLayer, spec, "varmoe_training_layer_create", c.byref(options), more=(gradient_type,))
 
     def router(self, num_experts, top_k, **members):
         """members: the others of varmoe_router_spec."""
