@@ -189,6 +189,45 @@ struct RouterStatisticsParams {
   i32 reserved;
 };
 
+/// Parameters of the kernels that go from the gradients of topk_weights and of a router's losses to those of its logits.
+struct RouterGradientParams {
+  const void* logits;            // [tokens, E] rows of logit_stride elements
+  const void* topk_ids;          // [tokens, k] int32 or int64; null without dtopk_weights
+  const float* dtopk_weights;    // [tokens, k], or null
+  void* dlogits;                 // [tokens, E] rows of dlogit_stride elements
+  const i32* token_count;        // device-side token count, or null
+  const i32* tokens_per_expert;  // [E], or null
+  const float* mean_scores;      // [E], or null
+  const i32* expert_widths;      // [E], or null
+  float* terms;                  // [E]: what the losses' gradients by P come to for one token; null: nothing
+  i64 logit_stride;
+  i64 dlogit_stride;
+  i64 loss_tokens;               // 0: the tokens there are
+  float coefficients[4];         // of the losses, in their order
+  i32 tokens;
+  i32 ids_are_64bit;
+  i32 wide_loads;
+  i32 reserved;
+};
+
+/// Parameters of the kernels that go from the gradients of logits to those of x and of the router's weight.
+struct RouterProductGradientParams {
+  const float* dlogits;          // [tokens, E] rows of dlogit_stride elements
+  const void* x;                 // [tokens, H]
+  const void* weight;            // [E, H]
+  void* dx;                      // [tokens, H]
+  void* dweight;                 // [E, H]; null: only the bias's
+  float* dlogit_bias;            // [E], or null
+  const i32* token_count;        // device-side token count, or null
+  i64 dlogit_stride;
+  i64 x_stride;
+  i64 weight_stride;
+  i64 dx_stride;
+  i64 dweight_stride;
+  i32 tokens;
+  i32 accumulate;                // to dx, or to dweight and dlogit_bias
+};
+
 /// Parameters of the kernels that align routed rows to blocks of one expert each.
 struct AlignParams {
   const void* topk_ids;          // [rows] int32 or int64

@@ -165,10 +165,12 @@ class Layer;
 class Router;
 class BlockAligner;
 class RouterStatistics;
+class RouterGradient;
 class TrainingLayer;
 struct RouterSpec;
 struct AlignSpec;
 struct RouterStatisticsSpec;
+struct RouterGradientSpec;
 struct TrainingOptions;
 struct EngineAccess;
 
@@ -187,6 +189,8 @@ class VARMOE_API Engine {
   Result<BlockAligner> create_block_aligner(const AlignSpec& spec);
   /// Counts and auxiliary losses of a router, for trainers (varmoe/router_statistics.hpp).
   Result<RouterStatistics> create_router_statistics(const RouterStatisticsSpec& spec);
+  /// From the gradients of topk_weights and of auxiliary losses to those of logits, x and the router's weight (varmoe/router_gradient.hpp).
+  Result<RouterGradient> create_router_gradient(const RouterGradientSpec& spec);
   /// A layer with its backward pass (varmoe/training.hpp).
   Result<TrainingLayer> create_training_layer(const LayerSpec& spec, const TrainingOptions& options);
   Counters counters() const noexcept;

@@ -106,6 +106,13 @@ enum { VARMOE_SCORING_SOFTMAX = 0, VARMOE_SCORING_SIGMOID = 1 };
 enum { VARMOE_ORDER_BEFORE_TOP_K = 0, VARMOE_ORDER_AFTER_TOP_K = 1 };
 enum { VARMOE_GROUP_SCORE_MAX = 0, VARMOE_GROUP_SCORE_TOP2_SUM = 1 };
 enum { VARMOE_OUTSIDE_GROUPS_NEVER = 0, VARMOE_OUTSIDE_GROUPS_AS_ZERO = 1 };
+/* Where each of a router's losses lies; see router_statistics.hpp. */
+enum {
+  VARMOE_LOSS_Z = 0,
+  VARMOE_LOSS_LOAD_BALANCE = 1,
+  VARMOE_LOSS_GROUP_BALANCE = 2,
+  VARMOE_LOSS_COMPUTE = 3
+};
 
 /* Elements of the gradients of weights; see training.hpp. */
 enum { VARMOE_GRADIENT_LAYER_DTYPE = 0, VARMOE_GRADIENT_FP32 = 1 };
@@ -120,6 +127,7 @@ typedef struct varmoe_report varmoe_report;
 typedef struct varmoe_router varmoe_router;
 typedef struct varmoe_block_aligner varmoe_block_aligner;
 typedef struct varmoe_router_statistics varmoe_router_statistics;
+typedef struct varmoe_router_gradient varmoe_router_gradient;
 
 /* Receives one line at a time, without newline, from any thread. `line` is valid during the call. */
 typedef void (*varmoe_log_fn)(void* user, int level, const char* line);
@@ -412,6 +420,63 @@ typedef struct varmoe_router_statistics_args {
   void* stream;
 } varmoe_router_statistics_args;
 
+/* See router_gradient.hpp, also for the formulas. */
+typedef struct varmoe_router_gradient_spec {
+  size_t struct_size;
+  const varmoe_router_spec* router; /* read by create alone */
+  int32_t losses;                   /* sum of 1 << VARMOE_LOSS_*: may have a coefficient; 0 */
+  int32_t dlogit_type;              /* VARMOE_LOGITS_*; FP32, or the logits' */
+  int32_t dweight_type;             /* VARMOE_LOGITS_*; FP32 */
+  int32_t reserved;                 /* 0 */
+} varmoe_router_gradient_spec;
+
+/* Device pointers on a GPU engine, host pointers on the CPU engine. */
+typedef struct varmoe_router_gradient_args {
+  size_t struct_size;
+  int64_t tokens;
+  const void* logits;         /* [tokens, E] */
+  int64_t logit_stride;       /* elements; 0: E */
+  const void* topk_ids;       /* [tokens, k]; -1 or >= E has no gradient */
+  const float* dtopk_weights; /* [tokens, k]; null: the losses' gradients alone */
+  void* dlogits;              /* [tokens, E] */
+  int64_t dlogit_stride;      /* elements; 0: E */
+  int32_t id_type;            /* VARMOE_ID_* */
+  float z_coefficient;        /* of each loss: the gradient by it; 0: does not take part */
+  float load_balance_coefficient;
+  float group_balance_coefficient;
+  float compute_coefficient;
+  int32_t reserved;                 /* 0 */
+  int64_t loss_tokens;              /* that losses are means over; 0: tokens, or what token_count says */
+  const int32_t* tokens_per_expert; /* [E]; required by every loss but z */
+  const float* mean_scores;         /* [E]; required by group balance */
+  const int32_t* expert_widths;     /* [E]; null: all equal */
+  const int32_t* token_count;       /* optional device-side token count */
+  void* workspace;                  /* 16-byte aligned; null where none is needed */
+  size_t workspace_bytes;
+  void* stream;
+} varmoe_router_gradient_args;
+
+/* Outputs that are null are not computed. Strides in elements; 0: H (of dlogits: E). */
+typedef struct varmoe_router_product_gradient_args {
+  size_t struct_size;
+  int64_t tokens;
+  const float* dlogits; /* [tokens, E] */
+  int64_t dlogit_stride;
+  const void* x; /* [tokens, H], 16-byte aligned; required with dweight */
+  int64_t x_stride;
+  const void* weight; /* [E, H], 16-byte aligned; required with dx */
+  int64_t weight_stride;
+  void* dx; /* [tokens, H], 16-byte aligned */
+  int64_t dx_stride;
+  void* dweight; /* [E, H], 16-byte aligned */
+  int64_t dweight_stride;
+  float* dlogit_bias;         /* [E]; of a router with logit_bias */
+  int32_t accumulate_dx;      /* 0: dx = result; 1: dx += result */
+  int32_t accumulate_weight;  /* the same of dweight and dlogit_bias */
+  const int32_t* token_count; /* optional device-side token count */
+  void* stream;
+} varmoe_router_product_gradient_args;
+
 typedef struct varmoe_counters {
   size_t struct_size;
   uint64_t cache_hits;
@@ -473,6 +538,10 @@ VARMOE_C_API int varmoe_align_spec_init(varmoe_align_spec* spec, size_t struct_s
 VARMOE_C_API int varmoe_align_args_init(varmoe_align_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_router_statistics_spec_init(varmoe_router_statistics_spec* spec, size_t struct_size);
 VARMOE_C_API int varmoe_router_statistics_args_init(varmoe_router_statistics_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_router_gradient_spec_init(varmoe_router_gradient_spec* spec, size_t struct_size);
+VARMOE_C_API int varmoe_router_gradient_args_init(varmoe_router_gradient_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_router_product_gradient_args_init(varmoe_router_product_gradient_args* args,
+                                                          size_t struct_size);
 
 /* `options` may be null: all defaults. */
 VARMOE_C_API int varmoe_engine_create(const varmoe_engine_options* options, varmoe_engine** engine);
@@ -576,6 +645,23 @@ VARMOE_C_API int varmoe_router_statistics_workspace_bytes(const varmoe_router_st
                                                           int64_t tokens, size_t* bytes);
 VARMOE_C_API int varmoe_router_statistics_compute(varmoe_router_statistics* statistics,
                                                   const varmoe_router_statistics_args* args);
+
+/* A router's backward pass; see router_gradient.hpp. */
+VARMOE_C_API int varmoe_router_gradient_create(varmoe_engine* engine, const varmoe_router_gradient_spec* spec,
+                                               varmoe_router_gradient** gradient);
+VARMOE_C_API void varmoe_router_gradient_destroy(varmoe_router_gradient* gradient);
+VARMOE_C_API int varmoe_router_gradient_prepare(varmoe_router_gradient* gradient,
+                                                const varmoe_prepare_options* options,
+                                                varmoe_report** report);
+/* Of compute. 0 without a loss other than z. */
+VARMOE_C_API int varmoe_router_gradient_workspace_bytes(const varmoe_router_gradient* gradient,
+                                                        int64_t tokens, size_t* bytes);
+/* From the gradients of topk_weights and of losses to those of logits. */
+VARMOE_C_API int varmoe_router_gradient_compute(varmoe_router_gradient* gradient,
+                                                const varmoe_router_gradient_args* args);
+/* From the gradients of logits to those of x and of the router's weight and bias. */
+VARMOE_C_API int varmoe_router_gradient_product(varmoe_router_gradient* gradient,
+                                                const varmoe_router_product_gradient_args* args);
 
 /* The smallest width >= width that kernels take. */
 VARMOE_C_API int64_t varmoe_packed_width(int64_t width);

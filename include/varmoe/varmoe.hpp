@@ -6,6 +6,7 @@
 #include "varmoe/kernel_config.hpp"
 #include "varmoe/layer_spec.hpp"
 #include "varmoe/router.hpp"
+#include "varmoe/router_gradient.hpp"
 #include "varmoe/router_spec.hpp"
 #include "varmoe/router_statistics.hpp"
 #include "varmoe/training.hpp"

@@ -558,6 +558,82 @@ Result<RouterStatisticsArgs> to_cpp(const varmoe_router_statistics_args* given) 
   return a;
 }
 
+Result<RouterGradientSpec> to_cpp(const varmoe_router_gradient_spec* given) {
+  constexpr const char* where = "varmoe_router_gradient_spec";
+  if (!given) return Error(ErrorCode::invalid_argument, "varmoe_router_gradient_spec is null");
+  auto read = read_struct(given, where, default_router_gradient_spec());
+  if (!read) return std::move(read).error();
+  const varmoe_router_gradient_spec& c = *read;
+  auto router = to_cpp(c.router);
+  if (!router) return std::move(router).error();
+  if (c.dlogit_type < 0 || c.dlogit_type > VARMOE_LOGITS_FP16)
+    return bad_member(where, "dlogit_type", c.dlogit_type, "one of VARMOE_LOGITS_*");
+  if (c.dweight_type < 0 || c.dweight_type > VARMOE_LOGITS_FP16)
+    return bad_member(where, "dweight_type", c.dweight_type, "one of VARMOE_LOGITS_*");
+  RouterGradientSpec s;
+  s.router = *router;
+  s.losses = static_cast<std::uint32_t>(c.losses);
+  s.dlogit_type = static_cast<LogitType>(c.dlogit_type);
+  s.dweight_type = static_cast<LogitType>(c.dweight_type);
+  return s;
+}
+
+Result<RouterGradientArgs> to_cpp(const varmoe_router_gradient_args* given) {
+  constexpr const char* where = "varmoe_router_gradient_args";
+  auto read = read_struct(given, where, default_router_gradient_args());
+  if (!read) return std::move(read).error();
+  const varmoe_router_gradient_args& c = *read;
+  if (c.id_type != VARMOE_ID_INT32 && c.id_type != VARMOE_ID_INT64)
+    return bad_member(where, "id_type", c.id_type, "VARMOE_ID_INT32 or VARMOE_ID_INT64");
+  RouterGradientArgs a;
+  a.tokens = c.tokens;
+  a.logits = c.logits;
+  a.logit_stride = c.logit_stride;
+  a.topk_ids = c.topk_ids;
+  a.id_type = static_cast<IdType>(c.id_type);
+  a.dtopk_weights = c.dtopk_weights;
+  a.dlogits = c.dlogits;
+  a.dlogit_stride = c.dlogit_stride;
+  a.coefficients[VARMOE_LOSS_Z] = c.z_coefficient;
+  a.coefficients[VARMOE_LOSS_LOAD_BALANCE] = c.load_balance_coefficient;
+  a.coefficients[VARMOE_LOSS_GROUP_BALANCE] = c.group_balance_coefficient;
+  a.coefficients[VARMOE_LOSS_COMPUTE] = c.compute_coefficient;
+  a.loss_tokens = c.loss_tokens;
+  a.tokens_per_expert = c.tokens_per_expert;
+  a.mean_scores = c.mean_scores;
+  a.expert_widths = c.expert_widths;
+  a.token_count = c.token_count;
+  a.workspace = c.workspace;
+  a.workspace_bytes = c.workspace_bytes;
+  a.stream = c.stream;
+  return a;
+}
+
+Result<RouterProductGradientArgs> to_cpp(const varmoe_router_product_gradient_args* given) {
+  auto read =
+      read_struct(given, "varmoe_router_product_gradient_args", default_router_product_gradient_args());
+  if (!read) return std::move(read).error();
+  const varmoe_router_product_gradient_args& c = *read;
+  RouterProductGradientArgs a;
+  a.tokens = c.tokens;
+  a.dlogits = c.dlogits;
+  a.dlogit_stride = c.dlogit_stride;
+  a.x = c.x;
+  a.x_stride = c.x_stride;
+  a.weight = c.weight;
+  a.weight_stride = c.weight_stride;
+  a.dx = c.dx;
+  a.dx_stride = c.dx_stride;
+  a.dweight = c.dweight;
+  a.dweight_stride = c.dweight_stride;
+  a.dlogit_bias = c.dlogit_bias;
+  a.accumulate_dx = c.accumulate_dx != 0;
+  a.accumulate_weight = c.accumulate_weight != 0;
+  a.token_count = c.token_count;
+  a.stream = c.stream;
+  return a;
+}
+
 Result<AlignSpec> to_cpp(const varmoe_align_spec* given) {
   if (!given) return Error(ErrorCode::invalid_argument, "varmoe_align_spec is null");
   auto read = read_struct(given, "varmoe_align_spec", default_align_spec());

@@ -4,6 +4,7 @@
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
 #include "varmoe/router.hpp"
+#include "varmoe/router_gradient.hpp"
 #include "varmoe/router_statistics.hpp"
 #include "varmoe/training.hpp"
 #include "varmoe/varmoe.h"
@@ -31,5 +32,8 @@ Result<AlignSpec> to_cpp(const varmoe_align_spec* spec);
 Result<AlignArgs> to_cpp(const varmoe_align_args* args);
 Result<RouterStatisticsSpec> to_cpp(const varmoe_router_statistics_spec* spec);
 Result<RouterStatisticsArgs> to_cpp(const varmoe_router_statistics_args* args);
+Result<RouterGradientSpec> to_cpp(const varmoe_router_gradient_spec* spec);
+Result<RouterGradientArgs> to_cpp(const varmoe_router_gradient_args* args);
+Result<RouterProductGradientArgs> to_cpp(const varmoe_router_product_gradient_args* args);
 
 }  // namespace varmoe::c_api

@@ -4,6 +4,7 @@
 
 #include "varmoe/engine.hpp"
 #include "varmoe/router.hpp"
+#include "varmoe/router_gradient.hpp"
 #include "varmoe/router_statistics.hpp"
 #include "varmoe/training.hpp"
 #include "varmoe/varmoe.h"
@@ -29,4 +30,7 @@ struct varmoe_block_aligner {
 };
 struct varmoe_router_statistics {
   varmoe::RouterStatistics statistics;
+};
+struct varmoe_router_gradient {
+  varmoe::RouterGradient gradient;
 };

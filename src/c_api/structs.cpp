@@ -132,6 +132,24 @@ varmoe_router_statistics_args default_router_statistics_args() {
   return a;
 }
 
+varmoe_router_gradient_spec default_router_gradient_spec() {
+  varmoe_router_gradient_spec s{};
+  s.struct_size = sizeof s;
+  return s;
+}
+
+varmoe_router_gradient_args default_router_gradient_args() {
+  varmoe_router_gradient_args a{};
+  a.struct_size = sizeof a;
+  return a;
+}
+
+varmoe_router_product_gradient_args default_router_product_gradient_args() {
+  varmoe_router_product_gradient_args a{};
+  a.struct_size = sizeof a;
+  return a;
+}
+
 namespace {
 
 template <class T>
@@ -200,5 +218,15 @@ int varmoe_router_statistics_spec_init(varmoe_router_statistics_spec* spec, size
 }
 int varmoe_router_statistics_args_init(varmoe_router_statistics_args* args, size_t struct_size) {
   return init(args, struct_size, "varmoe_router_statistics_args", default_router_statistics_args());
+}
+int varmoe_router_gradient_spec_init(varmoe_router_gradient_spec* spec, size_t struct_size) {
+  return init(spec, struct_size, "varmoe_router_gradient_spec", default_router_gradient_spec());
+}
+int varmoe_router_gradient_args_init(varmoe_router_gradient_args* args, size_t struct_size) {
+  return init(args, struct_size, "varmoe_router_gradient_args", default_router_gradient_args());
+}
+int varmoe_router_product_gradient_args_init(varmoe_router_product_gradient_args* args, size_t struct_size) {
+  return init(args, struct_size, "varmoe_router_product_gradient_args",
+              default_router_product_gradient_args());
 }
 }

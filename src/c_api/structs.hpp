@@ -32,6 +32,9 @@ VARMOE_FIRST_SIZE(varmoe_align_spec, block_size);
 VARMOE_FIRST_SIZE(varmoe_align_args, stream);
 VARMOE_FIRST_SIZE(varmoe_router_statistics_spec, scoring);
 VARMOE_FIRST_SIZE(varmoe_router_statistics_args, stream);
+VARMOE_FIRST_SIZE(varmoe_router_gradient_spec, reserved);
+VARMOE_FIRST_SIZE(varmoe_router_gradient_args, stream);
+VARMOE_FIRST_SIZE(varmoe_router_product_gradient_args, stream);
 #undef VARMOE_FIRST_SIZE
 
 /// No version will grow a struct by more; a larger size is a struct that was never set up.
@@ -82,5 +85,8 @@ varmoe_align_spec default_align_spec();
 varmoe_align_args default_align_args();
 varmoe_router_statistics_spec default_router_statistics_spec();
 varmoe_router_statistics_args default_router_statistics_args();
+varmoe_router_gradient_spec default_router_gradient_spec();
+varmoe_router_gradient_args default_router_gradient_args();
+varmoe_router_product_gradient_args default_router_product_gradient_args();
 
 }  // namespace varmoe::c_api

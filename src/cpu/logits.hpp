@@ -1,6 +1,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 
 #include "varmoe/router_spec.hpp"
@@ -40,6 +41,42 @@ inline float element_at(LogitType type, const void* base, std::int64_t at) {
       return element_at<LogitType::fp16>(base, at);
   }
   return 0;
+}
+
+/// Nearest, ties to even; beyond fp16's range ∞.
+inline std::uint16_t float_to_half(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000u);
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x47800000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {  // subnormal: whole multiples of 2^-24
+    const float whole = std::nearbyint(std::bit_cast<float>(magnitude) * 0x1p24f);
+    return static_cast<std::uint16_t>(sign | static_cast<std::uint16_t>(whole));
+  }
+  const std::uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+  return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+/// Nearest, ties to even.
+inline std::uint16_t float_to_bf16(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+inline void set_element(LogitType type, void* base, std::int64_t at, float value) {
+  switch (type) {
+    case LogitType::fp32:
+      static_cast<float*>(base)[at] = value;
+      return;
+    case LogitType::bf16:
+      static_cast<std::uint16_t*>(base)[at] = float_to_bf16(value);
+      return;
+    case LogitType::fp16:
+      static_cast<std::uint16_t*>(base)[at] = float_to_half(value);
+      return;
+  }
 }
 
 }  // namespace varmoe::cpu

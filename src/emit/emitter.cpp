@@ -46,6 +46,10 @@ StageText stage_text(Stage stage, const KernelRequest& request, std::int32_t blo
     case Stage::router_gemm:
     case Stage::statistics_blocks:
     case Stage::statistics_total:
+    case Stage::router_loss_terms:
+    case Stage::router_dlogits:
+    case Stage::router_dx:
+    case Stage::router_dweight:
     case Stage::align_single:
     case Stage::align_count:
     case Stage::align_scatter:
@@ -188,6 +192,14 @@ const char* to_string(Stage stage) noexcept {
       return "statistics_blocks";
     case Stage::statistics_total:
       return "statistics_total";
+    case Stage::router_loss_terms:
+      return "router_loss_terms";
+    case Stage::router_dlogits:
+      return "router_dlogits";
+    case Stage::router_dx:
+      return "router_dx";
+    case Stage::router_dweight:
+      return "router_dweight";
     case Stage::align_single:
       return "align_single";
     case Stage::align_count:

@@ -42,6 +42,10 @@ enum class Stage : std::uint8_t {
   fc1_bias_gradient,
   fc2_bias_gradient,
   shared_gate_gradient,
+  router_loss_terms,  ///< what the losses of mean scores mean to each expert
+  router_dlogits,     ///< gradients of topk_weights and losses → logits
+  router_dx,          ///< gradient of logits → x
+  router_dweight,     ///< gradient of logits → the router's weight and bias
 };
 /// Of a layer's forward.
 inline constexpr std::size_t kStageCount = 8;

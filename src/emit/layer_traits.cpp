@@ -145,6 +145,10 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
     case Stage::router_gemm:
     case Stage::statistics_blocks:
     case Stage::statistics_total:
+    case Stage::router_loss_terms:
+    case Stage::router_dlogits:
+    case Stage::router_dx:
+    case Stage::router_dweight:
     case Stage::align_single:
     case Stage::align_count:
     case Stage::align_scatter:
@@ -262,6 +266,20 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(RouterStatisticsParams, losses);
       VARMOE_OFFSET(RouterStatisticsParams, logit_stride);
       VARMOE_OFFSET(RouterStatisticsParams, wide_loads);
+      break;
+    case Stage::router_loss_terms:
+    case Stage::router_dlogits:
+      VARMOE_SIZE(RouterGradientParams);
+      VARMOE_OFFSET(RouterGradientParams, terms);
+      VARMOE_OFFSET(RouterGradientParams, coefficients);
+      VARMOE_OFFSET(RouterGradientParams, wide_loads);
+      break;
+    case Stage::router_dx:
+    case Stage::router_dweight:
+      VARMOE_SIZE(RouterProductGradientParams);
+      VARMOE_OFFSET(RouterProductGradientParams, token_count);
+      VARMOE_OFFSET(RouterProductGradientParams, dweight_stride);
+      VARMOE_OFFSET(RouterProductGradientParams, accumulate);
       break;
     case Stage::align_single:
     case Stage::align_count:

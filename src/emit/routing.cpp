@@ -22,6 +22,7 @@ constexpr std::int32_t kGemmThreads = 128;
 constexpr std::int32_t kGemmStages = 3;
 constexpr std::int32_t kStatisticsThreads = 256;
 constexpr std::int32_t kStatisticsTotalThreads = 1024;
+constexpr std::int32_t kProductGradientThreads = 128;
 
 const char* boolean(bool value) {
   return value ? "true" : "false";
@@ -39,14 +40,23 @@ const char* logit_element(LogitType type) {
   return "";
 }
 
+/// Softmax over the experts chosen alone. Renormalising with no epsilon cancels the sum over all experts, as
+/// that does.
+bool sums_over_chosen(const RouterSpec& s) {
+  return s.scoring == Scoring::softmax && !chooses_by_score(s) &&
+         (s.order == ScoreOrder::after_top_k || (s.renormalize && s.epsilon == 0.0f));
+}
+
+/// Weights are divided by their sum; not where that is 1 already.
+bool divides_by_sum(const RouterSpec& s) {
+  return s.renormalize && !(sums_over_chosen(s) && s.epsilon == 0.0f);
+}
+
 std::string router_traits(const RouterSpec& s) {
   const bool softmax = s.scoring == Scoring::softmax;
   const bool by_score = chooses_by_score(s);
-  // Renormalising with no epsilon cancels the sum over all experts, as softmax over the chosen alone does.
-  const bool over_chosen =
-      softmax && !by_score && (s.order == ScoreOrder::after_top_k || (s.renormalize && s.epsilon == 0.0f));
-  // Scores of the chosen sum to 1 already.
-  const bool renormalize = s.renormalize && !(over_chosen && s.epsilon == 0.0f);
+  const bool over_chosen = sums_over_chosen(s);
+  const bool renormalize = divides_by_sum(s);
   const bool grouped = s.num_groups > 1 && s.top_groups < s.num_groups;
   return fmt::format(
              "struct Router {{\n"
@@ -84,6 +94,42 @@ std::string statistics_traits(const RouterStatisticsSpec& s) {
       "  static constexpr varmoe::moe::LogitElement kLogit = {};\n"
       "  static constexpr bool kSigmoid = {}, kOverChosen = false;\n}};\n",
       s.num_experts, s.top_k, logit_element(s.logit_type), boolean(s.scoring == Scoring::sigmoid));
+}
+
+std::string gradient_traits(const RouterGradientSpec& spec) {
+  const RouterSpec& s = spec.router;
+  const std::uint32_t z = loss_bit(RouterLoss::z);
+  const bool renormalize = divides_by_sum(s);
+  return fmt::format(
+             "struct Router {{\n"
+             "  static constexpr int kExperts = {}, kTopK = {}, kGroups = 1;\n"
+             "  static constexpr varmoe::moe::LogitElement kLogit = {}, kGradient = {};\n",
+             s.num_experts, s.top_k, logit_element(s.logit_type), logit_element(spec.dlogit_type)) +
+         fmt::format(
+             "  static constexpr bool kSigmoid = {}, kOverChosen = {}, kRenormalize = {}, kZLoss = {}, "
+             "kShareLosses = {};\n",
+             boolean(s.scoring == Scoring::sigmoid), boolean(sums_over_chosen(s)), boolean(renormalize),
+             boolean((spec.losses & z) != 0), boolean((spec.losses & ~z) != 0)) +
+         fmt::format("  static constexpr unsigned kEpsilonBits = 0x{:08x}u, kScaleBits = 0x{:08x}u;\n}};\n",
+                     std::bit_cast<std::uint32_t>(renormalize ? s.epsilon + 0.0f : 0.0f),
+                     std::bit_cast<std::uint32_t>(s.scaling_factor + 0.0f));
+}
+
+/// Of router_loss_terms, which is the same for every method.
+std::string loss_terms_traits(const RouterSpec& s) {
+  return fmt::format("struct Router {{\n  static constexpr int kExperts = {}, kTopK = {};\n}};\n",
+                     s.num_experts, s.top_k);
+}
+
+std::string product_gradient_traits(const RouterGradientSpec& spec) {
+  const RouterSpec& s = spec.router;
+  return fmt::format(
+      "struct Product {{\n"
+      "  static constexpr int kHidden = {}, kExperts = {};\n"
+      "  static constexpr varmoe::Element kInput = varmoe::Element::{};\n"
+      "  static constexpr varmoe::moe::LogitElement kWeight = {}, kWeightGradient = {};\n}};\n",
+      s.hidden_size, s.num_experts, s.input_type == DType::bf16 ? "bf16" : "fp16",
+      logit_element(s.weight_type), logit_element(spec.dweight_type));
 }
 
 /// Head and body → a kernel with its name.
@@ -155,6 +201,43 @@ Result<std::vector<EmittedKernel>> emit_router_statistics(const RouterStatistics
                "RouterStatisticsParams", call);
     if (!finished) return std::move(finished).error();
     all.push_back(*std::move(finished));
+  }
+  return all;
+}
+
+Result<std::vector<EmittedKernel>> emit_router_gradient(const RouterGradientSpec& spec) {
+  if (auto ok = spec.validate(); !ok) return ok.error();
+  std::vector<EmittedKernel> all;
+  const auto add = [&](Stage stage, std::int32_t threads, const char* include, const std::string& traits,
+                       const char* params, const std::string& call) -> Status {
+    EmittedKernel kernel;
+    kernel.stage = stage;
+    kernel.block_threads = threads;
+    auto finished = finish(std::move(kernel), head_of(stage, include, traits), params, call);
+    if (!finished) return std::move(finished).error();
+    all.push_back(*std::move(finished));
+    return {};
+  };
+  constexpr const char* logits = "moe/router_gradient.cuh";
+  constexpr const char* product = "moe/router_product_gradient.cuh";
+  if (auto ok = add(Stage::router_dlogits, kRouteThreads, logits, gradient_traits(spec),
+                    "RouterGradientParams", fmt::format("router_dlogits<Router, {}>", kRouteThreads));
+      !ok)
+    return std::move(ok).error();
+  if ((spec.losses & ~loss_bit(RouterLoss::z)) != 0) {
+    const std::int64_t threads = (spec.router.num_experts + 31) / 32 * 32;
+    if (auto ok = add(Stage::router_loss_terms, static_cast<std::int32_t>(threads), logits,
+                      loss_terms_traits(spec.router), "RouterGradientParams",
+                      fmt::format("router_loss_terms<Router, {}>", threads));
+        !ok)
+      return std::move(ok).error();
+  }
+  if (spec.router.hidden_size == 0) return all;
+  for (const Stage stage : {Stage::router_dx, Stage::router_dweight}) {
+    if (auto ok = add(stage, kProductGradientThreads, product, product_gradient_traits(spec),
+                      "RouterProductGradientParams", fmt::format("{}<Product>", to_string(stage)));
+        !ok)
+      return std::move(ok).error();
   }
   return all;
 }

@@ -4,6 +4,7 @@
 
 #include "emit/emitter.hpp"
 #include "varmoe/error.hpp"
+#include "varmoe/router_gradient.hpp"
 #include "varmoe/router_spec.hpp"
 #include "varmoe/router_statistics.hpp"
 
@@ -23,6 +24,10 @@ Result<std::vector<EmittedKernel>> emit_router_kernels(const RouterSpec& spec);
 
 /// Sums over blocks of tokens, and what follows from them (statistics_blocks, statistics_total).
 Result<std::vector<EmittedKernel>> emit_router_statistics(const RouterStatisticsSpec& spec);
+
+/// A router's backward pass: router_dlogits; with a loss of mean scores router_loss_terms after it; with
+/// hidden_size router_dx and router_dweight at the end.
+Result<std::vector<EmittedKernel>> emit_router_gradient(const RouterGradientSpec& spec);
 
 /// One of the three align stages. The block size is bound at run time, so that aligners of equal E share
 /// kernels.

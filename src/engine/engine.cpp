@@ -9,6 +9,7 @@
 #include "engine/device_choice.hpp"
 #include "engine/engine_impl.hpp"
 #include "engine/layer_impl.hpp"
+#include "engine/router_gradient_impl.hpp"
 #include "engine/routing_impl.hpp"
 #include "engine/training_impl.hpp"
 
@@ -224,6 +225,16 @@ Result<RouterStatistics> Engine::create_router_statistics(const RouterStatistics
     auto statistics = RouterStatistics::Impl::create(impl_, spec);
     if (!statistics) return std::move(statistics).error();
     return RouterStatistics(*std::move(statistics));
+  });
+}
+
+Result<RouterGradient> Engine::create_router_gradient(const RouterGradientSpec& spec) {
+  return guarded([&]() -> Result<RouterGradient> {
+    if (!impl_)
+      return Error(ErrorCode::invalid_argument, "create_router_gradient on an Engine that was moved from");
+    auto gradient = RouterGradient::Impl::create(impl_, spec);
+    if (!gradient) return std::move(gradient).error();
+    return RouterGradient(*std::move(gradient));
   });
 }
 

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "base/text.hpp"
+#include "varmoe/router_gradient.hpp"
 #include "varmoe/router_statistics.hpp"
 
 namespace varmoe {
@@ -175,6 +176,21 @@ Status RouterStatisticsSpec::validate() const {
     return bad_spec(fmt::format("num_experts is {}; must be from 1 to {}", num_experts, kMaxExperts));
   if (top_k < 1 || top_k > kMaxTopK)
     return bad_spec(fmt::format("top_k is {}; must be from 1 to {}", top_k, kMaxTopK));
+  return {};
+}
+
+Status RouterGradientSpec::validate() const {
+  if (auto status = router.validate(); !status) return status;
+  constexpr std::uint32_t known = (std::uint32_t{1} << kRouterLosses) - 1;
+  if ((losses & ~known) != 0)
+    return bad_spec(
+        fmt::format("losses is {:#x}; must be a sum of bits 1 << RouterLoss, at most {:#x}", losses, known));
+  if (dlogit_type != LogitType::fp32 && dlogit_type != router.logit_type)
+    return bad_spec(fmt::format("dlogit_type is {}; must be fp32 (0) or the logits' type ({})",
+                                static_cast<int>(dlogit_type), static_cast<int>(router.logit_type)));
+  if (dweight_type > LogitType::fp16)
+    return bad_spec(
+        fmt::format("dweight_type is {}, which is no enumerator", static_cast<int>(dweight_type)));
   return {};
 }
 

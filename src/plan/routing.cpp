@@ -1,47 +1,15 @@
 #include "plan/routing.hpp"
 
 #include <algorithm>
-#include <bit>
 
 #include "abi.cuh"
-#include "cuda/launch.hpp"
 #include "emit/routing.hpp"
-#include "moe/rank_key.cuh"
 #include "moe/router_chunks.cuh"
+#include "plan/routing_launch.hpp"
 #include "plan/sort_grid.hpp"
 
 namespace varmoe::plan {
 namespace {
-
-template <class Params>
-Status launch(const RoutingContext& context, const LoadedKernel& kernel, const cuda::Dim3& blocks,
-              Params& params, void* stream) noexcept {
-  void* arguments[] = {&params};
-  return cuda::launch(*context.driver, kernel.function, blocks,
-                      {static_cast<std::uint32_t>(kernel.block_threads)},
-                      static_cast<std::uint32_t>(kernel.dynamic_smem_bytes), stream, arguments,
-                      {.programmatic_dependent_launch = context.dependent_launch});
-}
-
-template <class Params>
-Status launch(const RoutingContext& context, const LoadedKernel& kernel, std::int64_t blocks, Params& params,
-              void* stream) noexcept {
-  return launch(context, kernel, cuda::Dim3{static_cast<std::uint32_t>(blocks)}, params, stream);
-}
-
-constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
-
-/// Whether rows of `element` bytes from `base`, `stride` elements apart, let a lane load its experts at once.
-i32 loads_wide(const void* base, std::int64_t stride, i32 element, std::int64_t experts) {
-  const auto wide =
-      static_cast<std::uint64_t>(element * moe::experts_per_load(static_cast<i32>(experts), element));
-  return std::bit_cast<std::uintptr_t>(base) % wide == 0 &&
-                 static_cast<std::uint64_t>(stride) * static_cast<std::uint64_t>(element) % wide == 0
-             ? 1
-             : 0;
-}
 
 /// Up to so many tokens a warp computes a tile of its own.
 constexpr std::int64_t kGemvMost = 2 * moe::kRouterGemvTokens;

@@ -117,6 +117,8 @@ TEST_CASE("a kernel carries the headers that it reaches and no others, as they a
   kernels.insert(kernels.end(), of_router.begin(), of_router.end());
   const auto of_statistics = emit::emit_router_statistics({8, 2}).value();
   kernels.insert(kernels.end(), of_statistics.begin(), of_statistics.end());
+  const auto of_gradient = emit::emit_router_gradient({router, loss_bit(RouterLoss::load_balance)}).value();
+  kernels.insert(kernels.end(), of_gradient.begin(), of_gradient.end());
   kernels.push_back(emit::emit_align({8, 128}, Stage::align_single).value());
   for (const EmittedKernel& kernel : kernels) {
     CAPTURE(kernel.entry_name);

@@ -110,6 +110,45 @@ TEST_CASE("router statistics: two kernels of closed text") {
   CHECK(emit::emit_router_statistics({0, 1}).error().code() == ErrorCode::invalid_spec);
 }
 
+TEST_CASE("a router's gradient: closed text and a kernel for each part that the spec has") {
+  const auto kernels = [](const RouterGradientSpec& spec) {
+    auto all = emit::emit_router_gradient(spec);
+    REQUIRE_MESSAGE(all.ok(), (all.ok() ? "" : all.error().message()));
+    for (const EmittedKernel& kernel : *all) check_closed(kernel);
+    return *std::move(all);
+  };
+  const auto stages = [&](const RouterGradientSpec& spec) {
+    std::vector<Stage> found;
+    for (const EmittedKernel& kernel : kernels(spec)) found.push_back(kernel.stage);
+    return found;
+  };
+  std::set<std::string> names;
+  for (const RouterMethod& method : router_methods())
+    names.insert(kernels({router_of(method, 64, 6)})[0].entry_name);
+  // Bias, groups and where the weight multiplies are of no consequence once experts are chosen; softmax with
+  // a bias alone is not softmax over the chosen when renormalised: the router's own kernel is not either.
+  CHECK(names.size() == 9);
+  RouterGradientSpec spec{router_of(router_methods().at(1), 60, 4)};
+  CHECK(stages(spec) == std::vector<Stage>{Stage::router_dlogits});
+  spec.losses = loss_bit(RouterLoss::z);
+  CHECK(stages(spec) == std::vector<Stage>{Stage::router_dlogits});
+  const std::string with_z = kernels(spec)[0].entry_name;
+  spec.losses |= loss_bit(RouterLoss::compute);
+  CHECK(stages(spec) == std::vector<Stage>{Stage::router_dlogits, Stage::router_loss_terms});
+  CHECK(kernels(spec)[1].block_threads == 64);
+  CHECK(kernels(spec)[0].entry_name != with_z);
+  const auto before = kernels(spec);
+  spec.router.hidden_size = 128;
+  CHECK(stages(spec) == std::vector<Stage>{Stage::router_dlogits, Stage::router_loss_terms, Stage::router_dx,
+                                           Stage::router_dweight});
+  CHECK(same_kernel(kernels(spec)[0], before[0]));
+  const auto whole = kernels(spec);
+  spec.dweight_type = LogitType::bf16;
+  CHECK(kernels(spec)[3].entry_name != whole[3].entry_name);
+  spec.losses = 16;
+  CHECK(emit::emit_router_gradient(spec).error().code() == ErrorCode::invalid_spec);
+}
+
 TEST_CASE("the block size is bound at run time: aligners of equal E share kernels") {
   const auto a = emit::emit_align({64, 16}, Stage::align_single),
              b = emit::emit_align({64, 128}, Stage::align_single);

@@ -114,6 +114,62 @@ TEST_CASE("router statistics compile up to 1024 experts") {
   compile_jobs(jobs);
 }
 
+TEST_CASE("a router's gradient compiles for every method up to 1024 experts without spills") {
+  std::vector<Job> jobs;
+  std::set<std::string> seen;
+  const auto add = [&](const RouterGradientSpec& spec, const std::string& what) {
+    auto all = emit::emit_router_gradient(spec);
+    REQUIRE_MESSAGE(all.ok(), (all.ok() ? std::string() : all.error().message()));
+    for (emit::EmittedKernel& kernel : *all) {
+      if (!seen.insert(kernel.entry_name).second) continue;
+      const std::string text = std::string(emit::to_string(kernel.stage)) + ", " + what;
+      jobs.push_back({{text, kernel, false, 1}, "sm_90a", {}});
+      if (spec.router.num_experts == 60) jobs.push_back({{text, kernel, false, 1}, "sm_80", {}});
+    }
+  };
+  for (const auto& method : test::router_methods()) {
+    for (const std::int64_t experts : {8, 60, 1024}) {
+      for (const LogitType type : {LogitType::fp32, LogitType::bf16}) {
+        for (const std::uint32_t losses : {0u, 1u, 2u, 15u}) {
+          if (experts == 60 && losses != 15) continue;
+          RouterGradientSpec spec{test::router_of(method, experts, experts == 1024 ? 32 : 8, type), losses};
+          spec.dlogit_type = type;
+          add(spec, method.name + ", " + router_signature(spec.router));
+        }
+      }
+    }
+  }
+  compile_jobs(jobs);
+}
+
+TEST_CASE("the gradient of a router's product compiles for every set of types without spills") {
+  std::vector<Job> jobs;
+  for (const std::int64_t experts : {8, 256, 1024}) {
+    for (const std::int64_t hidden : {8, 7168}) {
+      for (const DType input : {DType::bf16, DType::fp16}) {
+        for (const LogitType weight : {LogitType::fp32, LogitType::bf16, LogitType::fp16}) {
+          RouterGradientSpec spec{test::router_of(test::router_methods().at(1), experts, 8)};
+          spec.router.hidden_size = hidden;
+          spec.router.input_type = input;
+          spec.router.weight_type = weight;
+          spec.dweight_type = weight;
+          auto all = emit::emit_router_gradient(spec);
+          REQUIRE_MESSAGE(all.ok(), (all.ok() ? std::string() : all.error().message()));
+          for (std::size_t i = 1; i < all->size(); ++i) {
+            for (const char* arch : {"sm_80", "sm_90a"})
+              jobs.push_back(
+                  {{std::string(emit::to_string((*all)[i].stage)) + ", " + router_signature(spec.router),
+                    (*all)[i], false, 1},
+                   arch,
+                   {}});
+          }
+        }
+      }
+    }
+  }
+  compile_jobs(jobs);
+}
+
 TEST_CASE("moe_align_block_size compiles up to 1024 experts") {
   std::vector<Job> jobs;
   for (const std::int64_t experts : {1, 60, 256, 1024}) {

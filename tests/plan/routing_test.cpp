@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "emit/routing.hpp"
+#include "plan/router_gradient.hpp"
 #include "run_fixture.hpp"
 
 using namespace varmoe;
@@ -233,5 +234,95 @@ TEST_CASE_FIXTURE(RoutingFixture,
     CHECK(p.block_size == 128);
     CHECK(p.sorted_size == align.sorted_size);
     CHECK(p.blocks == aligned_blocks(of, align.sorted_size));
+  }
+}
+
+TEST_CASE_FIXTURE(RoutingFixture, "a router's gradient passes on what it was given") {
+  plan::GradientKernels kernels;
+  kernels.dlogits = load(Stage::router_dlogits, sizeof(abi::RouterGradientParams), 128);
+  kernels.loss_terms = load(Stage::router_loss_terms, sizeof(abi::RouterGradientParams), 128);
+  kernels.dx = load(Stage::router_dx, sizeof(abi::RouterProductGradientParams), 128);
+  kernels.dweight = load(Stage::router_dweight, sizeof(abi::RouterProductGradientParams), 128);
+  RouterGradientSpec of{spec, 15};
+  CHECK(plan::gradient_workspace_bytes(of) == 512);
+  RouterGradientArgs a;
+  a.tokens = 10;
+  a.logits = reinterpret_cast<const void*>(0x10000);
+  a.logit_stride = 129;
+  a.topk_ids = reinterpret_cast<const void*>(0x20000);
+  a.id_type = IdType::int64;
+  a.dtopk_weights = reinterpret_cast<const float*>(0x30000);
+  a.dlogits = reinterpret_cast<void*>(0x40000);
+  a.tokens_per_expert = reinterpret_cast<const std::int32_t*>(0x50000);
+  a.mean_scores = reinterpret_cast<const float*>(0x60000);
+  a.expert_widths = reinterpret_cast<const std::int32_t*>(0x70000);
+  a.token_count = reinterpret_cast<const std::int32_t*>(0x80000);
+  a.workspace = reinterpret_cast<void*>(0x90000);
+  a.loss_tokens = 77;
+  for (int i = 0; i < 4; ++i) a.coefficients[i] = static_cast<float>(i) + 0.5f;
+  const cuda::ContextScope current(*device);
+  for (const bool shares : {true, false}) {
+    if (!shares) std::fill_n(a.coefficients + 1, 3, 0.0f);
+    fake_cuda::clear_launches();
+    REQUIRE(plan::run_gradient(context, kernels, of, a).ok());
+    const auto launches = fake_cuda::launches();
+    REQUIRE(launches.size() == (shares ? 2 : 1));
+    const auto p = params_of<abi::RouterGradientParams>(launches.back());
+    CHECK(p.logits == a.logits);
+    CHECK(p.topk_ids == a.topk_ids);
+    CHECK(p.dtopk_weights == a.dtopk_weights);
+    CHECK(p.dlogits == a.dlogits);
+    CHECK(p.tokens_per_expert == a.tokens_per_expert);
+    CHECK(p.mean_scores == a.mean_scores);
+    CHECK(p.expert_widths == a.expert_widths);
+    CHECK(p.token_count == a.token_count);
+    CHECK(p.terms == (shares ? a.workspace : nullptr));
+    CHECK(p.logit_stride == 129);
+    CHECK(p.dlogit_stride == 128);
+    CHECK(p.loss_tokens == 77);
+    CHECK(std::equal(a.coefficients, a.coefficients + 4, p.coefficients));
+    CHECK(p.tokens == 10);
+    CHECK(p.ids_are_64bit == 1);
+    CHECK(p.wide_loads == 0);  // rows of 258 bytes
+  }
+  of.router.hidden_size = 256;
+  RouterProductGradientArgs b;
+  b.tokens = 65;
+  b.dlogits = reinterpret_cast<const float*>(0x10000);
+  b.x = reinterpret_cast<const void*>(0x20000);
+  b.weight = reinterpret_cast<const void*>(0x30000);
+  b.weight_stride = 264;
+  b.dx = reinterpret_cast<void*>(0x40000);
+  b.dweight = reinterpret_cast<void*>(0x50000);
+  b.dlogit_bias = reinterpret_cast<float*>(0x60000);
+  b.token_count = a.token_count;
+  for (const bool dx : {false, true}) {
+    b.accumulate_dx = dx;
+    b.accumulate_weight = !dx;
+    fake_cuda::clear_launches();
+    REQUIRE(plan::run_product_gradient(context, kernels, of, b).ok());
+    const auto launches = fake_cuda::launches();
+    REQUIRE(launches.size() == 2);
+    CHECK(launches[0].grid[0] == 2);
+    CHECK(launches[0].grid[1] == 4);
+    CHECK(launches[1].grid[0] == 4);
+    CHECK(launches[1].grid[1] == 2);
+    for (std::size_t i = 0; i < 2; ++i) {
+      const auto p = params_of<abi::RouterProductGradientParams>(launches[i]);
+      CHECK(p.dlogits == b.dlogits);
+      CHECK(p.x == b.x);
+      CHECK(p.weight == b.weight);
+      CHECK(p.dx == b.dx);
+      CHECK(p.dweight == b.dweight);
+      CHECK(p.dlogit_bias == b.dlogit_bias);
+      CHECK(p.token_count == b.token_count);
+      CHECK(p.dlogit_stride == 128);
+      CHECK(p.x_stride == 256);
+      CHECK(p.weight_stride == 264);
+      CHECK(p.dx_stride == 256);
+      CHECK(p.dweight_stride == 256);
+      CHECK(p.tokens == 65);
+      CHECK(p.accumulate == (dx == (i == 0) ? 1 : 0));
+    }
   }
 }

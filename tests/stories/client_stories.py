@@ -97,7 +97,8 @@ class Client(unittest.TestCase):
                               ("OUTSIDE_GROUPS", client.ENUMERATORS["outside_groups"]), ("CACHE", client.ENUMERATORS["cache_mode"]),
                               ("JIT", client.ENUMERATORS["jit"]), ("TUNE", client.ENUMERATORS["tune"]),
                               ("ABSENT", client.ENUMERATORS["absent_tokens"]), ("ID", client.ENUMERATORS["id_type"]),
-                              ("GRADIENT", client.ENUMERATORS["gradient_type"])):
+                              ("GRADIENT", client.ENUMERATORS["gradient_type"]),
+                              ("LOSS", client.RouterStatistics.losses)):
             for number, name in enumerate(names):
                 self.assertRegex(text, rf"\bVARMOE_{prefix}_{name.upper()}\s*=\s*{number}\b")
 
@@ -273,6 +274,26 @@ class Client(unittest.TestCase):
         self.assertEqual(counts.tolist(), [0, 2])
         for name, expected in (("z", math.log(2) ** 2), ("load_balance", 1.0), ("group_balance", 1.0), ("compute", 1.5)):
             self.assertAlmostEqual(losses[client.RouterStatistics.losses.index(name)], expected, places=6)
+
+    def test_a_routers_gradient(self):
+        gradient = self.engine.router_gradient(2, 1, losses=("z", "compute"), scoring="sigmoid", hidden_size=8, logit_bias=1)
+        gradient.prepare()
+        dlogits = array.array("f", [7] * 4)
+        gradient.call(array.array("f", [0] * 4), dlogits, array.array("i", [1, -1]), array.array("f", [4, 9]), tokens=2)()
+        self.assertEqual(dlogits.tolist(), [0, 1, 0, 0])
+        gradient.call(array.array("f", [0] * 4), dlogits, coefficients={"z": 1}, tokens=2)()
+        for value in dlogits:
+            self.assertAlmostEqual(value, math.log(2) / 2, places=6)
+        x, weight, dx = bf16([1.0] * 8 + [-1.0] * 8), bf16([1.0] * 8 + [2.0] * 8), bf16([0.0] * 16)
+        dweight, bias = client.host_copy(array.array("f", [7.0] * 16)), array.array("f", [7, 7])
+        gradient.call_product(array.array("f", [1, 0.5, 0, 0.25]), x, weight, dx, dweight, bias, tokens=2)()
+        self.assertEqual(numbers(dx), [2.0] * 8 + [0.5] * 8)
+        self.assertEqual(memoryview(dweight).cast("B").cast("f").tolist(), [1.0] * 8 + [0.25] * 8)
+        self.assertEqual(bias.tolist(), [1, 0.75])
+        with self.assertRaisesRegex(client.VarmoeError, "coefficients.1. = 1: must be 0"):
+            gradient.call(array.array("f", [0] * 4), dlogits, coefficients={"load_balance": 1}, tokens=2)()
+        with self.assertRaisesRegex(TypeError, "no member balance_coefficient"):
+            gradient.call(array.array("f", [0] * 4), dlogits, coefficients={"balance": 1}, tokens=2)
 
     def test_mistakes_are_named(self):
         with self.assertRaisesRegex(client.VarmoeError, "hidden") as caught:

@@ -50,7 +50,7 @@ ENUMERATORS = {
     "activation": ACTIVATIONS, "dtype": DTYPES, "fc1_layout": LAYOUTS, "fc2_layout": LAYOUTS, "gate_order": GATE_ORDERS,
     "cache_mode": ("rw", "ro", "off"), "jit": ("on", "cached_only"), "tune": ("replay", "off", "online"), "storage": STORAGES,
     "logit_type": ELEMENTS, "scoring": ("softmax", "sigmoid"), "order": ("before_top_k", "after_top_k"), "group_score": ("max", "top2_sum"),
-    "outside_groups": ("never", "as_zero"), "input_type": DTYPES, "weight_type": ELEMENTS,
+    "outside_groups": ("never", "as_zero"), "input_type": DTYPES, "weight_type": ELEMENTS, "dlogit_type": ELEMENTS, "dweight_type": ELEMENTS,
     "absent_tokens": ("write_zeros", "untouched"), "id_type": ("int32", "int64"), "gradient_type": ("layer_dtype", "fp32"),
 }
 
@@ -176,6 +176,26 @@ class RouterStatisticsArgs(Struct):
     _fields_ = [("struct_size", SIZE), ("tokens", I64), ("logits", PTR), ("logit_stride", I64), ("topk_ids", PTR), ("id_type", I32), ("reserved", I32),
                 ("expert_widths", PTR), ("tokens_per_expert", PTR), ("mean_scores", PTR), ("losses", PTR), ("token_count", PTR), ("workspace", PTR),
                 ("workspace_bytes", SIZE), ("stream", PTR)]
+
+
+class RouterGradientSpec(Struct):
+    c_name = "varmoe_router_gradient_spec"
+    _fields_ = [("struct_size", SIZE), ("router", PTR), ("losses", I32), ("dlogit_type", I32), ("dweight_type", I32), ("reserved", I32)]
+
+
+class RouterGradientArgs(Struct):
+    c_name = "varmoe_router_gradient_args"
+    _fields_ = [("struct_size", SIZE), ("tokens", I64), ("logits", PTR), ("logit_stride", I64), ("topk_ids", PTR), ("dtopk_weights", PTR),
+                ("dlogits", PTR), ("dlogit_stride", I64), ("id_type", I32), ("z_coefficient", F32), ("load_balance_coefficient", F32),
+                ("group_balance_coefficient", F32), ("compute_coefficient", F32), ("reserved", I32), ("loss_tokens", I64), ("tokens_per_expert", PTR),
+                ("mean_scores", PTR), ("expert_widths", PTR), ("token_count", PTR), ("workspace", PTR), ("workspace_bytes", SIZE), ("stream", PTR)]
+
+
+class RouterProductGradientArgs(Struct):
+    c_name = "varmoe_router_product_gradient_args"
+    _fields_ = [("struct_size", SIZE), ("tokens", I64), ("dlogits", PTR), ("dlogit_stride", I64), ("x", PTR), ("x_stride", I64), ("weight", PTR),
+                ("weight_stride", I64), ("dx", PTR), ("dx_stride", I64), ("dweight", PTR), ("dweight_stride", I64), ("dlogit_bias", PTR),
+                ("accumulate_dx", I32), ("accumulate_weight", I32), ("token_count", PTR), ("stream", PTR)]
 
 
 class AlignSpec(Struct):
@@ -637,6 +657,72 @@ class RouterStatistics(Handle):
                     (logits, topk_ids, losses, tokens_per_expert, mean_scores, expert_widths, token_count, workspace))
 
 
+class RouterGradient(Handle):
+    destroy = "varmoe_router_gradient_destroy"
+
+    def __init__(self, library, pointer, engine, spec):
+        super().__init__(library, pointer, engine)
+        of = spec.of_router
+        self.experts, self.top_k, self.hidden_size = of.num_experts, of.top_k, of.hidden_size
+        self.logit_type, self.dlogit_type, self.dweight_type = ELEMENTS[of.logit_type], ELEMENTS[spec.dlogit_type], ELEMENTS[spec.dweight_type]
+        self.input_type, self.weight_type = DTYPES[of.input_type], ELEMENTS[of.weight_type]
+
+    def prepare(self):
+        return self.library.prepare("varmoe_router_gradient_prepare", self.pointer, None)
+
+    def call(self, logits, dlogits, topk_ids=None, dtopk_weights=None, coefficients=None, tokens_per_expert=None, mean_scores=None, expert_widths=None,
+             loss_tokens=0, tokens=None, token_count=None, id_type=None, workspace=None):
+        """logits [T, E], topk_ids and dtopk_weights [T, k] → dlogits [T, E]. coefficients: {"z": 1e-3, …}, by the names of RouterStatistics.losses."""
+        strides = {}
+        for tensor, name, kind in ((logits, "logits", self.logit_type), (dlogits, "dlogits", self.dlogit_type)):
+            require(tensor, name, (kind,))
+            shape = rows(tensor, name, self.experts)
+            if shape is not None:
+                tokens, strides[name] = shape[0] if tokens is None else tokens, shape[1]
+        if tokens is None:
+            raise TypeError("tokens must be given where the logits have no shape")
+        kind = id_type or require(topk_ids, "topk_ids", ("int32", "int64")) or "int32"
+        for tensor, name, allowed in ((dtopk_weights, "dtopk_weights", "fp32"), (mean_scores, "mean_scores", "fp32"),
+                                      (tokens_per_expert, "tokens_per_expert", "int32"), (expert_widths, "expert_widths", "int32")):
+            require(tensor, name, (allowed,))
+        size = self.library.size("varmoe_router_gradient_workspace_bytes", self.pointer, tokens)
+        workspace = scratch(logits, size) if workspace is None else workspace
+        args = self.library.made(RouterGradientArgs)
+        args.assign({"tokens": tokens, "logits": address(logits), "logit_stride": strides.get("logits", 0), "topk_ids": address(topk_ids),
+                     "id_type": ("int32", "int64").index(kind), "dtopk_weights": address(dtopk_weights), "dlogits": address(dlogits),
+                     "dlogit_stride": strides.get("dlogits", 0), "loss_tokens": loss_tokens, "tokens_per_expert": address(tokens_per_expert),
+                     "mean_scores": address(mean_scores), "expert_widths": address(expert_widths), "token_count": address(token_count),
+                     "workspace": address(workspace), "workspace_bytes": size,
+                     **{f"{name}_coefficient": value for name, value in (coefficients or {}).items()}})
+        return Call(self, self.library.lib.varmoe_router_gradient_compute, args, logits,
+                    (logits, dlogits, topk_ids, dtopk_weights, tokens_per_expert, mean_scores, expert_widths, token_count, workspace))
+
+    def call_product(self, dlogits, x=None, weight=None, dx=None, dweight=None, dlogit_bias=None, accumulate_dx=False, accumulate_weight=False,
+                     tokens=None, token_count=None):
+        """dlogits fp32 [T, E], x [T, H], weight [E, H] → dx [T, H], dweight [E, H], dlogit_bias fp32 [E]; those that are None are not computed."""
+        strides = {}
+        for tensor, name, kind, columns in ((dlogits, "dlogits", "fp32", self.experts), (x, "x", self.input_type, self.hidden_size),
+                                            (dx, "dx", self.input_type, self.hidden_size), (weight, "weight", self.weight_type, self.hidden_size),
+                                            (dweight, "dweight", self.dweight_type, self.hidden_size)):
+            require(tensor, name, (kind,))
+            shape = rows(tensor, name, columns)
+            if shape is not None:
+                strides[name] = shape[1]
+                if name == "dlogits" and tokens is None:
+                    tokens = shape[0]
+        require(dlogit_bias, "dlogit_bias", ("fp32",))
+        if tokens is None:
+            raise TypeError("tokens must be given where dlogits has no shape")
+        args = self.library.made(RouterProductGradientArgs)
+        args.assign({"tokens": tokens, "dlogits": address(dlogits), "dlogit_stride": strides.get("dlogits", 0), "x": address(x),
+                     "x_stride": strides.get("x", 0), "weight": address(weight), "weight_stride": strides.get("weight", 0), "dx": address(dx),
+                     "dx_stride": strides.get("dx", 0), "dweight": address(dweight), "dweight_stride": strides.get("dweight", 0),
+                     "dlogit_bias": address(dlogit_bias), "accumulate_dx": int(accumulate_dx), "accumulate_weight": int(accumulate_weight),
+                     "token_count": address(token_count)})
+        return Call(self, self.library.lib.varmoe_router_gradient_product, args, dlogits,
+                    (dlogits, x, weight, dx, dweight, dlogit_bias, token_count))
+
+
 class BlockAligner(Handle):
     destroy = "varmoe_block_aligner_destroy"
 
@@ -708,6 +794,15 @@ class Engine(Handle):
         spec = self.library.made(RouterStatisticsSpec)
         spec.assign({"num_experts": num_experts, "top_k": top_k, **members})
         return self.made(RouterStatistics, spec, "varmoe_router_statistics_create")
+
+    def router_gradient(self, num_experts, top_k, losses=(), dlogit_type="fp32", dweight_type="fp32", **members):
+        """losses: names of RouterStatistics.losses that may have a coefficient; members: the others of varmoe_router_spec."""
+        router, spec = self.library.made(RouterSpec), self.library.made(RouterGradientSpec)
+        router.assign({"num_experts": num_experts, "top_k": top_k, **members})
+        spec.assign({"router": c.addressof(router), "losses": sum(1 << RouterStatistics.losses.index(name) for name in losses),
+                     "dlogit_type": dlogit_type, "dweight_type": dweight_type})
+        spec.of_router = router  # and keeps it
+        return self.made(RouterGradient, spec, "varmoe_router_gradient_create")
 
     def block_aligner(self, num_experts, block_size=128):
         spec = self.library.made(AlignSpec)
