@@ -26,6 +26,23 @@ double efficiency(const GradientConfig& c) {
   return 1.0 / (1.0 + 24.0 * (1.0 / m + 1.0 / n));
 }
 
+/// Gathering on the way makes the products' time so much longer (measured: docs/performance.md, entry 30).
+constexpr double kGatherCost = 0.2;
+/// Columns of gathered rows that the three warps keep up with.
+constexpr std::int32_t kMostGathered = 128;
+
+/// Whether copies of x and dout in expert order cost less than gathering their rows on the way: rows are read
+/// and written once for each, and products grow with the width.
+bool copies_pay(const LayerSpec& spec, const DeviceProfile& device) {
+  double width = 0;
+  for (std::int64_t e = 0; e < spec.all_experts(); ++e) width += static_cast<double>(spec.width_of(e));
+  width /= static_cast<double>(spec.all_experts());
+  const double products =
+      2 * width * (spec.gated() ? 3 : 2) / device.tensor_flops;  // of a row and a column of H
+  const double copies = 2 * 2 * 2 / device.bandwidth;
+  return copies < kGatherCost * products;
+}
+
 }  // namespace
 
 std::string to_string(const GradientConfig& c) {
@@ -151,9 +168,11 @@ Status check_gradient_config(const GradientConfig& config, const DeviceProfile& 
 GradientConfig predict_gradient_config(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device) {
   GradientConfig best;
   double best_cost = std::numeric_limits<double>::infinity();
-  const bool hopper = device.compute_major == 9;
+  const bool hopper = device.compute_major == 9, copies = hopper && copies_pay(spec, device);
   for (const GradientConfig& c : gradient_configs(device)) {
-    if ((c.schedule == Schedule::wgmma) != hopper || c.gather == GatherMode::copy) continue;
+    if ((c.schedule == Schedule::wgmma) != hopper || (c.gather == GatherMode::copy) != copies) continue;
+    const std::int32_t gathered = gradient_rows_are_hidden(spec, stage) ? c.block_m : c.block_n;
+    if (hopper && !copies && gathered > kMostGathered) continue;
     // The deepest ring that fits, 3 on the portable path, where blocks share an SM.
     const GradientConfig deeper{c.schedule, c.block_m, c.block_n, c.stages + 1, c.gather};
     if (hopper ? c.stages < 8 && gradient_smem_bytes(deeper) <= device.smem_per_block : c.stages != 3)

@@ -42,6 +42,10 @@ const std::vector<Sample>& samples() {
       {"VARMOE_CONFIG", "block_m=64", {}},
       {"VARMOE_FC1_CONFIG", "block_m=128", {}},
       {"VARMOE_FC2_CONFIG", "block_m=256", {}},
+      {"VARMOE_DH_CONFIG", "stages=2", {}},
+      {"VARMOE_DX_CONFIG", "stages=3", {}},
+      {"VARMOE_DW1_CONFIG", "stages=4", {}},
+      {"VARMOE_DW2_CONFIG", "stages=5", {}},
       {"VARMOE_DUMP_DIR", "dump", {}},
       {"VARMOE_KERNELS_DIR", "kernels_src", {}},
       {"VARMOE_LINEINFO", "1", {"yes", "ON", "2"}},
@@ -100,6 +104,10 @@ TEST_CASE("fault 42: every variable good") {
   CHECK(e.config == "block_m=64");
   CHECK(e.fc1_config == "block_m=128");
   CHECK(e.fc2_config == "block_m=256");
+  CHECK(e.dh_config == "stages=2");
+  CHECK(e.dx_config == "stages=3");
+  CHECK(e.dw1_config == "stages=4");
+  CHECK(e.dw2_config == "stages=5");
   CHECK(e.dump_dir == "dump");
   CHECK(e.kernels_dir == "kernels_src");
   CHECK(e.lineinfo == true);

@@ -7,6 +7,7 @@
 
 #include "emit/emit_case.hpp"
 #include "emit/routing.hpp"
+#include "emit/training.hpp"
 #include "support/temp_dir.hpp"
 
 using namespace varmoe;
@@ -120,6 +121,15 @@ TEST_CASE("a kernel carries the headers that it reaches and no others, as they a
   const auto of_gradient = emit::emit_router_gradient({router, loss_bit(RouterLoss::load_balance)}).value();
   kernels.insert(kernels.end(), of_gradient.begin(), of_gradient.end());
   kernels.push_back(emit::emit_align({8, 128}, Stage::align_single).value());
+  for (const Stage stage : {Stage::activation_gradient, Stage::gradient_schedule, Stage::fc1_gradient,
+                            Stage::fc1_bias_gradient, Stage::shared_gate_gradient}) {
+    emit::GradientRequest request;
+    request.stage = stage;
+    for (const Schedule schedule : {Schedule::mma_sync, Schedule::wgmma}) {
+      request.config.schedule = schedule;
+      kernels.push_back(emit::emit_gradient(pruned_spec(), request).value());
+    }
+  }
   for (const EmittedKernel& kernel : kernels) {
     CAPTURE(kernel.entry_name);
     std::set<std::string> names;

@@ -70,7 +70,8 @@ class Bench(Story):
         self.assert_says(result, "3 experts", "Frobenius", "ok")
 
     def test_what_this_version_has_not_is_said(self):
-        self.assert_says(self.bench(*SMALL, "--mode", "backward", status=2), "forward")
+        self.assert_says(self.bench(*SMALL, "--mode", "backward", status=2), "GPU")
+        self.assert_says(self.bench(*SMALL, "--recompute", status=2), "--mode")
         self.assert_says(self.bench(*SMALL, "--scatter", "fused", status=2), "separate")
 
     def test_bad_input(self):
