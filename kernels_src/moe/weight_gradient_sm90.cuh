@@ -295,35 +295,50 @@ class WeightGradientSm90 {
     ptx::named_barrier(1, 256);
   }
 
-  template <class Value>
-  VARMOE_DEVICE void store_rows(const schedule::GradientTile& t, int group, bool accumulate, Value value) const {
+  static constexpr i32 kBytesPer = Gradient::kFp32 ? 4 : 2;
+
+  /// Of rows 8·half … of block m of this group: the first one's address in the tile's columns, whether this lane's is there, and how many columns are.
+  struct Line {
+    char* first;
+    i32 columns;
+    bool valid;
+  };
+  VARMOE_DEVICE Line line(const schedule::GradientTile& t, int group, int m, int half) const {
     i64 stride;
     char* const base = gradient_base<Gradient>(p.gradients[t.expert], t.half, stride);
-    constexpr i32 kBytesPer = Gradient::kFp32 ? 4 : 2;
     const i32 m_end = Gradient::kTokensFirst ? Gradient::kHidden : t.width, n_end = Gradient::kTokensFirst ? t.width : Gradient::kHidden;
-    const i32 lane = static_cast<i32>(threadIdx.x) % 32, warp = static_cast<i32>(threadIdx.x) / 32 % 4;
+    const i32 row = t.m + (group * kMBlocks + m) * 64 + static_cast<i32>(threadIdx.x) / 32 % 4 * 16 + half * 8 + static_cast<i32>(threadIdx.x) % 32 / 4;
+    return {base + (row * stride + t.n) * kBytesPer, n_end - t.n, row < m_end};
+  }
+
+  VARMOE_DEVICE void store(const schedule::GradientTile& t, const Accumulator& acc, int group) const {
 #pragma unroll
     for (int m = 0; m < kMBlocks; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const i32 row = t.m + (group * kMBlocks + m) * 64 + warp * 16 + half * 8 + lane / 4;
-        char* const line = base + (row * stride + t.n) * kBytesPer;
+        const Line to = line(t, group, m, half);
 #pragma unroll
         for (int j = 0; j < kBlockN / 32; ++j) {
           float v[8];
 #pragma unroll
-          for (int i = 0; i < 8; ++i) v[i] = value(m, (4 * j + i / 2) * 4 + 2 * half + i % 2);
-          epilogue::store_gradient<kElement, Gradient::kFp32>(line + j * 32 * kBytesPer, v, n_end - t.n - j * 32, row < m_end, accumulate);
+          for (int i = 0; i < 8; ++i) v[i] = acc[m][(4 * j + i / 2) * 4 + 2 * half + i % 2];
+          epilogue::store_gradient<kElement, Gradient::kFp32>(to.first + j * 32 * kBytesPer, v, to.columns - j * 32, to.valid, p.accumulate != 0);
         }
       }
     }
   }
-  VARMOE_DEVICE void store(const schedule::GradientTile& t, const Accumulator& acc, int group) const {
-    store_rows(t, group, p.accumulate != 0, [&](int m, int i) { return acc[m][i]; });
-  }
-  /// Of an expert without rows; what is added to stays as it is.
+  /// Of an expert without rows; what is added to stays as it is. Loops: rare, and unrolled they would take registers from the rest.
   VARMOE_DEVICE void clear(const schedule::GradientTile& t, int group) const {
-    if (p.accumulate == 0) store_rows(t, group, false, [](int, int) { return 0.0f; });
+    if (p.accumulate != 0) return;
+#pragma unroll 1
+    for (int i = 0; i < 2 * kMBlocks; ++i) {
+      const Line to = line(t, group, i / 2, i % 2);
+#pragma unroll 1
+      for (int j = 0; j < kBlockN / 32; ++j) {
+        float v[8] = {};
+        epilogue::store_gradient<kElement, Gradient::kFp32>(to.first + j * 32 * kBytesPer, v, to.columns - j * 32, to.valid, false);
+      }
+    }
   }
 
   const abi::WeightGradientParams& p;

@@ -1,0 +1,138 @@
+#include "model/gradient_config.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+
+#include "model/backward_layer.hpp"
+
+using namespace varmoe;
+using namespace varmoe::model;
+
+namespace {
+
+DeviceProfile device(const char* id) {
+  auto found = find_profile(id);
+  REQUIRE(found.ok());
+  return *found;
+}
+
+LayerSpec gated(std::int64_t hidden, std::int64_t width, WeightLayout layout = WeightLayout::nk,
+                GateOrder order = GateOrder::gate_first) {
+  LayerSpec spec = uniform_spec(hidden, 8, width, 2);
+  spec.fc1_layout = spec.fc2_layout = layout;
+  spec.gate_order = order;
+  return spec;
+}
+
+}  // namespace
+
+TEST_CASE("a gradient config's text is read as it is written, and partly") {
+  for (const GradientConfig& config : gradient_configs(device("h200"))) {
+    const auto read = parse_gradient_config(to_string(config), {});
+    REQUIRE(read.ok());
+    CHECK(*read == config);
+  }
+  const GradientConfig base{Schedule::wgmma, 128, 256, 4, GatherMode::copy};
+  const auto read = parse_gradient_config("stages=3,gather=fused", base);
+  REQUIRE(read.ok());
+  CHECK(*read == GradientConfig{Schedule::wgmma, 128, 256, 3, GatherMode::fused});
+  CHECK(*parse_gradient_config("", base) == base);
+  for (const char* bad : {"stages", "stages=", "stages=3x", "block_k=64", "schedule=pingpong", "gather=no",
+                          "stages=99999999999"}) {
+    CAPTURE(bad);
+    const auto refused = parse_gradient_config(bad, base);
+    REQUIRE_FALSE(refused.ok());
+    CHECK(refused.error().code() == ErrorCode::invalid_config);
+  }
+}
+
+TEST_CASE("the space keeps to the device, and what is outside is told the choices") {
+  for (const DeviceProfile& profile : shipped_profiles()) {
+    CAPTURE(profile.id);
+    const auto all = gradient_configs(profile);
+    REQUIRE_FALSE(all.empty());
+    for (const GradientConfig& config : all) {
+      CHECK(gradient_smem_bytes(config) <= profile.smem_per_block);
+      CHECK(check_gradient_config(config, profile).ok());
+      CHECK((config.schedule == Schedule::mma_sync || profile.compute_major == 9));
+    }
+    const Status refused =
+        check_gradient_config({Schedule::mma_sync, 96, 128, 3, GatherMode::fused}, profile);
+    REQUIRE_FALSE(refused.ok());
+    CHECK(refused.error().message().find("block_m=96") != std::string::npos);
+    CHECK(refused.error().message().find("64 or 128") != std::string::npos);
+  }
+}
+
+TEST_CASE("the choice is in the space, and wide experts alone read copies") {
+  for (const DeviceProfile& profile : shipped_profiles()) {
+    CAPTURE(profile.id);
+    for (const std::int64_t width : {8, 64, 256, 768, 2048, 14336})
+      for (const WeightLayout layout : {WeightLayout::nk, WeightLayout::kn})
+        for (const GemmStage stage : {GemmStage::fc1, GemmStage::fc2}) {
+          const LayerSpec spec = gated(2048, width, layout);
+          const GradientConfig config = predict_gradient_config(spec, stage, profile);
+          CAPTURE(to_string(config));
+          CHECK(check_gradient_config(config, profile).ok());
+          CHECK((config.schedule == Schedule::wgmma) == (profile.compute_major == 9));
+          // How wide is a matter of products against bandwidth.
+          if (profile.id == "h200") CHECK(reads_copies(config) == (width >= 2048));
+          if (profile.compute_major != 9) CHECK_FALSE(reads_copies(config));
+          if (config.schedule != Schedule::wgmma || reads_copies(config)) continue;
+          CHECK((gradient_rows_are_hidden(spec, stage) ? config.block_m : config.block_n) <= 128);
+        }
+  }
+}
+
+TEST_CASE("tiles of a gradient follow its shape") {
+  const GradientConfig c{Schedule::wgmma, 128, 256, 4, GatherMode::fused};
+  // fc1 nk: gate and up [200, 520] each; fc2 nk: [520, 200].
+  CHECK(gradient_tiles(gated(520, 200), GemmStage::fc1, c, 200) == 2 * 2 * 3);
+  CHECK(gradient_tiles(gated(520, 200), GemmStage::fc2, c, 200) == 5 * 1);
+  // kn: [520, 200] twice, or [520, 400] where they alternate.
+  CHECK(gradient_tiles(gated(520, 200, WeightLayout::kn), GemmStage::fc1, c, 200) == 2 * 5 * 1);
+  CHECK(gradient_tiles(gated(520, 200, WeightLayout::kn, GateOrder::interleaved), GemmStage::fc1, c, 200) ==
+        5 * 2);
+  CHECK(gradient_tiles(gated(520, 200, WeightLayout::kn), GemmStage::fc2, c, 200) == 2 * 3);
+  LayerSpec plain = gated(520, 200);
+  plain.activation = Activation::relu2;
+  CHECK(gradient_tiles(plain, GemmStage::fc1, c, 200) == 2 * 3);
+}
+
+TEST_CASE("the backward layer turns the matrices round") {
+  LayerSpec spec = gated(512, 200, WeightLayout::nk, GateOrder::up_first);
+  spec.shared_widths = {72};
+  spec.shared_gate = true;
+  const LayerSpec back = backward_layer(spec), down = backward_down_layer(spec);
+  CHECK(back.validate().ok());
+  CHECK(down.validate().ok());
+  CHECK_FALSE(back.gated());
+  CHECK(back.fc1_layout == WeightLayout::kn);
+  CHECK(back.fc2_layout == WeightLayout::kn);
+  CHECK(back.expert_widths == spec.expert_widths);
+  CHECK(back.shared_widths == spec.shared_widths);
+  CHECK_FALSE(back.shared_gate);
+  // Each of gate and up in whole stages of 64.
+  CHECK(down.expert_widths.front() == 512);
+  CHECK(down.shared_widths.front() == 256);
+  CHECK(
+      backward_down_layer(gated(512, 200, WeightLayout::kn, GateOrder::interleaved)).expert_widths.front() ==
+      400);
+  LayerSpec plain = gated(512, 200);
+  plain.activation = Activation::relu2;
+  CHECK(backward_down_layer(plain).expert_widths.front() == 200);
+  for (const std::int64_t tokens : {1, 16, 64, 4096})
+    CHECK(predict_backward_config(spec, tokens, device("h200")).fc2.block_k <= 64);
+}
+
+TEST_CASE("a forward that keeps z has registers to spare") {
+  for (const DeviceProfile& profile : shipped_profiles())
+    for (const std::int64_t tokens : {1, 64, 4096}) {
+      LayerSpec spec = gated(2048, 768);
+      const GemmConfig config = saving_config(predict_backward_config(spec, tokens, profile).fc1);
+      if (uses_wgmma(config)) continue;
+      CHECK(accumulators_per_thread(config) <= 64);
+      CHECK(config.ctas_per_sm == 1);
+    }
+}
