@@ -54,6 +54,22 @@ std::string fp32_bias_problem(const Weights& gradients) {
 
 }  // namespace
 
+namespace {
+
+/// What of a forward's arguments `saved` overlaps; null: nothing.
+const char* overlapped_by_saved(const LayerSpec& spec, const ForwardArgs& a, const void* saved,
+                                std::size_t saved_bytes, std::size_t workspace_bytes) noexcept {
+  const auto stride = [&](std::int64_t given) { return given != 0 ? given : spec.hidden_size; };
+  const Span kept{"saved", saved, saved_bytes};
+  for (const Span& other : {Span{"x", a.x, rows_bytes(a.tokens, stride(a.x_stride), spec.hidden_size)},
+                            Span{"out", a.out, rows_bytes(a.tokens, stride(a.out_stride), spec.hidden_size)},
+                            Span{"the workspace", a.workspace, workspace_bytes}})
+    if (saved_bytes != 0 && kept.overlaps(other)) return other.name;
+  return nullptr;
+}
+
+}  // namespace
+
 std::string backward_argument_problem(const LayerSpec& spec, const BackwardArgs& a, std::size_t saved_needed,
                                       std::size_t workspace_needed) {
   if (a.tokens < 0 || a.tokens > kMaxCount / spec.slots_per_token())
@@ -382,6 +398,8 @@ Status TrainingLayer::Impl::forward(const ForwardArgs& args, void* saved, std::s
   if (kept != 0 && (!saved || !engine::aligned(saved, 256))) [[unlikely]]
     return Error(ErrorCode::invalid_argument,
                  fmt::format("saved = {}: must be 256-byte aligned", fmt::ptr(saved)));
+  if (const char* overlapped = engine::overlapped_by_saved(spec_, args, saved, kept, needed)) [[unlikely]]
+    return Error(ErrorCode::invalid_argument, fmt::format("saved overlaps {}", overlapped));
   if (!bound_.load(std::memory_order_acquire)) [[unlikely]]
     return Error(ErrorCode::not_bound, "forward before bind: the layer does not know where its weights lie");
   engine_->forwards.fetch_add(1, std::memory_order_relaxed);

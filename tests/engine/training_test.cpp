@@ -263,6 +263,10 @@ TEST_CASE_FIXTURE(TrainingFixture, "training: arguments of a forward that are wr
             needed + " (TrainingLayer::workspace_bytes)");
   CHECK(refusal([](ForwardArgs& a) { a.absent_tokens = AbsentTokens::untouched; }, ErrorCode::unsupported) ==
         "ForwardArgs: absent_tokens = untouched: a training layer writes zeros");
+  for (const auto& [name, where] : {std::pair{"x", const_cast<void*>(sound.x)}, std::pair{"out", sound.out},
+                                    std::pair{"the workspace", sound.workspace}})
+    CHECK(told(layer.forward(sound, where, kept), ErrorCode::invalid_argument) ==
+          std::string("saved overlaps ") + name);
   CHECK(told(layer.forward(sound, saved, kept - 1), ErrorCode::workspace_too_small) ==
         "saved_bytes = " + std::to_string(kept - 1) + ": 4 tokens need " + std::to_string(kept) +
             " (TrainingLayer::saved_bytes)");
