@@ -50,6 +50,9 @@ struct EngineOptions {
   std::vector<std::string> tuning_db;      ///< folders or files of tuning records, absolute paths, first wins; before VARMOE_TUNING_DB
   std::optional<TuneMode> tune;            ///< VARMOE_TUNE; default replay
   std::string fc1_config, fc2_config;      ///< tile overrides; VARMOE_FC1_CONFIG, VARMOE_FC2_CONFIG, VARMOE_CONFIG
+  /// The same of a TrainingLayer's backward products: dout·W2 and dz·W1 (the grammar of fc1_config), dW1 and dW2
+  /// ("schedule=wgmma,block_m=128,block_n=256,stages=4,gather=fused"); VARMOE_DH_CONFIG, …
+  std::string dh_config, dx_config, dw1_config, dw2_config;
   int cpu_threads = 0;                     ///< CPU backend only; 0: one per core
   LogCallback log;                         ///< null: stderr
 };

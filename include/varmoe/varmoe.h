@@ -155,6 +155,11 @@ typedef struct varmoe_engine_options {
   const char* const* tuning_db; /* folders or files of tuning records, first wins */
   size_t tuning_db_count;
   int32_t tune; /* VARMOE_TUNE_*; -1: unset */
+  /* tile overrides of a training layer's backward products: dout*W2, dz*W1, dW1, dW2 */
+  const char* dh_config;
+  const char* dx_config;
+  const char* dw1_config;
+  const char* dw2_config;
 } varmoe_engine_options;
 
 typedef struct varmoe_layer_spec {

@@ -86,6 +86,10 @@ Result<EngineOptions> to_cpp(const varmoe_engine_options* given) {
   o.dump_dir = text(c.dump_dir);
   o.fc1_config = text(c.fc1_config);
   o.fc2_config = text(c.fc2_config);
+  o.dh_config = text(c.dh_config);
+  o.dx_config = text(c.dx_config);
+  o.dw1_config = text(c.dw1_config);
+  o.dw2_config = text(c.dw2_config);
   if (c.log)
     o.log = [log = c.log, user = c.log_user](LogLevel level, std::string_view line) {
       const std::string terminated(line);

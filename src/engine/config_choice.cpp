@@ -13,12 +13,6 @@
 
 namespace varmoe::engine {
 
-namespace {
-
-constexpr ErrorCode environment_error = ErrorCode::invalid_environment;
-
-}  // namespace
-
 struct ConfigChooser::Memory {
   std::mutex mutex;
   std::map<std::string, ConfigChoice> known;  ///< by tuning signature and bucket
@@ -93,24 +87,24 @@ Result<ConfigChooser> ConfigChooser::create(const model::DeviceProfile& device, 
     status = chooser.add_rules(texts.env_fc2, "VARMOE_FC2_CONFIG", environment, false, true);
   if (status) status = chooser.add_rules(texts.api_fc1, "EngineOptions::fc1_config", api, true, false);
   if (status) status = chooser.add_rules(texts.api_fc2, "EngineOptions::fc2_config", api, false, true);
-  const auto backward = [](const std::string& text, const char* origin,
-                           std::vector<GemmOverride>& rules) -> Status {
-    if (text.empty()) return {};
-    auto parsed = parse_gemm_overrides(text);
-    if (!parsed) return Error(environment_error, fmt::format("{}: {}", origin, parsed.error().message()));
+  chooser.dh_ = texts.dh;
+  chooser.dx_ = texts.dx;
+  chooser.dw1_ = texts.dw1;
+  chooser.dw2_ = texts.dw2;
+  const auto backward = [](const OverrideText& given, std::vector<GemmOverride>& rules) -> Status {
+    if (given.text.empty()) return {};
+    auto parsed = parse_gemm_overrides(given.text);
+    if (!parsed) return Error(given.code, fmt::format("{}: {}", given.origin, parsed.error().message()));
     rules = *std::move(parsed);
     return {};
   };
-  if (status) status = backward(texts.env_dh, "VARMOE_DH_CONFIG", chooser.dh_rules_);
-  if (status) status = backward(texts.env_dx, "VARMOE_DX_CONFIG", chooser.dx_rules_);
-  const auto gradient = [](const std::string& text, const char* origin, std::string& kept) -> Status {
-    auto parsed = model::parse_gradient_config(text, {});
-    if (!parsed) return Error(environment_error, fmt::format("{}: {}", origin, parsed.error().message()));
-    kept = text;
-    return {};
-  };
-  if (status) status = gradient(texts.env_dw1, "VARMOE_DW1_CONFIG", chooser.dw1_text_);
-  if (status) status = gradient(texts.env_dw2, "VARMOE_DW2_CONFIG", chooser.dw2_text_);
+  if (status) status = backward(texts.dh, chooser.dh_rules_);
+  if (status) status = backward(texts.dx, chooser.dx_rules_);
+  for (const OverrideText* given : {&texts.dw1, &texts.dw2}) {
+    if (!status) break;
+    auto parsed = model::parse_gradient_config(given->text, {});
+    if (!parsed) status = Error(given->code, fmt::format("{}: {}", given->origin, parsed.error().message()));
+  }
   if (!status) return std::move(status).error();
   return chooser;
 }
@@ -121,8 +115,8 @@ Result<BackwardChoice> ConfigChooser::choose_backward(const LayerSpec& spec, std
   choice.config = model::predict_backward_config(spec, bucket, device_);
   choice.fc1_gradient = model::predict_gradient_config(spec, model::GemmStage::fc1, device_);
   choice.fc2_gradient = model::predict_gradient_config(spec, model::GemmStage::fc2, device_);
-  const auto change = [&](GemmConfig& config, const std::vector<GemmOverride>& rules, const char* origin,
-                          model::GemmStage stage) -> Status {
+  const auto change = [&](GemmConfig& config, const std::vector<GemmOverride>& rules,
+                          const std::string& origin, model::GemmStage stage) -> Status {
     const GemmConfig before = config;
     for (const GemmOverride& rule : rules)
       if (bucket >= rule.min_tokens && bucket <= rule.max_tokens) config = rule.apply(config);
@@ -134,21 +128,20 @@ Result<BackwardChoice> ConfigChooser::choose_backward(const LayerSpec& spec, std
     return Error(status.error().code(),
                  fmt::format("{} at {} tokens: {}", origin, bucket, status.error().message()));
   };
-  if (auto ok = change(choice.config.fc1, dh_rules_, "VARMOE_DH_CONFIG", model::GemmStage::fc1); !ok)
+  if (auto ok = change(choice.config.fc1, dh_rules_, dh_.origin, model::GemmStage::fc1); !ok)
     return ok.error();
-  if (auto ok = change(choice.config.fc2, dx_rules_, "VARMOE_DX_CONFIG", model::GemmStage::fc2); !ok)
+  if (auto ok = change(choice.config.fc2, dx_rules_, dx_.origin, model::GemmStage::fc2); !ok)
     return ok.error();
-  const auto gradient = [&](model::GradientConfig& config, const std::string& text,
-                            const char* origin) -> Status {
-    if (text.empty()) return {};
-    config = *model::parse_gradient_config(text, config);
+  const auto gradient = [&](model::GradientConfig& config, const OverrideText& given) -> Status {
+    if (given.text.empty()) return {};
+    config = *model::parse_gradient_config(given.text, config);
     choice.overridden = true;
     Status status = model::check_gradient_config(config, device_);
     if (status) return {};
-    return Error(status.error().code(), fmt::format("{}: {}", origin, status.error().message()));
+    return Error(status.error().code(), fmt::format("{}: {}", given.origin, status.error().message()));
   };
-  if (auto ok = gradient(choice.fc1_gradient, dw1_text_, "VARMOE_DW1_CONFIG"); !ok) return ok.error();
-  if (auto ok = gradient(choice.fc2_gradient, dw2_text_, "VARMOE_DW2_CONFIG"); !ok) return ok.error();
+  if (auto ok = gradient(choice.fc1_gradient, dw1_); !ok) return ok.error();
+  if (auto ok = gradient(choice.fc2_gradient, dw2_); !ok) return ok.error();
   // dout·W2 then reads the copy too.
   if (model::reads_copies(choice.fc1_gradient) || model::reads_copies(choice.fc2_gradient))
     choice.config.fc1.gather = GatherMode::copy;

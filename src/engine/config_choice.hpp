@@ -18,13 +18,19 @@
 
 namespace varmoe::engine {
 
+/// One override text and who gave it.
+struct OverrideText {
+  std::string text;    ///< empty: none
+  std::string origin;  ///< for messages: "EngineOptions::dh_config", "VARMOE_DH_CONFIG"
+  ErrorCode code = ErrorCode::invalid_environment;  ///< of a text that cannot be read
+};
+
 /// Tile overrides as given: by the API, or by the environment. Empty: none.
 struct OverrideTexts {
-  std::string api_fc1, api_fc2;  ///< EngineOptions::fc1_config, fc2_config
-  std::string env_fc1, env_fc2;  ///< VARMOE_FC1_CONFIG, VARMOE_FC2_CONFIG
-  std::string env_both;          ///< VARMOE_CONFIG
-  std::string env_dh, env_dx;    ///< VARMOE_DH_CONFIG, VARMOE_DX_CONFIG
-  std::string env_dw1, env_dw2;  ///< VARMOE_DW1_CONFIG, VARMOE_DW2_CONFIG
+  std::string api_fc1, api_fc2;   ///< EngineOptions::fc1_config, fc2_config
+  std::string env_fc1, env_fc2;   ///< VARMOE_FC1_CONFIG, VARMOE_FC2_CONFIG
+  std::string env_both;           ///< VARMOE_CONFIG
+  OverrideText dh, dx, dw1, dw2;  ///< of a backward pass: the API's, else the environment's
 };
 
 struct ConfigChoice {
@@ -84,7 +90,7 @@ class ConfigChooser {
   model::DeviceProfile device_;
   std::vector<Rule> rules_;  ///< later ones win
   std::vector<GemmOverride> dh_rules_, dx_rules_;
-  std::string dw1_text_, dw2_text_;
+  OverrideText dh_, dx_, dw1_, dw2_;
   tuningdb::TuningSnapshot records_;
   std::shared_ptr<tuningdb::MissFile> misses_;  ///< null: none
   Log log_;

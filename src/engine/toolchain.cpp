@@ -27,9 +27,21 @@ Result<Toolchain> Toolchain::open(const EngineOptions& options, const Environmen
   t.jit = options.jit.value_or(environment.jit.value_or(JitMode::on));
   t.threads = options.compile_threads > 0 ? options.compile_threads : environment.compile_threads.value_or(0);
   t.dump_dir = first(options.dump_dir, environment.dump_dir);
-  t.overrides = {options.fc1_config, options.fc2_config, environment.fc1_config, environment.fc2_config,
-                 environment.config,    environment.dh_config, environment.dx_config,  environment.dw1_config,
-                 environment.dw2_config};
+  const auto backward = [](const std::string& api, const std::string& env, const char* api_name,
+                           const char* env_name) {
+    return api.empty() ? OverrideText{env, env_name, ErrorCode::invalid_environment}
+                       : OverrideText{api, api_name, ErrorCode::invalid_config};
+  };
+  t.overrides = {
+      options.fc1_config,
+      options.fc2_config,
+      environment.fc1_config,
+      environment.fc2_config,
+      environment.config,
+      backward(options.dh_config, environment.dh_config, "EngineOptions::dh_config", "VARMOE_DH_CONFIG"),
+      backward(options.dx_config, environment.dx_config, "EngineOptions::dx_config", "VARMOE_DX_CONFIG"),
+      backward(options.dw1_config, environment.dw1_config, "EngineOptions::dw1_config", "VARMOE_DW1_CONFIG"),
+      backward(options.dw2_config, environment.dw2_config, "EngineOptions::dw2_config", "VARMOE_DW2_CONFIG")};
   if (!environment.kernels_dir.empty()) {
     if (Status status = emit::use_kernels_dir(environment.kernels_dir); !status)
       return std::move(status).error();

@@ -162,8 +162,20 @@ TEST_CASE_FIXTURE(GpuTraining,
   const auto failed = refused->prepare(prepare);
   REQUIRE_FALSE(failed.ok());
   CHECK(failed.error().message().find("VARMOE_DW1_CONFIG") != std::string::npos);
+  // The API goes before the environment.
+  options.dw1_config = "schedule=mma_sync,block_m=128,block_n=64,stages=2";
+  Engine third = make_engine();
+  auto by_api = third.create_training_layer(spec, {});
+  require_ok(by_api);
+  require_ok(by_api->prepare(prepare));
+  options.dw1_config = "block=64";
+  auto wrong = try_engine();
+  REQUIRE_FALSE(wrong.ok());
+  CHECK(wrong.error().code() == ErrorCode::invalid_config);
+  CHECK(wrong.error().message().find("EngineOptions::dw1_config") != std::string::npos);
+  options.dw1_config.clear();
   environment.dw1_config = "block=64";
-  const auto wrong = try_engine();
+  wrong = try_engine();
   REQUIRE_FALSE(wrong.ok());
   CHECK(wrong.error().code() == ErrorCode::invalid_environment);
 }

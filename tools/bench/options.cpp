@@ -30,6 +30,7 @@ void BenchOptions::add_options(CLI::App& app) {
   app.add_option("--threads", cpu_threads, "CPU backend: threads; 0: one per core")
       ->check(CLI::Range(0, 1024));
   session.add_build(app);
+  session.add_backward_overrides(app);
   app.add_option("--tokens", tokens, "token counts, e.g. 1,64,4096; default 64");
   app.add_option("--batch-sizes", batch_sizes, "with --seq: token counts are all products");
   app.add_option("--seq", seq, "sequence lengths");

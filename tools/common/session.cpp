@@ -48,6 +48,16 @@ void SessionOptions::add_overrides(CLI::App& app) {
                  "folder or file of tuning records, looked up first; may be given several times");
 }
 
+void SessionOptions::add_backward_overrides(CLI::App& app) {
+  app.add_option("--dh-config", dh_config,
+                 "training: tile override of the backward product dout·W2, as --fc1-config");
+  app.add_option("--dx-config", dx_config, "training: of dz·W1");
+  app.add_option("--dw1-config", dw1_config,
+                 "training: of fc1's weight gradient, e.g. "
+                 "schedule=wgmma,block_m=128,block_n=256,stages=4,gather=fused");
+  app.add_option("--dw2-config", dw2_config, "training: of fc2's weight gradient");
+}
+
 void SessionOptions::add_build(CLI::App& app) {
   add_cache(app);
   app.add_option("--jobs,-j", threads, "compile threads; 0: one per core")->check(CLI::Range(0, 1024));
@@ -60,6 +70,10 @@ EngineOptions SessionOptions::engine_options() const {
   for (const std::string& path : tuning_db) options.tuning_db.push_back(absolute_path(path));
   options.fc1_config = fc1_config;
   options.fc2_config = fc2_config;
+  options.dh_config = dh_config;
+  options.dx_config = dx_config;
+  options.dw1_config = dw1_config;
+  options.dw2_config = dw2_config;
   options.compile_threads = threads;
   return options;
 }

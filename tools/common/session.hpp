@@ -22,14 +22,16 @@ struct SessionOptions {
   std::string device;  ///< profile id, driver name or path of a profile
   std::string cache_dir;
   std::string fc1_config, fc2_config;
+  std::string dh_config, dx_config, dw1_config, dw2_config;  ///< of add_backward_overrides
   std::vector<std::string> tuning_db;
   int threads = 0;
   bool verbose = false;
 
   void add_device(CLI::App& app);
   void add_cache(CLI::App& app);
-  void add_overrides(CLI::App& app);  ///< tile overrides, tuning records
-  void add_build(CLI::App& app);      ///< cache, threads, overrides
+  void add_overrides(CLI::App& app);           ///< tile overrides, tuning records
+  void add_backward_overrides(CLI::App& app);  ///< tile overrides of a backward pass
+  void add_build(CLI::App& app);               ///< cache, threads, overrides
 
   EngineOptions engine_options() const;
 };

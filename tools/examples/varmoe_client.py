@@ -81,7 +81,8 @@ class EngineOptions(Struct):
     c_name = "varmoe_engine_options"
     _fields_ = [("struct_size", SIZE), ("device", I32), ("cache_mode", I32), ("jit", I32), ("compile_threads", I32), ("cpu_threads", I32),
                 ("cache_max_bytes", I64), ("cache_dir", STR), ("cubin_path", PTR), ("cubin_path_count", SIZE), ("nvrtc_lib", STR), ("dump_dir", STR),
-                ("fc1_config", STR), ("fc2_config", STR), ("log", PTR), ("log_user", PTR), ("tuning_db", PTR), ("tuning_db_count", SIZE), ("tune", I32)]
+                ("fc1_config", STR), ("fc2_config", STR), ("log", PTR), ("log_user", PTR), ("tuning_db", PTR), ("tuning_db_count", SIZE), ("tune", I32),
+                ("dh_config", STR), ("dx_config", STR), ("dw1_config", STR), ("dw2_config", STR)]
 
 
 class LayerSpec(Struct):
