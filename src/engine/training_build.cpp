@@ -86,6 +86,7 @@ const char* backward_name(Stage stage) {
 Result<TrainingBuild> build_training(const LayerSpec& spec, const TrainingOptions& options,
                                      std::span<const std::int64_t> buckets, const ConfigChooser& chooser,
                                      KernelBuilder& builder, const BuildHooks& hooks) {
+  if (Status status = model::check_trainable(spec); !status) return std::move(status).error();
   TrainingBuild build;
   Collector collect(builder);
   const bool runtime_width = needs_runtime_width(spec);

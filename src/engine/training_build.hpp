@@ -36,7 +36,8 @@ struct TrainingBuild {
   std::vector<KernelReport> reports;    ///< in the order of `built`
 };
 
-/// Fails for what concerns all: a refused override, memory; errors of single kernels are in `built`.
+/// Fails for what concerns all: a layer without a backward pass, a refused override, memory; errors of single
+/// kernels are in `built`.
 Result<TrainingBuild> build_training(const LayerSpec& spec, const TrainingOptions& options,
                                      std::span<const std::int64_t> buckets, const ConfigChooser& chooser,
                                      KernelBuilder& builder, const BuildHooks& hooks);

@@ -11,6 +11,11 @@ WeightLayout other(WeightLayout layout) {
 
 }  // namespace
 
+Status check_trainable(const LayerSpec& spec) {
+  if (!spec.weight_on_input) return {};
+  return {ErrorCode::unsupported, "training a layer with weight_on_input is not in this version"};
+}
+
 LayerSpec backward_layer(const LayerSpec& spec) {
   LayerSpec back = spec;
   back.activation = Activation::identity;

@@ -1,83 +1,19 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <cstddef>
-#include <map>
 #include <regex>
 #include <set>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/thread_pool.hpp"
 #include "kernels/families.hpp"
+#include "kernels/sass.hpp"
 #include "tools/common/disassemble.hpp"
 
 using namespace varmoe;
 using namespace kernels_test;
-
-namespace {
-
-/// Opcodes without modifiers: "HMMA", "LDGSTS", …; whole tokens at the place of the opcode, in nvdisasm's and
-/// cuobjdump's form.
-std::set<std::string> opcodes(const std::string& sass) {
-  static const std::regex instruction(R"(/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*))");
-  std::set<std::string> found;
-  for (auto it = std::sregex_iterator(sass.begin(), sass.end(), instruction); it != std::sregex_iterator();
-       ++it) {
-    found.insert((*it)[1]);
-  }
-  return found;
-}
-
-/// Opcodes with modifiers of the loops that multiply: around each HGMMA the shortest stretch from a branch's
-/// target to the branch. Targets are labels to nvdisasm, addresses to cuobjdump.
-std::set<std::string> main_loop(const std::string& sass) {
-  static const std::regex label(R"(^\s*(\.L_\w+):)");
-  static const std::regex instruction(R"(^\s*/\*0*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);)");
-  static const std::regex target(R"((\.L_\w+|0x[0-9a-f]+))");
-  std::vector<std::string> code;
-  std::map<std::string, std::size_t> places;
-  std::vector<std::pair<std::string, std::size_t>> branches;  // target, place
-  std::istringstream lines(sass);
-  std::smatch match;
-  for (std::string line; std::getline(lines, line);) {
-    if (std::regex_search(line, match, label)) {
-      places[match[1]] = code.size();
-    } else if (std::regex_search(line, match, instruction)) {
-      places["0x" + match[1].str()] = code.size();
-      const std::string operands = match[3];
-      code.push_back(match[2]);
-      std::smatch to;
-      if (code.back().rfind("BRA", 0) == 0 && std::regex_search(operands, to, target))
-        branches.emplace_back(to[1], code.size() - 1);
-    }
-  }
-  std::set<std::string> found;
-  for (std::size_t at = 0; at < code.size(); ++at) {
-    if (code[at].rfind("HGMMA", 0) != 0) continue;
-    std::size_t begin = 0, end = 0;
-    for (const auto& [name, last] : branches) {
-      const auto first = places.find(name);
-      if (first == places.end() || first->second > at || last < at) continue;
-      if (end != 0 && last + 1 - first->second >= end - begin) continue;
-      begin = first->second;
-      end = last + 1;
-    }
-    found.insert(code.begin() + static_cast<std::ptrdiff_t>(begin),
-                 code.begin() + static_cast<std::ptrdiff_t>(end));
-  }
-  return found;
-}
-
-/// A fence of all of the GPU's memory.
-bool is_device_fence(const std::string& opcode) {
-  return opcode.rfind("MEMBAR", 0) == 0 &&
-         (opcode.find(".CTA") == std::string::npos || opcode.find(".SC") != std::string::npos);
-}
-
-}  // namespace
 
 TEST_CASE("opcodes are read from both disassemblers' forms") {
   CHECK(opcodes("        /*0010*/                   LDC R1, c[0x0][0x28] ;\n        /*0a20*/              "
@@ -124,11 +60,7 @@ TEST_CASE(
     if (device.arch != "sm_90a") continue;
     const auto kernels = whole_layer_kernels(device);
     const Kernel& kernel = kernels.front();
-    const auto compiled = compile_one(kernel, device.arch);
-    REQUIRE(compiled->ok());
-    const KernelBinary& binary = **compiled;
-    const auto sass =
-        tools::disassemble({reinterpret_cast<const char*>(binary.image.data()), binary.image.size()});
+    const auto sass = machine_code(kernel, device.arch);
     REQUIRE(sass.ok());
     const auto found = opcodes(*sass);
     CHECK(found.count("HMMA") == 1);
@@ -169,32 +101,8 @@ TEST_CASE("the GEMM kernels use what their main loop is made of, no local memory
   CHECK(std::count_if(jobs.begin(), jobs.end(), [](const Job& job) { return job.kernel.cluster > 1; }) >= 10);
   parallel_for(jobs.size(), 0, [&](std::size_t i) {
     Job& job = jobs[i];
-    const auto compiled = compile_one(job.kernel, job.arch);
-    const Result<KernelBinary>& binary = *compiled;
-    if (!binary) return void(job.problem = binary.error().message());
-    auto sass =
-        tools::disassemble({reinterpret_cast<const char*>(binary->image.data()), binary->image.size()});
-    if (!sass) return void(job.problem = sass.error().message());
-    const auto found = opcodes(*sass);
-    // mma.sync, ldmatrix, cp.async; or wgmma, the copy engine, stmatrix.
-    using Needed = std::vector<const char*>;
-    for (const char* needed :
-         job.kernel.wgmma ? Needed{"HGMMA", "UTMALDG", "STSM"} : Needed{"HMMA", "LDSM", "LDGSTS"}) {
-      if (!found.count(needed)) job.problem += std::string(" lacks ") + needed;
-    }
-    for (const char* local : {"LDL", "STL"}) {
-      if (found.count(local)) job.problem += std::string(" has ") + local;
-    }
-    static const std::regex multicast(R"(UTMALDG\.\dD\.MULTICAST)");
-    if (std::regex_search(*sass, multicast) != (job.kernel.cluster > 1))
-      job.problem += job.kernel.cluster > 1 ? " lacks multicast" : " has multicast";
-    if (!job.kernel.wgmma) return;
-    // One a stage costs a fifth of the time.
-    const auto loop = main_loop(*sass);
-    if (loop.empty()) job.problem += " lacks a main loop";
-    for (const std::string& opcode : loop) {
-      if (is_device_fence(opcode)) job.problem += " has " + opcode + " in its main loop";
-    }
+    const auto sass = machine_code(job.kernel, job.arch);
+    job.problem = sass ? product_problem(job.kernel, *sass) : sass.error().message();
   });
   for (const Job& job : jobs) CHECK_MESSAGE(job.problem.empty(), job.kernel.what, ":", job.problem);
 }

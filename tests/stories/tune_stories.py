@@ -65,6 +65,25 @@ class Compile(Story):
         rows = [row for row in self.lines(self.tune(*many), "kernel") if row["stage"] == "route"]
         self.assertTrue(rows[0]["hit"])
 
+    def test_what_training_needs_is_prebuilt(self):
+        result = self.tune("compile", *SMALL, "--training", "--json")
+        rows = self.lines(result, "kernel")
+        stages = {row["stage"] for row in rows}
+        self.assertLessEqual({"sort_single", "fc1", "fc2", "combine", "dh", "dx", "activation_gradient", "gradient_schedule", "fc1_gradient",
+                              "fc2_gradient"}, stages)
+        self.assertEqual([row for row in rows if row["spill_bytes"] or row["findings"] or row["error"]], [])
+        first = self.summary(result)
+        self.assertEqual((first["hits"], first["compiled"]), (0, len(rows)))
+        without = {"VARMOE_NVRTC_LIB": "/nonexistent/libnvrtc.so", "VARMOE_JIT": "cached_only"}
+        self.assertEqual(self.compile("--training", env=without)["hits"], first["compiled"])
+        # fc1 that keeps nothing is new; the one that keeps z now makes it again. Gradients of another type are two kernels.
+        again = self.compile("--training", "--recompute")
+        self.assertEqual((again["hits"], again["compiled"]), (first["compiled"], 1))
+        self.assertEqual(self.compile("--training", "--fp32-gradients")["compiled"], 2)
+        self.tune("compile", *SMALL, "--recompute", status=2)
+        self.tune("compile", *SMALL, "--fp32-gradients", status=2)
+        self.assert_says(self.tune("compile", *SMALL, "--training", "--weight-on-input", status=2), "training", "weight_on_input")
+
     def test_fault_13_no_home_and_nothing_written_elsewhere(self):
         temporary = self.root / "tmp"
         temporary.mkdir()
@@ -286,8 +305,8 @@ class Fuzz(Story):
         options = ["--set", "--model", "--device", "--tokens", "--hidden-size", "--experts", "--width", "--widths", "--top-k",
                    "--activation", "--dtype", "--fc1-layout", "--gate-order", "--layer", "--alpha", "--limit", "--fc1-config",
                    "--fc2-config", "--cache-dir", "--jobs", "--json", "--batch-invariant", "--bias",
-                   "--weight-on-input"]
-        values = ["8_variable", "h200", "64", "1,64", "0", "-1", "", "9" * 40, "1e9", "nan", "bf16", "kn", "silu_mul", "64x4",
+                   "--weight-on-input", "--stage", "--fp32-gradients"]
+        values = ["8_variable", "fc1_gradient", "dx", "h200", "64", "1,64", "0", "-1", "", "9" * 40, "1e9", "nan", "bf16", "kn", "silu_mul", "64x4",
                   "64x0,8", "block_m=64", "block_m=64;tokens=1-2", "=,;=", "x" * 3000, "\x01\xff", "--", "{}", "/dev/null", "/", "."]
         for i in range(150):
             line = [random.choice(["plan", "plan", "plan", "env", "doctor", "cache", "emit", "bogus"])]
@@ -314,7 +333,39 @@ class Emit(Story):
         self.source("--set", "8_variable", "--form", "cubin", "--out", cubin)
         self.assertEqual(cubin.read_bytes()[:4], b"\x7fELF")
         result = self.tune("emit", "--set", "8_variable", "--device", "h200", "--stage", "fc3", status=2)
-        self.assert_says(result, "fc3", "combine")
+        self.assert_says(result, "fc3", "combine", "fc1_gradient")
+
+    def test_stages_of_training(self):
+        # The name of each is in its text; the products' are those of a layer's.
+        entries = {"fc1_saving": "fc1", "dh": "fc1", "dx": "fc2"}
+        every = ("--set", "8_variable", "--bias")
+        texts = {"fc1": self.source(*every), "fc2": self.source(*every, "--stage", "fc2")}
+        for stage in ("fc1_saving", "dh", "dx", "activation_gradient", "gradient_schedule", "fc1_gradient", "fc2_gradient",
+                      "fc1_bias_gradient", "fc2_bias_gradient"):
+            texts[stage] = self.source(*every, "--stage", stage)
+            self.assertIn(f" varmoe_{entries.get(stage, stage)}_", texts[stage])
+        self.assertEqual(len(set(texts.values())), len(texts))
+        gated = ("--set", "8_variable", "--shared-widths", "256", "--shared-gate")
+        self.assertIn("varmoe_shared_gate_gradient_", self.source(*gated, "--stage", "shared_gate_gradient"))
+        for stage, changes in (("fc1_gradient", True), ("fc2_bias_gradient", True), ("dx", False)):
+            self.assertEqual(self.source(*every, "--stage", stage, "--fp32-gradients") != texts[stage], changes, stage)
+        self.assertIn(".target", self.source(*every, "--stage", "fc2_gradient", "--form", "ptx"))
+
+    def test_the_backward_passs_overrides_are_those_of_a_training_layer(self):
+        one = ("--set", "8_variable", "--stage", "fc1_gradient")
+        config = {"VARMOE_DW1_CONFIG": "schedule=mma_sync,block_m=64,block_n=128,stages=3"}
+        self.assertIn("varmoe_fc1_gradient_mma_sync_m64n128s3_", self.source(*one, env=config))
+        self.assertNotIn("mma_sync_m64n128s3", self.source(*one))
+
+    def test_a_stage_of_training_that_the_layer_lacks_is_refused_with_the_reason(self):
+        def refused(*arguments, words):
+            result = self.tune("emit", "--set", "8_variable", "--device", "h200", *arguments, status=2)
+            self.assert_says(result, *words)
+        refused("--stage", "fc1_bias_gradient", words=("fc1_bias_gradient", "biases", "--bias"))
+        refused("--stage", "fc2_bias_gradient", words=("fc2_bias_gradient", "biases", "--bias"))
+        refused("--stage", "shared_gate_gradient", words=("shared_gate_gradient", "gate", "--shared-gate"))
+        refused("--stage", "dx", "--weight-on-input", words=("training", "weight_on_input"))
+        refused("--fp32-gradients", words=("--fp32-gradients", "fc1_gradient"))
 
     def test_fault_23_no_text_from_outside_reaches_the_source(self):
         layer = {"varmoe_layer": 1, "hidden_size": 256, "expert_widths": [64, 128], "top_k": 2}

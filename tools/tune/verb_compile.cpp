@@ -13,6 +13,7 @@
 #include "emit/routing.hpp"
 #include "engine/kernel_plan.hpp"
 #include "engine/layer_build.hpp"
+#include "engine/training_build.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
@@ -25,6 +26,7 @@ struct CompileOptions {
   SessionOptions session;
   LayerInput input;
   std::string tokens = "1,64,4096";
+  bool training = false, recompute = false, fp32_gradients = false;
 };
 
 /// A kernel and the layers that share it.
@@ -114,9 +116,34 @@ Status build_routers(const std::vector<InputLayer>& layers, engine::KernelBuilde
   return {};
 }
 
+/// The kernels of one layer.
+struct LayerKernels {
+  std::vector<KernelReport> kernels;
+  std::optional<Error> first_error;
+};
+
+/// Of a Layer, or of a TrainingLayer with these options.
+Result<LayerKernels> build_one(const LayerSpec& spec, const std::vector<std::int64_t>& buckets,
+                               const std::optional<TrainingOptions>& training,
+                               const engine::ConfigChooser& chooser, engine::KernelBuilder& builder,
+                               const engine::BuildHooks& hooks) {
+  if (!training) {
+    auto build = engine::build_layer(spec, buckets, chooser, builder, hooks);
+    if (!build) return build.error();
+    return LayerKernels{std::move(build->kernels), std::move(build->first_error)};
+  }
+  auto build = engine::build_training(spec, *training, buckets, chooser, builder, hooks);
+  if (!build) return build.error();
+  LayerKernels made{std::move(build->reports), {}};
+  for (const engine::BuiltKernel& kernel : build->built)
+    if (!made.first_error) made.first_error = kernel.error;
+  return made;
+}
+
 /// Every kernel of every layer, and of its router.
 Result<Rows> build_all(const std::vector<InputLayer>& layers, const std::vector<std::int64_t>& buckets,
-                       const engine::ConfigChooser& chooser, engine::KernelBuilder& builder, bool progress) {
+                       const std::optional<TrainingOptions>& training, const engine::ConfigChooser& chooser,
+                       engine::KernelBuilder& builder, bool progress) {
   Rows all;
   std::map<std::string, std::size_t> row_of;
   std::map<std::string, std::vector<std::string>> findings_of;
@@ -132,7 +159,7 @@ Result<Rows> build_all(const std::vector<InputLayer>& layers, const std::vector<
   for (const InputLayer& layer : layers) {
     Progress line("compiling " + layer.label, progress);
     hooks.progress = [&](std::size_t done, std::size_t total) { line.update(done, total); };
-    auto build = engine::build_layer(layer.spec, buckets, chooser, builder, hooks);
+    auto build = build_one(layer.spec, buckets, training, chooser, builder, hooks);
     if (!build) return build.error();
     if (!all.first_error) all.first_error = build->first_error;
     for (KernelReport& kernel : build->kernels) {
@@ -192,7 +219,13 @@ int compile_verb(const CompileOptions& options, const Output& out) {
 
   const auto start = std::chrono::steady_clock::now();
   engine::KernelBuilder builder(toolchain->builder_settings(device->arch));
-  auto rows = build_all(*layers, *buckets, *chooser, builder, !out.json());
+  std::optional<TrainingOptions> training;
+  if (options.training) {
+    training.emplace();
+    training->save_preactivation = !options.recompute;
+    if (options.fp32_gradients) training->gradient_type = GradientType::fp32;
+  }
+  auto rows = build_all(*layers, *buckets, training, *chooser, builder, !out.json());
   if (!rows) return out.fail(rows.error());
   const double ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
@@ -265,6 +298,12 @@ void add_compile(CLI::App& app, Action& run) {
   options->session.add_build(*verb);
   verb->add_option("--tokens", options->tokens, "token counts to prepare for, e.g. 1,64,4096")
       ->capture_default_str();
+  auto* training = verb->add_flag("--training", options->training,
+                                  "what layers that learn need (TrainingLayer), forward and backward");
+  verb->add_flag("--recompute", options->recompute,
+                 "of layers whose backward computes the pre-activation again")
+      ->needs(training);
+  verb->add_flag("--fp32-gradients", options->fp32_gradients, "weight gradients of 32 bits")->needs(training);
   verb->callback(
       [options, &run] { run = [options](const Output& out) { return compile_verb(*options, out); }; });
 }

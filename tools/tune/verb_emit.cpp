@@ -1,11 +1,13 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <memory>
-#include <optional>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "base/text.hpp"
@@ -18,6 +20,7 @@
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
+#include "tools/tune/training_kernels.hpp"
 #include "tools/tune/verbs.hpp"
 
 namespace varmoe::tools {
@@ -31,6 +34,7 @@ struct EmitOptions {
   std::string form = "source";
   std::string out;
   bool headers = false;
+  bool fp32_gradients = false;
 };
 
 std::string source_text(const emit::EmittedKernel& kernel, bool with_headers) {
@@ -70,7 +74,43 @@ Status write_result(const std::string& path, std::string_view bytes) {
   return {};
 }
 
+bool of_training(const std::string& stage) {
+  const auto& all = training_stages();
+  return std::find(all.begin(), all.end(), stage) != all.end();
+}
+
+/// A kernel of the layer's forward, or of its router.
+Result<emit::EmittedKernel> forward_kernel(const EmitOptions& options, const InputLayer& layer,
+                                           std::span<const std::int64_t> buckets,
+                                           const engine::ConfigChooser& chooser) {
+  const LayerSpec& spec = layer.spec;
+  auto plan = engine::plan_kernels(spec, buckets, chooser, engine::needs_runtime_width(spec));
+  if (!plan) return plan.error();
+  std::vector<std::string> stages;
+  for (const emit::KernelRequest& request : plan->requests) {
+    stages.emplace_back(emit::to_string(request.stage));
+    if (stages.back() == options.stage) return emit::emit_kernel(spec, request);
+  }
+  if (layer.router) {
+    auto kernels = emit::emit_router_kernels(*layer.router);
+    if (!kernels) return kernels.error();
+    for (emit::EmittedKernel& kernel : *kernels) {
+      stages.emplace_back(emit::to_string(kernel.stage));
+      if (stages.back() == options.stage) return std::move(kernel);
+    }
+  }
+  return Error(
+      ErrorCode::invalid_argument,
+      fmt::format("--stage: this layer has no kernel '{}' at {} tokens, but {}; in training also {}",
+                  options.stage.substr(0, 40), options.tokens, join(stages), join(training_stages())));
+}
+
 int emit_verb(const EmitOptions& options, const Output& out) {
+  const bool training = of_training(options.stage);
+  if (options.fp32_gradients && !training)
+    return out.fail(
+        {ErrorCode::invalid_argument,
+         fmt::format("--fp32-gradients goes with a --stage of training: {}", join(training_stages()))});
   auto toolchain = open_toolchain(options.session);
   if (!toolchain) return out.fail(toolchain.error());
   auto layers = options.input.read(nullptr);
@@ -83,33 +123,13 @@ int emit_verb(const EmitOptions& options, const Output& out) {
   prepare.tokens = {options.tokens};
   auto buckets = engine::buckets_to_prepare(prepare);
   if (!buckets) return out.fail(buckets.error());
-  const LayerSpec& spec = layers->front().spec;
-  auto plan = engine::plan_kernels(spec, *buckets, *chooser, engine::needs_runtime_width(spec));
-  if (!plan) return out.fail(plan.error());
-
-  std::vector<std::string> stages;
-  const emit::KernelRequest* request = nullptr;
-  for (const emit::KernelRequest& r : plan->requests) {
-    stages.emplace_back(emit::to_string(r.stage));
-    if (stages.back() == options.stage) request = &r;
-  }
-  const std::optional<RouterSpec>& router = layers->front().router;
-  std::optional<emit::EmittedKernel> of_router;
-  if (router) {
-    auto kernels = emit::emit_router_kernels(*router);
-    if (!kernels) return out.fail(kernels.error());
-    for (emit::EmittedKernel& kernel : *kernels) {
-      stages.emplace_back(emit::to_string(kernel.stage));
-      if (stages.back() == options.stage) of_router = std::move(kernel);
-    }
-  }
-  if (request == nullptr && !of_router) {
-    return out.fail({ErrorCode::invalid_argument,
-                     fmt::format("--stage: this layer has no kernel '{}' at {} tokens, but {}",
-                                 options.stage.substr(0, 40), options.tokens, join(stages))});
-  }
-  auto kernel =
-      of_router ? Result<emit::EmittedKernel>(*std::move(of_router)) : emit::emit_kernel(spec, *request);
+  auto kernel = [&]() -> Result<emit::EmittedKernel> {
+    if (!training) return forward_kernel(options, layers->front(), *buckets, *chooser);
+    engine::KernelBuilder builder(toolchain->builder_settings(device->arch));
+    return training_kernel(layers->front().spec, options.stage, buckets->front(),
+                           options.fp32_gradients ? GradientType::fp32 : GradientType::layer_dtype, *chooser,
+                           builder);
+  }();
   if (!kernel) return out.fail(kernel.error());
 
   std::string text;
@@ -167,8 +187,11 @@ void add_emit(CLI::App& app, Action& run) {
   verb->add_option(
           "--stage", options->stage,
           "sort_single, sort_count, sort_scatter, gather, fc1, fc2, combine or whole_layer; route of a "
-          "model that describes one")
+          "model that describes one; of training: " +
+              join(training_stages()))
       ->capture_default_str();
+  verb->add_flag("--fp32-gradients", options->fp32_gradients,
+                 "stages of training: weight gradients of 32 bits");
   verb->add_option("--form", options->form, "what to print")
       ->capture_default_str()
       ->check(CLI::IsMember({"source", "ptx", "sass", "cubin", "log"}));
