@@ -89,7 +89,8 @@ class VARMOE_API TrainingLayer {
   /// As Layer::bind.
   Status bind(const Weights& weights);
   /// Where the gradients go: pointers, strides and layouts as of the weights, which they need not share (each expert's matrices have the
-  /// weights' shapes); written by backward. Elements are of TrainingOptions::gradient_type; strides count elements. Biases and the shared gate where the
+  /// weights' shapes); written by backward. Elements are of TrainingOptions::gradient_type (fp32: element_bytes = 4
+  /// of the functions that make Weights); strides count elements. Biases and the shared gate where the
   /// layer has them. May be repeated as `bind` may. Experts' gradients must not overlap.
   Status bind_gradients(const Weights& gradients);
 

@@ -30,7 +30,8 @@ struct ExpertWeights {
   std::int64_t fc1_bias_stride = 1;
 };
 
-/// Weights of all experts, in expert order.
+/// Weights of all experts, in expert order. `element_bytes` of the functions that derive addresses is 2 (weights, and gradients of the
+/// layer's dtype) or 4: gradients of TrainingOptions::gradient_type = fp32; strides count elements, and another size is invalid_argument.
 struct Weights {
   std::vector<ExpertWeights> experts;  ///< the E routed ones
   /// The shared ones, in the order of LayerSpec::shared_widths; checkpoints hold them apart. Filled by set_shared_blocks or
@@ -41,38 +42,44 @@ struct Weights {
 
   /// Storage "blocks": each expert's matrices contiguous, experts one after another: nk fc1 [Σ 2I_e, H], fc2 blocks [H, I_e];
   /// kn fc1 blocks [H, 2I_e], fc2 [Σ I_e, H]. With equal widths this is the usual [E, 2I, H] / [E, H, I].
-  static VARMOE_API Result<Weights> blocks(const LayerSpec& spec, const void* fc1, const void* fc2);
+  static VARMOE_API Result<Weights> blocks(const LayerSpec& spec, const void* fc1, const void* fc2,
+                                           std::int64_t element_bytes = 2);
 
   /// Storage "padded": as if every expert had width `padded_width` ≥ max I_e; the first I_e rows (columns) of each are valid.
   /// A gated fc1's second half begins at row (column) `padded_width`.
   static VARMOE_API Result<Weights> padded(const LayerSpec& spec, const void* fc1, const void* fc2,
-                                           std::int64_t padded_width);
+                                           std::int64_t padded_width, std::int64_t element_bytes = 2);
 
   /// Storage "packed", kn only: gate and up each [H, ΣI], fc2 [ΣI, H]. `gate` is null when not gated.
-  static VARMOE_API Result<Weights> packed(const LayerSpec& spec, const void* gate, const void* up, const void* down);
+  static VARMOE_API Result<Weights> packed(const LayerSpec& spec, const void* gate, const void* up, const void* down,
+                                           std::int64_t element_bytes = 2);
 
   /// Storage "packed_joint", kn only: fc1 [H, 2ΣI] with each expert's gate and up columns side by side, fc2 [ΣI, H].
-  static VARMOE_API Result<Weights> packed_joint(const LayerSpec& spec, const void* fc1, const void* fc2);
+  static VARMOE_API Result<Weights> packed_joint(const LayerSpec& spec, const void* fc1, const void* fc2,
+                                                 std::int64_t element_bytes = 2);
 
   /// Storage "pointers": one fc1 and one fc2 pointer per expert. Strides in elements; 0 means contiguous.
   static VARMOE_API Result<Weights> pointers(const LayerSpec& spec, const std::vector<const void*>& fc1,
                                              const std::vector<const void*>& fc2, std::int64_t fc1_stride = 0,
-                                             std::int64_t fc2_stride = 0);
+                                             std::int64_t fc2_stride = 0, std::int64_t element_bytes = 2);
 
   /// Fills `shared` from contiguous storage: each shared expert's matrices one after another as in `blocks`, with the layer's
   /// layouts and gate order; one shared expert is fc1 [2I, H], fc2 [H, I] (nk). `gate`: see shared_gate. Fails as validate does.
-  VARMOE_API Status set_shared_blocks(const LayerSpec& spec, const void* fc1, const void* fc2, const void* gate = nullptr);
+  VARMOE_API Status set_shared_blocks(const LayerSpec& spec, const void* fc1, const void* fc2, const void* gate = nullptr,
+                                      std::int64_t element_bytes = 2);
   /// The same from one fc1 and one fc2 pointer per shared expert, contiguous.
   VARMOE_API Status set_shared_pointers(const LayerSpec& spec, const std::vector<const void*>& fc1,
-                                        const std::vector<const void*>& fc2, const void* gate = nullptr);
+                                        const std::vector<const void*>& fc2, const void* gate = nullptr,
+                                        std::int64_t element_bytes = 2);
 
   /// These weights with biases, of a spec that has them. fc1_bias: each expert's [2I_e] (ungated [I_e]) in the gate order, one after
   /// another; with `padded_width` each as if its width were that, as in the storage "padded" (0: its own). fc2_bias: [E, H].
   VARMOE_API Result<Weights> with_biases(const LayerSpec& spec, const void* fc1_bias, const void* fc2_bias,
-                                         std::int64_t padded_width = 0) const;
+                                         std::int64_t padded_width = 0, std::int64_t element_bytes = 2) const;
   /// The same with one pointer per expert: fc1's [2I_e] (ungated [I_e]) in the gate order, fc2's [H].
   VARMOE_API Result<Weights> with_biases(const LayerSpec& spec, const std::vector<const void*>& fc1_bias,
-                                         const std::vector<const void*>& fc2_bias) const;
+                                         const std::vector<const void*>& fc2_bias,
+                                         std::int64_t element_bytes = 2) const;
 
   /// Checks count, nulls, 16-byte alignment and strides against the spec, of routed and shared experts, and that biases are there where
   /// the spec has them and nowhere else; the error names the expert and the matrix. The functions that make Weights check the routed

@@ -186,14 +186,16 @@ ExpertWeights expert_of(const varmoe_expert_weights& e) {
 }
 
 /// What the caller says of shared experts, which the layer may not have: bind compares the two.
-Status add_shared(const varmoe_weights& c, const LayerSpec& spec, Weights& weights) {
+Status add_shared(const varmoe_weights& c, const LayerSpec& spec, std::int64_t element_bytes,
+                  Weights& weights) {
   constexpr const char* where = "varmoe_weights";
   const bool arrays = c.shared_experts || c.shared_fc1_pointers || c.shared_fc2_pointers;
   if (!arrays && !c.shared_fc1 && !c.shared_fc2) {
     weights.shared_gate = c.shared_gate;
     return {};
   }
-  if (!arrays) return weights.set_shared_blocks(spec, c.shared_fc1, c.shared_fc2, c.shared_gate);
+  if (!arrays)
+    return weights.set_shared_blocks(spec, c.shared_fc1, c.shared_fc2, c.shared_gate, element_bytes);
   if (c.num_shared != static_cast<std::size_t>(spec.num_shared()))
     return bad_member(where, "num_shared", static_cast<long long>(c.num_shared),
                       fmt::format("the layer's number of shared experts, {}", spec.num_shared()).c_str());
@@ -205,10 +207,12 @@ Status add_shared(const varmoe_weights& c, const LayerSpec& spec, Weights& weigh
   if (!c.shared_fc1_pointers) return null_member(where, "shared_fc1_pointers");
   if (!c.shared_fc2_pointers) return null_member(where, "shared_fc2_pointers");
   return weights.set_shared_pointers(spec, list_of(c.shared_fc1_pointers, c.num_shared),
-                                     list_of(c.shared_fc2_pointers, c.num_shared), c.shared_gate);
+                                     list_of(c.shared_fc2_pointers, c.num_shared), c.shared_gate,
+                                     element_bytes);
 }
 
-Result<Weights> with_biases(const varmoe_weights& c, const LayerSpec& spec, Result<Weights> matrices) {
+Result<Weights> with_biases(const varmoe_weights& c, const LayerSpec& spec, std::int64_t element_bytes,
+                            Result<Weights> matrices) {
   constexpr const char* where = "varmoe_weights";
   if (!matrices) return matrices;
   const bool pointers = c.storage == VARMOE_STORAGE_POINTERS;
@@ -222,14 +226,14 @@ Result<Weights> with_biases(const varmoe_weights& c, const LayerSpec& spec, Resu
   }
   if (!pointers)
     return matrices->with_biases(spec, c.fc1_bias, c.fc2_bias,
-                                 c.storage == VARMOE_STORAGE_PADDED ? c.padded_width : 0);
+                                 c.storage == VARMOE_STORAGE_PADDED ? c.padded_width : 0, element_bytes);
   if (!c.fc1_bias_pointers) return null_member(where, "fc1_bias_pointers");
   if (!c.fc2_bias_pointers) return null_member(where, "fc2_bias_pointers");
   return matrices->with_biases(spec, list_of(c.fc1_bias_pointers, c.num_experts),
-                               list_of(c.fc2_bias_pointers, c.num_experts));
+                               list_of(c.fc2_bias_pointers, c.num_experts), element_bytes);
 }
 
-Result<Weights> routed_weights(const varmoe_weights& c, const LayerSpec& spec) {
+Result<Weights> routed_weights(const varmoe_weights& c, const LayerSpec& spec, std::int64_t element_bytes) {
   constexpr const char* where = "varmoe_weights";
   const auto check_count = [&]() -> Status {
     if (c.num_experts == static_cast<std::size_t>(spec.num_experts())) return {};
@@ -238,21 +242,22 @@ Result<Weights> routed_weights(const varmoe_weights& c, const LayerSpec& spec) {
   };
   switch (c.storage) {
     case VARMOE_STORAGE_BLOCKS:
-      return with_biases(c, spec, Weights::blocks(spec, c.fc1, c.fc2));
+      return with_biases(c, spec, element_bytes, Weights::blocks(spec, c.fc1, c.fc2, element_bytes));
     case VARMOE_STORAGE_PADDED:
-      return with_biases(c, spec, Weights::padded(spec, c.fc1, c.fc2, c.padded_width));
+      return with_biases(c, spec, element_bytes,
+                         Weights::padded(spec, c.fc1, c.fc2, c.padded_width, element_bytes));
     case VARMOE_STORAGE_PACKED:
-      return with_biases(c, spec, Weights::packed(spec, c.gate, c.up, c.fc2));
+      return with_biases(c, spec, element_bytes, Weights::packed(spec, c.gate, c.up, c.fc2, element_bytes));
     case VARMOE_STORAGE_PACKED_JOINT:
-      return with_biases(c, spec, Weights::packed_joint(spec, c.fc1, c.fc2));
+      return with_biases(c, spec, element_bytes, Weights::packed_joint(spec, c.fc1, c.fc2, element_bytes));
     case VARMOE_STORAGE_POINTERS: {
       if (Status status = check_count(); !status) return std::move(status).error();
       if (!c.fc1_pointers) return null_member(where, "fc1_pointers");
       if (!c.fc2_pointers) return null_member(where, "fc2_pointers");
-      return with_biases(
-          c, spec,
-          Weights::pointers(spec, list_of(c.fc1_pointers, c.num_experts),
-                            list_of(c.fc2_pointers, c.num_experts), c.fc1_stride, c.fc2_stride));
+      return with_biases(c, spec, element_bytes,
+                         Weights::pointers(spec, list_of(c.fc1_pointers, c.num_experts),
+                                           list_of(c.fc2_pointers, c.num_experts), c.fc1_stride, c.fc2_stride,
+                                           element_bytes));
     }
     case VARMOE_STORAGE_EXPERTS: {
       if (Status status = check_count(); !status) return std::move(status).error();
@@ -278,68 +283,25 @@ Result<Weights> routed_weights(const varmoe_weights& c, const LayerSpec& spec) {
   return bad_member(where, "storage", c.storage, "one of VARMOE_STORAGE_*");
 }
 
-}  // namespace
-
-Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec) {
+Result<Weights> weights_of(const varmoe_weights* given, const LayerSpec& spec, std::int64_t element_bytes) {
   if (!given) return Error(ErrorCode::invalid_argument, "varmoe_weights is null");
   auto read = read_struct(given, "varmoe_weights", default_weights());
   if (!read) return std::move(read).error();
-  auto weights = routed_weights(*read, spec);
+  auto weights = routed_weights(*read, spec, element_bytes);
   if (!weights) return weights;
-  if (Status status = add_shared(*read, spec, *weights); !status) return std::move(status).error();
+  if (Status status = add_shared(*read, spec, element_bytes, *weights); !status)
+    return std::move(status).error();
   return weights;
-}
-
-namespace {
-
-/// Moves a pointer into an array of two-byte elements at `base` to the same element of an array of four-byte
-/// ones.
-void widen(const void* base, const void*& pointer) {
-  if (!pointer) return;
-  const auto at = reinterpret_cast<std::uintptr_t>(pointer), begin = reinterpret_cast<std::uintptr_t>(base);
-  pointer = reinterpret_cast<const void*>(at + (at - begin));
-}
-
-void widen(const void* fc1, const void* fc2, ExpertWeights& expert) {
-  widen(fc1, expert.gate);
-  widen(fc1, expert.up);
-  widen(fc2, expert.down);
-}
-
-/// The functions that make Weights count in elements of two bytes. What they derived from a base of the
-/// caller's is moved; what the caller pointed to himself stays.
-void widen(const varmoe_weights& c, Weights& weights) {
-  const bool pointers = c.storage == VARMOE_STORAGE_POINTERS, packed = c.storage == VARMOE_STORAGE_PACKED;
-  for (std::size_t i = 0; i < weights.experts.size() && c.storage != VARMOE_STORAGE_EXPERTS; ++i) {
-    ExpertWeights& expert = weights.experts[i];
-    if (packed) {
-      widen(c.gate, expert.gate);
-      widen(c.up, expert.up);
-      widen(c.fc2, expert.down);
-    } else {
-      widen(pointers ? c.fc1_pointers[i] : c.fc1, pointers ? c.fc2_pointers[i] : c.fc2, expert);
-    }
-    const void* fc1_bias = pointers && c.fc1_bias_pointers ? c.fc1_bias_pointers[i] : c.fc1_bias;
-    widen(fc1_bias, expert.gate_bias);
-    widen(fc1_bias, expert.up_bias);
-    widen(pointers && c.fc2_bias_pointers ? c.fc2_bias_pointers[i] : c.fc2_bias, expert.down_bias);
-  }
-  for (std::size_t i = 0; i < weights.shared.size() && !c.shared_experts; ++i) {
-    const bool each = c.shared_fc1_pointers != nullptr;
-    widen(each ? c.shared_fc1_pointers[i] : c.shared_fc1, each ? c.shared_fc2_pointers[i] : c.shared_fc2,
-          weights.shared[i]);
-  }
 }
 
 }  // namespace
 
+Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec) {
+  return weights_of(given, spec, 2);
+}
+
 Result<Weights> to_cpp(const varmoe_weights* given, const LayerSpec& spec, GradientType type) {
-  auto gradients = to_cpp(given, spec);
-  if (!gradients || type != GradientType::fp32) return gradients;
-  auto read = read_struct(given, "varmoe_weights", default_weights());
-  if (!read) return std::move(read).error();
-  widen(*read, *gradients);
-  return gradients;
+  return weights_of(given, spec, type == GradientType::fp32 ? 4 : 2);
 }
 
 Result<ForwardArgs> to_cpp(const varmoe_forward_args* given) {

@@ -10,7 +10,7 @@
 namespace varmoe {
 namespace {
 
-/// Both element types have two bytes.
+/// Of weights: both element types have two bytes. Gradients may have four.
 constexpr std::int64_t kElementBytes = 2;
 constexpr std::uintptr_t kAlignment = 16;
 /// No matrix has rows this far apart. Kernels keep a stride as 32 bits of bytes, and products with counts
@@ -21,10 +21,22 @@ Error bad_argument(std::string message) {
   return Error(ErrorCode::invalid_argument, std::move(message));
 }
 
-/// `base` moved by a number of elements. Integer arithmetic: these may be device addresses.
-const void* advance(const void* base, std::int64_t elements) {
+/// `base` moved by a number of elements of this size. Integer arithmetic: these may be device addresses.
+const void* advance(const void* base, std::int64_t elements, std::int64_t element_bytes) {
   return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) +
-                                       static_cast<std::uintptr_t>(elements * kElementBytes));
+                                       static_cast<std::uintptr_t>(elements * element_bytes));
+}
+
+Status check_element_bytes(std::int64_t element_bytes) {
+  if (element_bytes == 2 || element_bytes == 4) return {};
+  return bad_argument(
+      fmt::format("element_bytes is {}; must be 2, or 4 of gradients in fp32", element_bytes));
+}
+
+/// What all functions that make Weights check first.
+Status check_call(const LayerSpec& spec, std::int64_t element_bytes) {
+  if (auto status = spec.validate(); !status) return status;
+  return check_element_bytes(element_bytes);
 }
 
 bool interleaved(const LayerSpec& spec) {
@@ -34,7 +46,7 @@ bool interleaved(const LayerSpec& spec) {
 /// Points one expert's fc1 fields into a matrix whose stored rows are `stride` elements apart and whose
 /// second half begins `half` rows (nk) or columns (kn) after the first.
 void set_fc1(const LayerSpec& spec, const void* base, std::int64_t stride, std::int64_t half,
-             ExpertWeights& expert) {
+             std::int64_t element_bytes, ExpertWeights& expert) {
   expert.fc1_stride = stride;
   if (!spec.gated()) {
     expert.up = base;
@@ -46,12 +58,12 @@ void set_fc1(const LayerSpec& spec, const void* base, std::int64_t stride, std::
     // matrix.
     expert.gate = base;
     if (nk) {
-      expert.up = advance(base, stride);
+      expert.up = advance(base, stride, element_bytes);
       expert.fc1_stride = 2 * stride;
     }
     return;
   }
-  const void* second = advance(base, nk ? half * stride : half);
+  const void* second = advance(base, nk ? half * stride : half, element_bytes);
   const bool gate_first = spec.gate_order == GateOrder::gate_first;
   expert.gate = gate_first ? base : second;
   expert.up = gate_first ? second : base;
@@ -188,20 +200,21 @@ Status check_shared(const LayerSpec& spec, const std::vector<ExpertWeights>& sha
 }
 
 /// Points one expert's bias fields into fc1's bias, whose second half begins `half` entries after the first.
-void set_fc1_bias(const LayerSpec& spec, const void* base, std::int64_t half, ExpertWeights& expert) {
+void set_fc1_bias(const LayerSpec& spec, const void* base, std::int64_t half, std::int64_t element_bytes,
+                  ExpertWeights& expert) {
   expert.fc1_bias_stride = interleaved(spec) ? 2 : 1;
   if (!spec.gated()) {
     expert.up_bias = base;
     return;
   }
-  const void* second = advance(base, interleaved(spec) ? 1 : half);
+  const void* second = advance(base, interleaved(spec) ? 1 : half, element_bytes);
   const bool up_first = spec.gate_order == GateOrder::up_first;
   expert.gate_bias = up_first ? second : base;
   expert.up_bias = up_first ? base : second;
 }
 
-Status require_biases(const LayerSpec& spec, const Weights& weights) {
-  if (auto status = spec.validate(); !status) return status;
+Status require_biases(const LayerSpec& spec, const Weights& weights, std::int64_t element_bytes) {
+  if (auto status = check_call(spec, element_bytes); !status) return status;
   if (!spec.bias) return bad_argument("biases were given; the layer has none (LayerSpec::bias is false)");
   return check_routed(spec, weights.experts);
 }
@@ -222,8 +235,8 @@ Status check_padded_width(const LayerSpec& spec, std::int64_t padded_width) {
 /// Experts of these widths one after another, each stored with `padded_width`, or with its own width when
 /// there is none.
 Result<Weights> one_after_another(const LayerSpec& spec, const std::vector<std::int64_t>& widths,
-                                  const void* fc1, const void* fc2,
-                                  std::optional<std::int64_t> padded_width) {
+                                  const void* fc1, const void* fc2, std::optional<std::int64_t> padded_width,
+                                  std::int64_t element_bytes) {
   if (auto status = require(fc1, "fc1"); !status) return status.error();
   if (auto status = require(fc2, "fc2"); !status) return status.error();
   Weights weights;
@@ -231,9 +244,9 @@ Result<Weights> one_after_another(const LayerSpec& spec, const std::vector<std::
   for (const std::int64_t width : widths) {
     const std::int64_t stored = padded_width.value_or(width);
     ExpertWeights expert;
-    set_fc1(spec, advance(fc1, fc1_columns(spec, before) * spec.hidden_size),
-            fc1_contiguous_stride(spec, stored), stored, expert);
-    expert.down = advance(fc2, before * spec.hidden_size);
+    set_fc1(spec, advance(fc1, fc1_columns(spec, before) * spec.hidden_size, element_bytes),
+            fc1_contiguous_stride(spec, stored), stored, element_bytes, expert);
+    expert.down = advance(fc2, before * spec.hidden_size, element_bytes);
     expert.fc2_stride = fc2_contiguous_stride(spec, stored);
     weights.experts.push_back(expert);
     before += stored;
@@ -243,22 +256,24 @@ Result<Weights> one_after_another(const LayerSpec& spec, const std::vector<std::
 
 }  // namespace
 
-Result<Weights> Weights::blocks(const LayerSpec& spec, const void* fc1, const void* fc2) {
-  if (auto status = spec.validate(); !status) return status.error();
-  auto weights = one_after_another(spec, spec.expert_widths, fc1, fc2, std::nullopt);
+Result<Weights> Weights::blocks(const LayerSpec& spec, const void* fc1, const void* fc2,
+                                std::int64_t element_bytes) {
+  if (auto status = check_call(spec, element_bytes); !status) return status.error();
+  auto weights = one_after_another(spec, spec.expert_widths, fc1, fc2, std::nullopt, element_bytes);
   return weights ? checked(spec, *std::move(weights)) : std::move(weights);
 }
 
 Result<Weights> Weights::padded(const LayerSpec& spec, const void* fc1, const void* fc2,
-                                std::int64_t padded_width) {
-  if (auto status = spec.validate(); !status) return status.error();
+                                std::int64_t padded_width, std::int64_t element_bytes) {
+  if (auto status = check_call(spec, element_bytes); !status) return status.error();
   if (auto status = check_padded_width(spec, padded_width); !status) return status.error();
-  auto weights = one_after_another(spec, spec.expert_widths, fc1, fc2, padded_width);
+  auto weights = one_after_another(spec, spec.expert_widths, fc1, fc2, padded_width, element_bytes);
   return weights ? checked(spec, *std::move(weights)) : std::move(weights);
 }
 
-Result<Weights> Weights::packed(const LayerSpec& spec, const void* gate, const void* up, const void* down) {
-  if (auto status = spec.validate(); !status) return status.error();
+Result<Weights> Weights::packed(const LayerSpec& spec, const void* gate, const void* up, const void* down,
+                                std::int64_t element_bytes) {
+  if (auto status = check_call(spec, element_bytes); !status) return status.error();
   if (auto status = require_kn(spec, "packed"); !status) return status.error();
   if (interleaved(spec)) {
     return bad_argument("storage packed has gate and up apart; with gate_order interleaved use packed_joint");
@@ -276,9 +291,9 @@ Result<Weights> Weights::packed(const LayerSpec& spec, const void* gate, const v
   std::int64_t before = 0;
   for (const std::int64_t width : spec.expert_widths) {
     ExpertWeights expert;
-    if (spec.gated()) expert.gate = advance(gate, before);
-    expert.up = advance(up, before);
-    expert.down = advance(down, before * spec.hidden_size);
+    if (spec.gated()) expert.gate = advance(gate, before, element_bytes);
+    expert.up = advance(up, before, element_bytes);
+    expert.down = advance(down, before * spec.hidden_size, element_bytes);
     expert.fc1_stride = total;
     expert.fc2_stride = spec.hidden_size;
     weights.experts.push_back(expert);
@@ -287,8 +302,9 @@ Result<Weights> Weights::packed(const LayerSpec& spec, const void* gate, const v
   return checked(spec, std::move(weights));
 }
 
-Result<Weights> Weights::packed_joint(const LayerSpec& spec, const void* fc1, const void* fc2) {
-  if (auto status = spec.validate(); !status) return status.error();
+Result<Weights> Weights::packed_joint(const LayerSpec& spec, const void* fc1, const void* fc2,
+                                      std::int64_t element_bytes) {
+  if (auto status = check_call(spec, element_bytes); !status) return status.error();
   if (auto status = require_kn(spec, "packed_joint"); !status) return status.error();
   if (auto status = require(fc1, "fc1"); !status) return status.error();
   if (auto status = require(fc2, "fc2"); !status) return status.error();
@@ -297,8 +313,9 @@ Result<Weights> Weights::packed_joint(const LayerSpec& spec, const void* fc1, co
   std::int64_t before = 0;
   for (const std::int64_t width : spec.expert_widths) {
     ExpertWeights expert;
-    set_fc1(spec, advance(fc1, fc1_columns(spec, before)), stride, width, expert);
-    expert.down = advance(fc2, before * spec.hidden_size);
+    set_fc1(spec, advance(fc1, fc1_columns(spec, before), element_bytes), stride, width, element_bytes,
+            expert);
+    expert.down = advance(fc2, before * spec.hidden_size, element_bytes);
     expert.fc2_stride = spec.hidden_size;
     weights.experts.push_back(expert);
     before += width;
@@ -308,8 +325,8 @@ Result<Weights> Weights::packed_joint(const LayerSpec& spec, const void* fc1, co
 
 Result<Weights> Weights::pointers(const LayerSpec& spec, const std::vector<const void*>& fc1,
                                   const std::vector<const void*>& fc2, std::int64_t fc1_stride,
-                                  std::int64_t fc2_stride) {
-  if (auto status = spec.validate(); !status) return status.error();
+                                  std::int64_t fc2_stride, std::int64_t element_bytes) {
+  if (auto status = check_call(spec, element_bytes); !status) return status.error();
   if (fc1.size() != spec.expert_widths.size() || fc2.size() != spec.expert_widths.size()) {
     return bad_argument(fmt::format("{} fc1 and {} fc2 pointers; the layer has {} experts", fc1.size(),
                                     fc2.size(), spec.num_experts()));
@@ -331,7 +348,8 @@ Result<Weights> Weights::pointers(const LayerSpec& spec, const std::vector<const
       if (auto status = check_stride(fc1_stride, least, "fc1_stride", {e}); !status) return status.error();
     }
     ExpertWeights expert;
-    set_fc1(spec, fc1[e], fc1_stride != 0 ? fc1_stride : fc1_contiguous_stride(spec, width), width, expert);
+    set_fc1(spec, fc1[e], fc1_stride != 0 ? fc1_stride : fc1_contiguous_stride(spec, width), width,
+            element_bytes, expert);
     expert.down = fc2[e];
     expert.fc2_stride = fc2_stride != 0 ? fc2_stride : fc2_contiguous_stride(spec, width);
     weights.experts.push_back(expert);
@@ -340,8 +358,8 @@ Result<Weights> Weights::pointers(const LayerSpec& spec, const std::vector<const
 }
 
 Result<Weights> Weights::with_biases(const LayerSpec& spec, const void* fc1_bias, const void* fc2_bias,
-                                     std::int64_t padded_width) const {
-  if (auto status = require_biases(spec, *this); !status) return status.error();
+                                     std::int64_t padded_width, std::int64_t element_bytes) const {
+  if (auto status = require_biases(spec, *this, element_bytes); !status) return status.error();
   if (auto status = require(fc1_bias, "fc1_bias"); !status) return status.error();
   if (auto status = require(fc2_bias, "fc2_bias"); !status) return status.error();
   if (padded_width != 0) {
@@ -351,8 +369,10 @@ Result<Weights> Weights::with_biases(const LayerSpec& spec, const void* fc1_bias
   std::int64_t before = 0;
   for (std::size_t e = 0; e < experts.size(); ++e) {
     const std::int64_t stored = padded_width != 0 ? padded_width : spec.expert_widths[e];
-    set_fc1_bias(spec, advance(fc1_bias, fc1_columns(spec, before)), stored, weights.experts[e]);
-    weights.experts[e].down_bias = advance(fc2_bias, static_cast<std::int64_t>(e) * spec.hidden_size);
+    set_fc1_bias(spec, advance(fc1_bias, fc1_columns(spec, before), element_bytes), stored, element_bytes,
+                 weights.experts[e]);
+    weights.experts[e].down_bias =
+        advance(fc2_bias, static_cast<std::int64_t>(e) * spec.hidden_size, element_bytes);
     before += stored;
   }
   if (auto status = weights.validate(spec); !status) return status.error();
@@ -360,8 +380,9 @@ Result<Weights> Weights::with_biases(const LayerSpec& spec, const void* fc1_bias
 }
 
 Result<Weights> Weights::with_biases(const LayerSpec& spec, const std::vector<const void*>& fc1_bias,
-                                     const std::vector<const void*>& fc2_bias) const {
-  if (auto status = require_biases(spec, *this); !status) return status.error();
+                                     const std::vector<const void*>& fc2_bias,
+                                     std::int64_t element_bytes) const {
+  if (auto status = require_biases(spec, *this, element_bytes); !status) return status.error();
   if (fc1_bias.size() != experts.size() || fc2_bias.size() != experts.size()) {
     return bad_argument(fmt::format("{} fc1_bias and {} fc2_bias pointers; the layer has {} experts",
                                     fc1_bias.size(), fc2_bias.size(), experts.size()));
@@ -372,17 +393,18 @@ Result<Weights> Weights::with_biases(const LayerSpec& spec, const std::vector<co
          {std::pair{fc1_bias[e], "fc1_bias"}, std::pair{fc2_bias[e], "fc2_bias"}}) {
       if (pointer == nullptr) return bad_argument(fmt::format("expert {}: {} is null", e, name));
     }
-    set_fc1_bias(spec, fc1_bias[e], spec.expert_widths[e], weights.experts[e]);
+    set_fc1_bias(spec, fc1_bias[e], spec.expert_widths[e], element_bytes, weights.experts[e]);
     weights.experts[e].down_bias = fc2_bias[e];
   }
   if (auto status = weights.validate(spec); !status) return status.error();
   return weights;
 }
 
-Status Weights::set_shared_blocks(const LayerSpec& spec, const void* fc1, const void* fc2, const void* gate) {
-  if (auto status = spec.validate(); !status) return status;
+Status Weights::set_shared_blocks(const LayerSpec& spec, const void* fc1, const void* fc2, const void* gate,
+                                  std::int64_t element_bytes) {
+  if (auto status = check_call(spec, element_bytes); !status) return status;
   if (spec.shared_widths.empty()) return bad_argument("the layer has no shared experts");
-  auto blocks = one_after_another(spec, spec.shared_widths, fc1, fc2, std::nullopt);
+  auto blocks = one_after_another(spec, spec.shared_widths, fc1, fc2, std::nullopt, element_bytes);
   if (!blocks) return bad_argument("shared experts: " + blocks.error().message());
   if (auto status = check_shared(spec, blocks->experts, gate); !status) return status;
   shared = std::move(blocks->experts);
@@ -391,8 +413,9 @@ Status Weights::set_shared_blocks(const LayerSpec& spec, const void* fc1, const 
 }
 
 Status Weights::set_shared_pointers(const LayerSpec& spec, const std::vector<const void*>& fc1,
-                                    const std::vector<const void*>& fc2, const void* gate) {
-  if (auto status = spec.validate(); !status) return status;
+                                    const std::vector<const void*>& fc2, const void* gate,
+                                    std::int64_t element_bytes) {
+  if (auto status = check_call(spec, element_bytes); !status) return status;
   if (fc1.size() != spec.shared_widths.size() || fc2.size() != spec.shared_widths.size()) {
     return bad_argument(fmt::format("{} fc1 and {} fc2 pointers; the layer has {} shared experts", fc1.size(),
                                     fc2.size(), spec.num_shared()));
@@ -402,7 +425,7 @@ Status Weights::set_shared_pointers(const LayerSpec& spec, const std::vector<con
     const std::int64_t width = spec.shared_widths[e];
     if (auto status = check_pointer(fc1[e], "fc1", {e, true}); !status) return status;
     ExpertWeights expert;
-    set_fc1(spec, fc1[e], fc1_contiguous_stride(spec, width), width, expert);
+    set_fc1(spec, fc1[e], fc1_contiguous_stride(spec, width), width, element_bytes, expert);
     expert.down = fc2[e];
     expert.fc2_stride = fc2_contiguous_stride(spec, width);
     list.push_back(expert);

@@ -141,6 +141,63 @@ TEST_CASE_FIXTURE(TrainingFixture,
   }
 }
 
+TEST_CASE_FIXTURE(
+    TrainingFixture,
+    "training: fp32 gradients described by Weights::blocks with element_bytes 4 fill the arrays") {
+  for (const WeightLayout layout : {WeightLayout::nk, WeightLayout::kn}) {
+    for (const bool biased : {false, true}) {
+      CAPTURE(biased);
+      LayerSpec spec = test::pruned_spec();
+      spec.fc1_layout = spec.fc2_layout = layout;
+      spec.bias = biased;
+      if (!biased) spec.shared_widths = {64, 128};
+      CAPTURE(tuning_signature(spec));
+      const auto c = oracle::make_training_case(oracle::make_case(spec, {.tokens = 37, .seed = 6}),
+                                                {.fp32 = true, .gradient_storage = oracle::Storage::blocks});
+      Engine engine = make_engine();
+      TrainingOptions training;
+      training.gradient_type = GradientType::fp32;
+      TrainingLayer layer = make_training_layer(engine, spec, training);
+      const auto weights = c.layer.host_weights();
+      require_ok(weights);
+      require_ok(layer.bind(*weights));
+
+      // The oracle's arrays, in which it finds elements by its own arithmetic; shared experts lie behind the
+      // routed ones.
+      oracle::TrainingOutput out = c.fresh();
+      float* const fc1 = reinterpret_cast<float*>(out.gradients.part(0).data());
+      float* const fc2 = reinterpret_cast<float*>(out.gradients.part(2).data());
+      auto gradients = Weights::blocks(spec, fc1, fc2, 4);
+      require_ok(gradients);
+      if (biased) {
+        gradients =
+            gradients->with_biases(spec, out.gradients.part(3).data(), out.gradients.part(4).data(), 0, 4);
+        require_ok(gradients);
+      } else {
+        const std::int64_t routed = spec.total_width() * spec.hidden_size;
+        require_ok(gradients->set_shared_blocks(spec, fc1 + 2 * routed, fc2 + routed, nullptr, 4));
+      }
+      require_ok(layer.bind_gradients(*gradients));
+
+      ForwardArgs forward = forward_args(layer, 37);
+      forward.x = c.layer.x.data();
+      forward.topk_ids = c.layer.ids32.data();
+      forward.topk_weights = c.layer.topk_weights.data();
+      BackwardArgs backward = backward_args(layer, 37);
+      require_ok(layer.forward(forward, const_cast<void*>(backward.saved), backward.saved_bytes));
+      backward.x = forward.x;
+      backward.topk_ids = forward.topk_ids;
+      backward.topk_weights = forward.topk_weights;
+      backward.dout = c.dout.data();
+      backward.dx = out.dx.data();
+      backward.dtopk_weights = out.dtopk.data();
+      require_ok(layer.backward(backward));
+      const auto comparison = c.compare(c.reference(), out, oracle::training_bar(spec.dtype));
+      CHECK_MESSAGE(comparison.pass(), comparison.text());
+    }
+  }
+}
+
 TEST_CASE_FIXTURE(TrainingFixture, "training: sizes: zero for no tokens, named when out of range") {
   Engine engine = make_engine();
   const TrainingLayer layer = make_training_layer(engine, test::small_spec());  // k = 2

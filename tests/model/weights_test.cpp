@@ -348,6 +348,148 @@ TEST_CASE("biases: where each expert's lie, and what is wrong with them") {
   CHECK(contains(message(wrong.validate(spec)), "gate_bias must be null: the activation is not gated"));
 }
 
+namespace {
+
+/// An address of which nothing is read. Arrays lie 2^28 apart, so that an address tells which one it is in.
+constexpr std::uintptr_t kArray = std::uintptr_t{1} << 28;
+const void* array(std::uintptr_t number) {
+  return reinterpret_cast<const void*>(number * kArray);
+}
+
+/// Whether `wide` is `narrow` with elements of twice the size: strides are the same, and each address is its
+/// array's plus twice the offset. `moved` counts addresses that are not their array's.
+void check_twice(const std::vector<ExpertWeights>& narrow, const std::vector<ExpertWeights>& wide,
+                 int& moved) {
+  REQUIRE(narrow.size() == wide.size());
+  for (std::size_t e = 0; e < narrow.size(); ++e) {
+    CAPTURE(e);
+    const ExpertWeights &n = narrow[e], &w = wide[e];
+    CHECK(w.fc1_stride == n.fc1_stride);
+    CHECK(w.fc2_stride == n.fc2_stride);
+    CHECK(w.fc1_bias_stride == n.fc1_bias_stride);
+    for (const auto member :
+         {&ExpertWeights::gate, &ExpertWeights::up, &ExpertWeights::down, &ExpertWeights::gate_bias,
+          &ExpertWeights::up_bias, &ExpertWeights::down_bias}) {
+      const auto from = reinterpret_cast<std::uintptr_t>(n.*member),
+                 to = reinterpret_cast<std::uintptr_t>(w.*member), offset = from % kArray;
+      CHECK(to == from - offset + 2 * offset);
+      moved += offset != 0;
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("four bytes an element: every offset of every storage and layout is twice that of two bytes") {
+  for (LayerSpec spec : every_storage_kind()) {
+    CAPTURE(tuning_signature(spec));
+    spec.shared_widths = {32, 8};
+    const bool kn = spec.fc1_layout == WeightLayout::kn && spec.fc2_layout == WeightLayout::kn;
+    const bool interleaved = spec.gated() && spec.gate_order == GateOrder::interleaved;
+    const std::vector<const void*> fc1 = {array(1), array(2), array(3)}, fc2 = {array(4), array(5), array(6)};
+    const auto twice = [&](const char* what, const auto& make) {
+      CAPTURE(what);
+      const Result<Weights> narrow = make(2), wide = make(4);
+      REQUIRE_MESSAGE(narrow, (narrow ? "" : narrow.error().message()));
+      REQUIRE_MESSAGE(wide, (wide ? "" : wide.error().message()));
+      int moved = 0;
+      check_twice(narrow->experts, wide->experts, moved);
+      check_twice(narrow->shared, wide->shared, moved);
+      CHECK(wide->shared_gate == narrow->shared_gate);
+      return moved;
+    };
+    // Of experts 1 and 2 everything lies behind expert 0's, and so does a second half of fc1.
+    const int matrices = spec.gated() ? 3 : 2;
+    const bool joint = interleaved && spec.fc1_layout == WeightLayout::kn;  // `up` is not used
+    const int all = 2 * (joint ? 2 : matrices), halves_moved = spec.gated() && !joint ? 1 : 0;
+    CHECK(twice("blocks", [&](std::int64_t bytes) {
+            return Weights::blocks(spec, array(1), array(2), bytes);
+          }) == all + halves_moved);
+    CHECK(twice("padded", [&](std::int64_t bytes) {
+            return Weights::padded(spec, array(1), array(2), 40, bytes);
+          }) == all + halves_moved);
+    if (kn) {
+      CHECK(twice("packed_joint", [&](std::int64_t bytes) {
+              return Weights::packed_joint(spec, array(1), array(2), bytes);
+            }) == all + halves_moved);
+    }
+    if (kn && !interleaved) {
+      CHECK(twice("packed", [&](std::int64_t bytes) {
+              return Weights::packed(spec, spec.gated() ? array(1) : nullptr, array(2), array(3), bytes);
+            }) == 2 * matrices);
+    }
+    for (const std::int64_t stride : {0, 128}) {
+      CHECK(twice("pointers", [&](std::int64_t bytes) {
+              return Weights::pointers(spec, fc1, fc2, stride, stride, bytes);
+            }) == 3 * halves_moved);
+    }
+
+    const auto shared = [&](const auto& set) {
+      return [&](std::int64_t bytes) -> Result<Weights> {
+        Weights weights;
+        if (const Status status = set(weights, bytes); !status) return status.error();
+        return weights;
+      };
+    };
+    spec.shared_gate = true;
+    CHECK(twice("set_shared_blocks", shared([&](Weights& w, std::int64_t bytes) {
+                  return w.set_shared_blocks(spec, array(1), array(2), array(3), bytes);
+                })) == (joint ? 2 : matrices) + halves_moved);
+    CHECK(
+        twice(
+            "set_shared_pointers", shared([&](Weights& w, std::int64_t bytes) {
+              return w.set_shared_pointers(spec, {array(1), array(2)}, {array(3), array(4)}, array(5), bytes);
+            })) == 2 * halves_moved);
+    spec.shared_gate = false;
+    spec.shared_widths.clear();
+
+    // Matrices of pointers that no bias moves: what is counted is biases.
+    spec.bias = true;
+    const int second = spec.gated() ? 1 : 0;  // of a gated layer expert 0's second half too
+    const int fixed = 3 * halves_moved;
+    for (const std::int64_t padded : {0, 40}) {
+      CHECK(twice("with_biases", [&](std::int64_t bytes) {
+              return Weights::pointers(spec, fc1, fc2, 0, 0, bytes)
+                  ->with_biases(spec, array(7), array(8), padded, bytes);
+            }) == fixed + 2 * matrices + second);
+    }
+    CHECK(twice("with_biases, pointers", [&](std::int64_t bytes) {
+            return Weights::pointers(spec, fc1, fc2, 0, 0, bytes)->with_biases(spec, fc2, fc1, bytes);
+          }) == fixed + 3 * second);
+  }
+}
+
+TEST_CASE("bytes of an element are 2 or 4") {
+  LayerSpec spec = uniform_spec(64, 3, 16, 1);
+  spec.fc1_layout = spec.fc2_layout = WeightLayout::kn;
+  spec.bias = true;
+  LayerSpec shared = spec;
+  shared.bias = false;
+  shared.shared_widths = {16};
+  const auto matrices = Weights::blocks(spec, array(1), array(2));
+  REQUIRE(matrices);
+  const std::vector<const void*> three(3, array(1)), one(1, array(1));
+  for (const std::int64_t bytes : {-2, 0, 1, 3, 8}) {
+    const auto refused = [&](const auto& result) {
+      REQUIRE_FALSE(result);
+      CHECK(result.error().code() == ErrorCode::invalid_argument);
+      CHECK(result.error().message() ==
+            "element_bytes is " + std::to_string(bytes) + "; must be 2, or 4 of gradients in fp32");
+    };
+    refused(Weights::blocks(spec, array(1), array(2), bytes));
+    refused(Weights::padded(spec, array(1), array(2), 16, bytes));
+    refused(Weights::packed(spec, array(1), array(2), array(3), bytes));
+    refused(Weights::packed_joint(spec, array(1), array(2), bytes));
+    refused(Weights::pointers(spec, three, three, 0, 0, bytes));
+    refused(matrices->with_biases(spec, array(1), array(2), 0, bytes));
+    refused(matrices->with_biases(spec, three, three, bytes));
+    Weights weights = *matrices;
+    refused(weights.set_shared_blocks(shared, array(1), array(2), nullptr, bytes));
+    refused(weights.set_shared_pointers(shared, one, one, nullptr, bytes));
+    CHECK(weights.shared.empty());
+  }
+}
+
 TEST_CASE("the packer pads any width with zeros and moves nothing else") {
   CHECK(packed_width(1) == 8);
   CHECK(packed_width(8) == 8);

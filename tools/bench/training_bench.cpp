@@ -45,7 +45,7 @@ class TrainingBench {
       fc1 += spec.width_of(e) * spec.hidden_size * (spec.gated() ? 2 : 1);
       fc2 += spec.width_of(e) * spec.hidden_size;
     }
-    const std::size_t gradient = layer_.options().gradient_type == GradientType::fp32 ? 4 : 2;
+    const std::int64_t gradient = layer_.options().gradient_type == GradientType::fp32 ? 4 : 2;
     const std::size_t most = static_cast<std::size_t>(tokens.back()),
                       hidden = static_cast<std::size_t>(spec.hidden_size);
     const std::size_t slots = most * static_cast<std::size_t>(spec.top_k);
@@ -56,8 +56,8 @@ class TrainingBench {
                    {&fc2_, static_cast<std::size_t>(fc2) * 2},
                    {&x_, most * hidden * 2},
                    {&dout_, most * hidden * 2},
-                   {&dfc1_, static_cast<std::size_t>(fc1) * gradient},
-                   {&dfc2_, static_cast<std::size_t>(fc2) * gradient},
+                   {&dfc1_, static_cast<std::size_t>(fc1 * gradient)},
+                   {&dfc2_, static_cast<std::size_t>(fc2 * gradient)},
                    {&out_, most * hidden * 2},
                    {&dx_, most * hidden * 2},
                    {&ids_, slots * 4},
@@ -98,7 +98,7 @@ class TrainingBench {
       return ok;
     auto bound = Weights::blocks(spec, fc1_.data(), fc2_.data());
     if (!bound) return bound.error();
-    auto gradients = Weights::blocks(spec, dfc1_.data(), dfc2_.data());
+    auto gradients = Weights::blocks(spec, dfc1_.data(), dfc2_.data(), gradient);
     if (!gradients) return gradients.error();
     if (auto ok = layer_.bind(*bound); !ok) return ok;
     if (auto ok = layer_.bind_gradients(*gradients); !ok) return ok;
