@@ -27,7 +27,7 @@ double efficiency(const GradientConfig& c) {
 }
 
 /// Gathering on the way makes the products' time so much longer (measured: docs/performance.md, entry 30).
-constexpr double kGatherCost = 0.2;
+constexpr double kGatherCost = 0.25;
 /// Columns of gathered rows that the three warps keep up with.
 constexpr std::int32_t kMostGathered = 128;
 
