@@ -31,7 +31,7 @@ constexpr EnvVariable kTable[] = {
     {"VARMOE_CACHE_DIR", EnvKind::absolute_path, "", "absolute path",
      "folder of the compiled-kernel cache; else $XDG_CACHE_HOME/varmoe, else $HOME/.cache/varmoe, else "
      "memory only"},
-    {"VARMOE_CACHE", EnvKind::choice, "rw", "rw, ro, off", "how that folder is used"},
+    {"VARMOE_CACHE", EnvKind::choice, "rw", "rw, ro, off", "how that folder is used; off: not at all (VARMOE_CUBIN_PATH still is)"},
     {"VARMOE_CACHE_MAX_SIZE", EnvKind::byte_size, "5GiB", "bytes, or a number with K, M, G or T; 0: no limit",
      "above this size the kernels used longest ago are removed"},
     {"VARMOE_CUBIN_PATH", EnvKind::path_list, "", "absolute paths, separated by ':'",

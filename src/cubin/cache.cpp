@@ -95,18 +95,14 @@ CubinCache CubinCache::open(CacheOptions options, Log log) {
   const CacheOptions& o = state->options;
   state->fs = o.file_system != nullptr ? o.file_system : &posix_file_system();
   FileSystem& fs = *state->fs;
-  if (o.mode == CacheMode::off) {
-    state->shared = std::make_shared<SharedState>();
-    return CubinCache(std::move(state));
-  }
-
-  const std::string root = o.dir.empty() ? std::string() : join_path(o.dir, "cubin");
+  const bool off = o.mode == CacheMode::off;
+  const std::string root = off || o.dir.empty() ? std::string() : join_path(o.dir, "cubin");
   if (!root.empty() && o.mode == CacheMode::rw) {
     // Failure is not told here: when the folder is there all the same it may be read, and when not, the first
     // store says so.
     static_cast<void>(make_directories(fs, root));
   }
-  state->shared = shared_state(fs, o.dir);
+  state->shared = off ? std::make_shared<SharedState>() : shared_state(fs, o.dir);
   const auto refuse = [&](const std::string& dir, bool own, const std::string& why) {
     FolderStats refused;
     refused.dir = dir;

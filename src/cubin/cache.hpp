@@ -43,8 +43,8 @@ struct CacheOptions {
   /// The user's cache folder, as resolve_cache_dir (base/cache_dir.hpp) answered. Empty: memory and read-only
   /// layers only.
   std::string dir;
-  /// rw; ro: the folder is read like a read-only layer and never written; off: no file is read or written,
-  /// and kernels are kept in memory for this CubinCache alone.
+  /// rw; ro: the folder is read like a read-only layer and never written; off: it is neither read nor written,
+  /// and new kernels are kept in memory for this CubinCache alone. Read-only layers serve in every mode.
   CacheMode mode = CacheMode::rw;
   /// Bound on the bytes of the folder's entries; 0: none. Least recently used entries go first.
   std::uint64_t max_bytes = std::uint64_t{5} << 30;

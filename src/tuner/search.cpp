@@ -350,9 +350,11 @@ class Search {
     record.key = item_.key;
     record.config = winner->config;
     record.us = m.us;
-    record.us1 = m.fc1_us;
-    record.us2 = m.fc2_us;
-    record.err1 = m.err1;
+    // One launch for the layer has neither a time of fc1 nor an h to compare.
+    const bool apart = item_.key.token > winner->config.one_launch.max_tokens;
+    record.us1 = apart ? m.fc1_us : 0;
+    record.us2 = apart ? m.fc2_us : 0;
+    record.err1 = apart ? m.err1 : 0;
     record.err2 = m.err2;
     const model::Floor floor = model::layer_floor(spec(), bucket(), device_);
     record.tflops = floor.flops / m.us * 1e-6;  // FLOP/µs are MFLOP/s

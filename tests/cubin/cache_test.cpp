@@ -177,7 +177,6 @@ TEST_CASE("mode ro writes nothing, mode off touches nothing") {
 
   REQUIRE(open_cache(dir / "cache").store(key_of(3), kernel_of(3)).ok());
   options.mode = CacheMode::off;
-  options.read_only_layers = {dir / "cache"};
   FaultyFileSystem fs(unsynced());
   options.file_system = &fs;
   const CubinCache cache = CubinCache::open(options, Log());
@@ -185,6 +184,13 @@ TEST_CASE("mode ro writes nothing, mode off touches nothing") {
   CHECK(cache.fetch_or_build(key_of(3), kArch, no_build, {kBuildA})->origin == Origin::memory);
   CHECK(fs.calls() == 0);
   CHECK(!CubinCache::open(options, Log()).lookup(key_of(3), kArch, kBuildA));
+
+  // Prebuilt layers were asked for by name: they serve without a folder of one's own, too.
+  options.read_only_layers = {dir / "cache"};
+  const CubinCache layered = CubinCache::open(options, Log());
+  CHECK(layered.fetch_or_build(key_of(3), kArch, no_build, {kBuildA})->origin != Origin::compiled);
+  CHECK(layered.fetch_or_build(key_of(4), kArch, compiler.build(4), {kBuildA})->origin == Origin::compiled);
+  CHECK(!open_cache(dir / "cache").lookup(key_of(4), kArch, kBuildA));
 }
 
 TEST_CASE("without a folder the cache works in memory") {

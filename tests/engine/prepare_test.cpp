@@ -96,7 +96,7 @@ TEST_CASE_FIXTURE(EngineFixture,
     require_ok(toolchain);
     const auto profile = model::find_profile("h200");
     require_ok(profile);
-    const auto chooser = engine::ConfigChooser::create(*profile, toolchain->overrides);
+    const auto chooser = toolchain->chooser(*profile);
     require_ok(chooser);
     engine::KernelBuilder builder(toolchain->builder_settings(profile->arch));
     PrepareOptions prepare_options;
