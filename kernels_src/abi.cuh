@@ -23,7 +23,7 @@ using u64 = unsigned long long;
 namespace varmoe::abi {
 
 /// Raised whenever a structure below changes meaning.
-inline constexpr int kAbiVersion = 5;
+inline constexpr int kAbiVersion = 6;
 /// Width classes that a specialised kernel may have.
 inline constexpr int kMaxClasses = 16;
 
@@ -282,14 +282,23 @@ struct alignas(16) GradientEntry {
   i32 reserved[2];
 };
 
+/// How one expert's rows are shared out among blocks: schedule/gradient_tiles.cuh.
+struct GradientSplit {
+  i32 part_rows;  // of every part but the last; 0: one block sums all rows
+  i32 slot;       // of its first tile's first part, in `partials`
+};
+
 /// Parameters of the kernel that orders the output tiles of the weights' gradients: experts with most rows first.
 struct GradientScheduleParams {
   const GradientEntry* experts;  // [E]
   const i32* expert_offsets;     // [E + 1]
   i32* expert_order;             // [E]
-  i32* fc1_prefix;               // [E + 1] output tiles before the experts of expert_order
+  i32* fc1_prefix;               // [E + 1] parts of output tiles before the experts of expert_order
   i32* fc2_prefix;
+  GradientSplit* fc1_splits;     // [E], of expert_order
+  GradientSplit* fc2_splits;
   i32* tickets;                  // [2] zeroed: fc1's, fc2's
+  i32* arrivals;                 // [2 · 2 · kGradientSlots] zeroed
   i32 experts_count;
   i32 fc1_width_block;           // columns of dz, of one half, per output tile
   i32 fc1_width_scale;           // 2: gate and up alternate in one matrix
@@ -304,6 +313,9 @@ struct WeightGradientParams {
   const i32* expert_offsets;       // [E + 1]
   const i32* expert_order;         // [E]
   const i32* tile_prefix;          // [E + 1]
+  const GradientSplit* splits;     // [E]
+  float* partials;                 // [kGradientSlots][elements of a tile] sums of parts
+  i32* arrivals;                   // [2 · kGradientSlots] parts that are there, of a tile's half
   const i32* row_source;           // [rows]
   const void* rows;                // dz or w·h, by row
   const void* tokens;              // x or dout, by token

@@ -3,9 +3,10 @@
 #include "prelude.cuh"
 #include "ptx/grid_dependency.cuh"
 #include "ptx/memory.cuh"
+#include "schedule/gradient_tiles.cuh"
 
-// Experts by their number of rows, most first (ties by index), and how many output tiles of the weights' gradients come before each: long
-// sums start first, so that the last tiles are short. One block.
+// Experts by their number of rows, most first (ties by index), into how many parts each one's rows are cut, and how many parts of output
+// tiles of the weights' gradients come before each: long sums start first, so that the last are short. One block.
 namespace varmoe::moe {
 
 template <int kThreads>
@@ -13,9 +14,21 @@ VARMOE_DEVICE void gradient_schedule(const abi::GradientScheduleParams& p) {
   constexpr i32 kMost = 1024 + 16;  // routed and shared experts
   __shared__ i32 rows[kMost];
   __shared__ i32 order[kMost];
+  __shared__ i32 tiles[2][kMost];
+  __shared__ unsigned long long work[2];
   ptx::follow_earlier_kernels();
   const i32 n = p.experts_count;
-  for (i32 e = static_cast<i32>(threadIdx.x); e < n; e += kThreads) rows[e] = p.expert_offsets[e + 1] - p.expert_offsets[e];
+  if (threadIdx.x < 2) work[threadIdx.x] = 0;
+  for (i32 i = static_cast<i32>(threadIdx.x); i < 4 * schedule::kGradientSlots; i += kThreads) p.arrivals[i] = 0;
+  __syncthreads();
+  for (i32 e = static_cast<i32>(threadIdx.x); e < n; e += kThreads) {
+    rows[e] = p.expert_offsets[e + 1] - p.expert_offsets[e];
+    const i32 width = p.experts[e].width;
+    tiles[0][e] = ceil_div(width * p.fc1_width_scale, p.fc1_width_block) * p.fc1_tiles_per_width;
+    tiles[1][e] = ceil_div(width, p.fc2_width_block) * p.fc2_tiles_per_width;
+#pragma unroll
+    for (int g = 0; g < 2; ++g) atomicAdd(&work[g], static_cast<unsigned long long>(rows[e]) * static_cast<unsigned long long>(tiles[g][e]));
+  }
   __syncthreads();
   for (i32 e = static_cast<i32>(threadIdx.x); e < n; e += kThreads) {
     const i32 mine = rows[e];
@@ -25,39 +38,39 @@ VARMOE_DEVICE void gradient_schedule(const abi::GradientScheduleParams& p) {
     p.expert_order[rank] = e;
   }
   __syncthreads();
-  // One warp sums both prefixes, 32 experts at a time.
-  if (threadIdx.x >= 32) return;
-  const i32 lane = static_cast<i32>(threadIdx.x);
-  if (lane < 2) p.tickets[lane] = 0;
-  i32 fc1 = 0, fc2 = 0;
+  // One warp sums each prefix, 32 experts at a time.
+  const i32 lane = static_cast<i32>(threadIdx.x) % 32, g = static_cast<i32>(threadIdx.x) / 32;
+  if (g >= 2) return;
+  i32* const prefix = g == 0 ? p.fc1_prefix : p.fc2_prefix;
+  abi::GradientSplit* const splits = g == 0 ? p.fc1_splits : p.fc2_splits;
+  if (lane == 0) p.tickets[g] = 0;
+  i32 items = 0, slots = 0;
   for (i32 first = 0; first < n; first += 32) {
     const i32 i = first + lane;
-    i32 one = 0, two = 0;
+    i32 mine = 0, mine_split = 0, part_rows = 0;
     if (i < n) {
-      const i32 width = p.experts[order[i]].width;
-      one = ceil_div(width * p.fc1_width_scale, p.fc1_width_block) * p.fc1_tiles_per_width;
-      two = ceil_div(width, p.fc2_width_block) * p.fc2_tiles_per_width;
+      const i32 e = order[i];
+      part_rows = schedule::gradient_part_rows(static_cast<i64>(work[g]), rows[e]);
+      mine = tiles[g][e] * schedule::gradient_parts(part_rows, rows[e]);
+      mine_split = part_rows == 0 ? 0 : mine;
     }
-    i32 before_one = one, before_two = two;
+    i32 before = mine, split_before = mine_split;
 #pragma unroll
     for (int far = 1; far < 32; far *= 2) {
-      const i32 a = __shfl_up_sync(0xffffffffu, before_one, far), b = __shfl_up_sync(0xffffffffu, before_two, far);
+      const i32 a = __shfl_up_sync(0xffffffffu, before, far), b = __shfl_up_sync(0xffffffffu, split_before, far);
       if (lane >= far) {
-        before_one += a;
-        before_two += b;
+        before += a;
+        split_before += b;
       }
     }
     if (i < n) {
-      p.fc1_prefix[i] = fc1 + before_one - one;
-      p.fc2_prefix[i] = fc2 + before_two - two;
+      prefix[i] = items + before - mine;
+      splits[i] = {part_rows, slots + split_before - mine_split};
     }
-    fc1 += __shfl_sync(0xffffffffu, before_one, 31);
-    fc2 += __shfl_sync(0xffffffffu, before_two, 31);
+    items += __shfl_sync(0xffffffffu, before, 31);
+    slots += __shfl_sync(0xffffffffu, split_before, 31);
   }
-  if (lane == 0) {
-    p.fc1_prefix[n] = fc1;
-    p.fc2_prefix[n] = fc2;
-  }
+  if (lane == 0) prefix[n] = items;
 }
 
 }  // namespace varmoe::moe

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "epilogue/store_gradient.cuh"
+#include "epilogue/sum_parts.cuh"
 #include "prelude.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/grid_dependency.cuh"
@@ -76,12 +77,16 @@ class WeightGradient {
     const i32 count = p.tile_prefix[p.experts];
     for (i32 index = static_cast<i32>(blockIdx.x); index < count; index += static_cast<i32>(gridDim.x)) {
       const schedule::GradientTile t =
-          schedule::gradient_tile<Gradient, kBlockM, kBlockN>(p.tile_prefix, p.expert_order, p.expert_offsets, p.gradients, p.experts, index);
+          schedule::gradient_tile<Gradient, kBlockM, kBlockN>(p.tile_prefix, p.expert_order, p.splits, p.expert_offsets, p.gradients, p.experts, index);
       // What is added to stays as it is.
       if (t.rows == 0 && p.accumulate) continue;
       Accumulator acc = {};
       multiply(t, acc);
-      store(t, acc);
+      if (t.parts > 1) {
+        store_part(t, acc);
+      } else {
+        store(t, acc);
+      }
       __syncthreads();
     }
   }
@@ -143,29 +148,73 @@ class WeightGradient {
     ptx::cp_async_wait<0>();
   }
 
-  VARMOE_DEVICE void store(const schedule::GradientTile& t, Accumulator& acc) const {
+  static constexpr int kColumnUnits = kPairs / 2;
+
+  /// Row 16·i + 8·half of this lane's, columns 32·j … of its warp's.
+  struct Place {
+    char* first;
+    i32 columns;
+    bool valid;
+  };
+  VARMOE_DEVICE Place place(const schedule::GradientTile& t, int i, int half, int j) const {
     i64 stride;
     char* const base = gradient_base<Gradient>(p.gradients[t.expert], t.half, stride);
     constexpr i32 kBytesPer = Gradient::kFp32 ? 4 : 2;
     const i32 m_end = Gradient::kTokensFirst ? Gradient::kHidden : t.width, n_end = Gradient::kTokensFirst ? t.width : Gradient::kHidden;
+    const i32 row = t.m + row0() + i * 16 + half * 8 + static_cast<i32>(lane() / 4);
+    const i32 column = t.n + column0() + j * 32;
+    return {base + (row * stride + column) * kBytesPer, n_end - column, row < m_end};
+  }
+  VARMOE_DEVICE void store_at(const Place& to, float (&v)[8]) const {
+    epilogue::store_gradient<kElement, Gradient::kFp32>(to.first, v, to.columns, to.valid, p.accumulate != 0);
+  }
+  VARMOE_DEVICE static void fragment(float (&v)[8], const Accumulator& acc, int i, int half, int j) {
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      v[2 * b] = acc[i][2 * j + b / 2][b % 2][2 * half];
+      v[2 * b + 1] = acc[i][2 * j + b / 2][b % 2][2 * half + 1];
+    }
+  }
+
+  VARMOE_DEVICE void store(const schedule::GradientTile& t, const Accumulator& acc) const {
 #pragma unroll
     for (int i = 0; i < kRowBlocks; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const i32 row = t.m + row0() + i * 16 + half * 8 + static_cast<i32>(lane() / 4);
 #pragma unroll
-        for (int j = 0; j < kPairs; j += 2) {
-          const i32 column = t.n + column0() + j * 16;
+        for (int j = 0; j < kColumnUnits; ++j) {
           float v[8];
-#pragma unroll
-          for (int b = 0; b < 4; ++b) {
-            v[2 * b] = acc[i][j + b / 2][b % 2][2 * half];
-            v[2 * b + 1] = acc[i][j + b / 2][b % 2][2 * half + 1];
-          }
-          epilogue::store_gradient<kElement, Gradient::kFp32>(base + (row * stride + column) * kBytesPer, v, n_end - column, row < m_end,
-                                                              p.accumulate != 0);
+          fragment(v, acc, i, half, j);
+          store_at(place(t, i, half, j), v);
         }
       }
+    }
+  }
+
+  /// This part's sum; the block that comes last stores that of all parts.
+  VARMOE_DEVICE void store_part(const schedule::GradientTile& t, const Accumulator& acc) const {
+    constexpr i64 kSlot = kBlockM * kBlockN;
+    float* const first = p.partials + t.slot * kSlot;
+    float* const own = first + t.part * kSlot;
+#pragma unroll
+    for (int i = 0; i < kRowBlocks; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int j = 0; j < kColumnUnits; ++j) {
+          float v[8];
+          fragment(v, acc, i, half, j);
+          epilogue::store_part<kThreads>(own, (2 * i + half) * kColumnUnits + j, threadIdx.x, v);
+        }
+      }
+    }
+    if (!epilogue::is_last_part<kThreads>(p.arrivals + 2 * t.slot, t.parts, threadIdx.x, 0)) return;
+#pragma unroll 1
+    for (int i = 0; i < 2 * kRowBlocks; ++i) {
+      float sum[kColumnUnits][8];
+      epilogue::add_parts<kColumnUnits, kThreads>(sum, first, kSlot, t.parts, i * kColumnUnits, threadIdx.x);
+#pragma unroll
+      for (int j = 0; j < kColumnUnits; ++j) store_at(place(t, i / 2, i % 2, j), sum[j]);
     }
   }
 

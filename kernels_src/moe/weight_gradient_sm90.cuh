@@ -1,6 +1,7 @@
 #pragma once
 
 #include "epilogue/store_gradient.cuh"
+#include "epilogue/sum_parts.cuh"
 #include "moe/weight_gradient.cuh"
 #include "mma/sm90_pipeline.cuh"
 #include "prelude.cuh"
@@ -28,7 +29,7 @@ struct WeightGradientShared {
   static constexpr u32 kBoxBytes = 64 * 128;
   static constexpr u32 kABoxes = Config::kBlockM / 64, kBBoxes = Config::kBlockN / 64;
   static constexpr u32 kStageBytes = (kABoxes + kBBoxes) * kBoxBytes;
-  static constexpr int kTileSlots = 2;
+  static constexpr int kTileSlots = 3;  // the consumers give a tile back when they have stored it
   static constexpr u32 kSlots = Config::kStages * kStageBytes;
   static constexpr u32 kFull = kSlots + kTileSlots * sizeof(schedule::GradientTile) + 8 - kTileSlots * sizeof(schedule::GradientTile) % 8;
   static constexpr u32 kEmpty = kFull + Config::kStages * 8;
@@ -101,10 +102,11 @@ class WeightGradientSm90 {
     Ring ring;
     Slots at;
     for (i32 index = static_cast<i32>(blockIdx.x);;) {
-      schedule::GradientTile t = {-1, 0, 0, 0, 0, 0, 0};
+      schedule::GradientTile t = {-1, 0, 0, 0, 0, 0, 0, 0, 1, 0};
       const bool more = index < count;
       if (more)
-        t = schedule::gradient_tile<Gradient, kBlockM, kBlockN>(p.tile_prefix, p.expert_order, p.expert_offsets, p.gradients, p.experts, index);
+        t = schedule::gradient_tile<Gradient, kBlockM, kBlockN>(p.tile_prefix, p.expert_order, p.splits, p.expert_offsets, p.gradients, p.experts,
+                                                                 index);
       ptx::mbarrier_wait(shared_ + Shared::kTileEmpty + at.slot * 8, at.parity ^ 1);
       *slot_of(at.slot) = t;
       ptx::mbarrier_arrive(shared_ + Shared::kTileFull + at.slot * 8);
@@ -230,17 +232,22 @@ class WeightGradientSm90 {
     Slots at;
     while (true) {
       ptx::mbarrier_wait(shared_ + Shared::kTileFull + at.slot * 8, at.parity);
-      const schedule::GradientTile t = *slot_of(at.slot);
-      ptx::mbarrier_arrive(shared_ + Shared::kTileEmpty + at.slot * 8);
-      at.advance();
+      // Left where it is: its fields would take registers beside the accumulators.
+      const schedule::GradientTile& t = *slot_of(at.slot);
       if (t.expert < 0) break;
       if (t.rows == 0) {
         clear(t, group);
-        continue;
+      } else {
+        Accumulator acc;
+        multiply(acc, t.rows, group, ring);
+        if (t.parts == 1) {
+          store(t, acc, group);
+        } else {
+          store_part(t, acc, group);
+        }
       }
-      Accumulator acc;
-      multiply(acc, t.rows, group, ring);
-      store(t, acc, group);
+      ptx::mbarrier_arrive(shared_ + Shared::kTileEmpty + at.slot * 8);
+      at.advance();
     }
   }
 
@@ -296,6 +303,7 @@ class WeightGradientSm90 {
   }
 
   static constexpr i32 kBytesPer = Gradient::kFp32 ? 4 : 2;
+  static constexpr int kColumnUnits = kBlockN / 32;
 
   /// Of rows 8·half … of block m of this group: the first one's address in the tile's columns, whether this lane's is there, and how many columns are.
   struct Line {
@@ -311,6 +319,15 @@ class WeightGradientSm90 {
     return {base + (row * stride + t.n) * kBytesPer, n_end - t.n, row < m_end};
   }
 
+  /// Columns 32·j … of a Line: what a lane has of them.
+  VARMOE_DEVICE static void fragment(float (&v)[8], const Accumulator& acc, int m, int half, int j) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = acc[m][(4 * j + i / 2) * 4 + 2 * half + i % 2];
+  }
+  VARMOE_DEVICE void store_columns(const Line& to, int j, float (&v)[8]) const {
+    epilogue::store_gradient<kElement, Gradient::kFp32>(to.first + j * 32 * kBytesPer, v, to.columns - j * 32, to.valid, p.accumulate != 0);
+  }
+
   VARMOE_DEVICE void store(const schedule::GradientTile& t, const Accumulator& acc, int group) const {
 #pragma unroll
     for (int m = 0; m < kMBlocks; ++m) {
@@ -318,15 +335,48 @@ class WeightGradientSm90 {
       for (int half = 0; half < 2; ++half) {
         const Line to = line(t, group, m, half);
 #pragma unroll
-        for (int j = 0; j < kBlockN / 32; ++j) {
+        for (int j = 0; j < kColumnUnits; ++j) {
           float v[8];
-#pragma unroll
-          for (int i = 0; i < 8; ++i) v[i] = acc[m][(4 * j + i / 2) * 4 + 2 * half + i % 2];
-          epilogue::store_gradient<kElement, Gradient::kFp32>(to.first + j * 32 * kBytesPer, v, to.columns - j * 32, to.valid, p.accumulate != 0);
+          fragment(v, acc, m, half, j);
+          store_columns(to, j, v);
         }
       }
     }
   }
+
+  /// This part's sum, for the group of whichever block comes last, which stores the whole. acc is not written here: it belongs to wgmma.
+  VARMOE_DEVICE void store_part(const schedule::GradientTile& t, const Accumulator& acc, int group) const {
+    constexpr i64 kSlot = kBlockM * kBlockN;
+    constexpr int kAtOnce = min_of(kColumnUnits, 4);
+    const u32 thread = threadIdx.x % 128;
+    float* const first = p.partials + t.slot * kSlot + group * (kSlot / 2);
+    float* const own = first + t.part * kSlot;
+#pragma unroll
+    for (int m = 0; m < kMBlocks; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int j = 0; j < kColumnUnits; ++j) {
+          float v[8];
+          fragment(v, acc, m, half, j);
+          epilogue::store_part<128>(own, (2 * m + half) * kColumnUnits + j, thread, v);
+        }
+      }
+    }
+    if (!epilogue::is_last_part<128>(p.arrivals + 2 * t.slot + group, t.parts, thread, 2 + static_cast<u32>(group))) return;
+#pragma unroll 1
+    for (int i = 0; i < 2 * kMBlocks; ++i) {
+      const Line to = line(t, group, i / 2, i % 2);
+#pragma unroll 1
+      for (int j = 0; j < kColumnUnits; j += kAtOnce) {
+        float sum[kAtOnce][8];
+        epilogue::add_parts<kAtOnce, 128>(sum, first, kSlot, t.parts, i * kColumnUnits + j, thread);
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) store_columns(to, j + u, sum[u]);
+      }
+    }
+  }
+
   /// Of an expert without rows; what is added to stays as it is. Loops: rare, and unrolled they would take registers from the rest.
   VARMOE_DEVICE void clear(const schedule::GradientTile& t, int group) const {
     if (p.accumulate != 0) return;
@@ -334,7 +384,7 @@ class WeightGradientSm90 {
     for (int i = 0; i < 2 * kMBlocks; ++i) {
       const Line to = line(t, group, i / 2, i % 2);
 #pragma unroll 1
-      for (int j = 0; j < kBlockN / 32; ++j) {
+      for (int j = 0; j < kColumnUnits; ++j) {
         float v[8] = {};
         epilogue::store_gradient<kElement, Gradient::kFp32>(to.first + j * 32 * kBytesPer, v, to.columns - j * 32, to.valid, false);
       }

@@ -21,6 +21,13 @@ VARMOE_DEVICE Vec16 load16(const void* p) {
   return d;
 }
 
+/// What other blocks wrote: L1 may hold what was there before.
+VARMOE_DEVICE Vec16 load16_from_l2(const void* p) {
+  Vec16 d;
+  asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n" : "=r"(d.v[0]), "=r"(d.v[1]), "=r"(d.v[2]), "=r"(d.v[3]) : "l"(p) : "memory");
+  return d;
+}
+
 /// Asks for the line of an address; nothing waits for it.
 VARMOE_DEVICE void prefetch_l1(const void* p) { asm volatile("prefetch.global.L1 [%0];\n" ::"l"(p)); }
 

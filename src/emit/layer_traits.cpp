@@ -302,6 +302,7 @@ std::string abi_assertions(Stage stage) {
     case Stage::gradient_schedule:
       VARMOE_SIZE(GradientScheduleParams);
       VARMOE_OFFSET(GradientScheduleParams, experts_count);
+      VARMOE_SIZE(GradientSplit);
       VARMOE_SIZE(GradientEntry);
       VARMOE_OFFSET(GradientEntry, width);
       break;
@@ -309,6 +310,7 @@ std::string abi_assertions(Stage stage) {
     case Stage::fc2_gradient:
       VARMOE_SIZE(WeightGradientParams);
       VARMOE_OFFSET(WeightGradientParams, ticket);
+      VARMOE_SIZE(GradientSplit);
       VARMOE_OFFSET(WeightGradientParams, rows_map);
       VARMOE_SIZE(GradientEntry);
       VARMOE_OFFSET(GradientEntry, fc1_stride);

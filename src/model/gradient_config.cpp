@@ -13,7 +13,7 @@ namespace varmoe::model {
 namespace {
 
 /// Columns and rows of a box of Hopper's loop, and what its barriers and tile slots take.
-constexpr std::int64_t kBoxBytes = 64 * 128, kTileSlotBytes = 64, kTileSlots = 2;
+constexpr std::int64_t kBoxBytes = 64 * 128, kTileSlotBytes = 128, kTileSlots = 3;
 
 std::int64_t stage_bytes(const GradientConfig& c) {
   return c.schedule == Schedule::wgmma ? (c.block_m + c.block_n) / 64 * kBoxBytes

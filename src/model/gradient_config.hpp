@@ -36,6 +36,9 @@ constexpr bool reads_copies(const GradientConfig& config) {
   return config.schedule == Schedule::wgmma && config.gather == GatherMode::copy;
 }
 
+/// Elements of the largest tile of the space.
+inline constexpr std::int64_t kMostGradientTile = std::int64_t{128} * 256;
+
 std::int32_t gradient_threads(const GradientConfig& config);
 std::int64_t gradient_smem_bytes(const GradientConfig& config);
 

@@ -2,17 +2,23 @@
 
 #include <algorithm>
 
+#include "model/gradient_config.hpp"
 #include "plan/chunk_run.hpp"
+#include "schedule/gradient_tiles.cuh"
 
 namespace varmoe::plan {
 namespace {
+
+/// Of one product: of each slot, for both halves of a tile.
+constexpr std::int64_t kArrivals = 2 * schedule::kGradientSlots;
 
 /// Beside the layouts of the two layers, which share their place: forward's part of a backward pass is over
 /// before the rest begins.
 struct TrainingLayout {
   std::size_t total_bytes = 0;
   std::size_t dz = 0, weighted_h = 0, z = 0;
-  std::size_t order = 0, fc1_prefix = 0, fc2_prefix = 0, tickets = 0;
+  std::size_t order = 0, fc1_prefix = 0, fc2_prefix = 0, fc1_splits = 0, fc2_splits = 0, tickets = 0;
+  std::size_t arrivals = 0, partials = 0;
   std::size_t shared_weight = 0, shared_gradient = 0;
 
   TrainingLayout(const LayerSpec& spec, std::int64_t max_width, std::int64_t tokens, bool save) noexcept {
@@ -30,7 +36,14 @@ struct TrainingLayout {
     order = place(experts, sizeof(i32));
     fc1_prefix = place(experts + 1, sizeof(i32));
     fc2_prefix = place(experts + 1, sizeof(i32));
+    fc1_splits = place(experts, sizeof(abi::GradientSplit));
+    fc2_splits = place(experts, sizeof(abi::GradientSplit));
     tickets = place(2, sizeof(i32));
+    arrivals = place(2 * kArrivals, sizeof(i32));
+    // Fewer rows are never split.
+    partials = place(
+        2 * rows < 3 * schedule::kLeastPartRows ? 0 : schedule::kGradientSlots * model::kMostGradientTile,
+        sizeof(float));
     shared_weight = place(spec.shared_gate ? tokens : 0, sizeof(float));
     shared_gradient = place(spec.shared_gate ? tokens * spec.num_shared() : 0, sizeof(float));
   }
@@ -147,9 +160,9 @@ class BackwardRun {
   Status weights() noexcept {
     if (auto ok = schedule(); !ok) return ok;
     const std::uint64_t copied = workspace_ + chain_.layout().y;
-    if (auto ok = weight_gradient(kernels_.fc2_gradient, kernels_.fc2_gradient_config,
-                                  kernels_.fc2_gradient_tiles, layout_.fc2_prefix, 1, layout_.weighted_h,
-                                  h_stride(), a_.dout, dout_stride(), copied);
+    if (auto ok =
+            weight_gradient(kernels_.fc2_gradient, kernels_.fc2_gradient_config, kernels_.fc2_gradient_tiles,
+                            1, layout_.weighted_h, h_stride(), a_.dout, dout_stride(), copied);
         !ok)
       return ok;
     if (model::reads_copies(kernels_.fc1_gradient_config)) {
@@ -157,7 +170,7 @@ class BackwardRun {
     }
     if (auto ok =
             weight_gradient(kernels_.fc1_gradient, kernels_.fc1_gradient_config, kernels_.fc1_gradient_tiles,
-                            layout_.fc1_prefix, 0, layout_.dz, z_stride(), a_.x, x_stride(), copied);
+                            0, layout_.dz, z_stride(), a_.x, x_stride(), copied);
         !ok)
       return ok;
     return spec_.bias ? biases() : Status{};
@@ -170,7 +183,10 @@ class BackwardRun {
     p.expert_order = at<i32>(workspace_, layout_.order);
     p.fc1_prefix = at<i32>(workspace_, layout_.fc1_prefix);
     p.fc2_prefix = at<i32>(workspace_, layout_.fc2_prefix);
+    p.fc1_splits = at<abi::GradientSplit>(workspace_, layout_.fc1_splits);
+    p.fc2_splits = at<abi::GradientSplit>(workspace_, layout_.fc2_splits);
     p.tickets = at<i32>(workspace_, layout_.tickets);
+    p.arrivals = at<i32>(workspace_, layout_.arrivals);
     p.experts_count = static_cast<i32>(spec_.all_experts());
     const auto shape = [&](model::GemmStage stage, const model::GradientConfig& c, i32& block, i32& tiles) {
       const bool hidden_rows = model::gradient_rows_are_hidden(spec_, stage);
@@ -186,20 +202,25 @@ class BackwardRun {
     return launch(kernels_.gradient_schedule, 1, p);
   }
 
+  /// `product`: 0 of fc1's weights, 1 of fc2's.
   Status weight_gradient(const LoadedKernel& kernel, const model::GradientConfig& config, std::int64_t tiles,
-                         std::size_t prefix, int ticket, std::size_t rows_at, std::int64_t rows_stride,
-                         const void* tokens, std::int64_t tokens_stride, std::uint64_t copied) noexcept {
+                         int product, std::size_t rows_at, std::int64_t rows_stride, const void* tokens,
+                         std::int64_t tokens_stride, std::uint64_t copied) noexcept {
     abi::WeightGradientParams p{};
     p.gradients = at<const abi::GradientEntry>(context_.gradients, 0);
     p.expert_offsets = expert_offsets();
     p.expert_order = at<const i32>(workspace_, layout_.order);
-    p.tile_prefix = at<const i32>(workspace_, prefix);
+    p.tile_prefix = at<const i32>(workspace_, product == 0 ? layout_.fc1_prefix : layout_.fc2_prefix);
+    p.splits =
+        at<const abi::GradientSplit>(workspace_, product == 0 ? layout_.fc1_splits : layout_.fc2_splits);
+    p.partials = at<float>(workspace_, layout_.partials);
+    p.arrivals = at<i32>(workspace_, layout_.arrivals) + product * kArrivals;
     p.row_source = row_source();
     p.rows = at<const void>(workspace_, rows_at);
     p.tokens = tokens;
     p.rows_stride = rows_stride;
     p.tokens_stride = tokens_stride;
-    p.ticket = at<i32>(workspace_, layout_.tickets) + ticket;
+    p.ticket = at<i32>(workspace_, layout_.tickets) + product;
     p.experts = static_cast<i32>(spec_.all_experts());
     p.accumulate = a_.accumulate_weight_gradients;
     if (uses_boxes(config)) {
@@ -211,7 +232,9 @@ class BackwardRun {
     // The gather counts in units of 16 bytes, 32 bits of them.
     if (uses_boxes(config) && a_.tokens * (tokens_stride / 8) > std::int64_t{UINT32_MAX})
       return Error(ErrorCode::unsupported, "x or dout spans more than 64 GiB");
-    return launch(kernel, std::min<std::int64_t>(tiles, sms() * kernel.blocks_per_sm), p);
+    // Hot experts' tiles may be summed in parts.
+    return launch(kernel,
+                  std::min<std::int64_t>(tiles + schedule::kGradientSlots, sms() * kernel.blocks_per_sm), p);
   }
 
   /// [rows, columns] in boxes of 64 by 64.

@@ -63,6 +63,20 @@ TEST_CASE("small: backward: a first use prepares") {
   gpu::check_training("backward, small", c, training);
 }
 
+TEST_CASE("small: backward: a hot expert's rows in parts") {
+  for (const auto layout : {WeightLayout::nk, WeightLayout::kn}) {
+    for (const bool accumulate : {false, true}) {
+      varmoe::LayerSpec spec = varmoe::uniform_spec(72, 3, 40, 2);
+      spec.fc1_layout = spec.fc2_layout = layout;
+      CAPTURE(tuning_signature(spec));
+      // 1202 rows of one expert are more than twice the least of a part.
+      gpu::check_training("backward, parts",
+                          make(spec, {.tokens = 601, .seed = 3, .routing = oracle::Routing::one_expert},
+                               {.accumulate_weights = accumulate}));
+    }
+  }
+}
+
 TEST_CASE("backward: 100 random specs") {
   const Shard shard;
   oracle::TrainingLimits limits;

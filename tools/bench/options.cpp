@@ -35,8 +35,7 @@ void BenchOptions::add_options(CLI::App& app) {
   app.add_option("--batch-sizes", batch_sizes, "with --seq: token counts are all products");
   app.add_option("--seq", seq, "sequence lengths");
   app.add_option("--mode", mode,
-                 "forward; backward or both: a layer that learns, forward, backward and both timed apart, "
-                 "uniform routing")
+                 "forward; backward or both: a layer that learns, forward, backward and both timed apart")
       ->capture_default_str()
       ->check(CLI::IsMember({"forward", "backward", "both"}));
   app.add_option(

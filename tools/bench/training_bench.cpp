@@ -3,8 +3,10 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <utility>
 #include <vector>
@@ -82,17 +84,8 @@ class TrainingBench {
       if (!made) return made.error();
       *buffer = *std::move(made);
     }
-    // Distinct experts a token, as routers choose them.
-    std::mt19937_64 random(options_.seed);
-    std::vector<std::int32_t> ids(slots), order(static_cast<std::size_t>(spec.num_experts()));
-    std::vector<float> weights(slots, 1.0f / static_cast<float>(spec.top_k));
-    for (std::size_t e = 0; e < order.size(); ++e) order[e] = static_cast<std::int32_t>(e);
-    for (std::size_t t = 0; t < most; ++t)
-      for (std::size_t k = 0; k < static_cast<std::size_t>(spec.top_k); ++k) {
-        const std::size_t left = order.size() - k % order.size();
-        std::swap(order[k % order.size()], order[k % order.size() + random() % left]);
-        ids[t * static_cast<std::size_t>(spec.top_k) + k] = order[k % order.size()];
-      }
+    const std::vector<std::int32_t> ids = routed(most);
+    const std::vector<float> weights(slots, 1.0f / static_cast<float>(spec.top_k));
     if (auto ok = cuda::copy_to_device(*device_, ids_.address(), ids.data(), ids.size() * 4); !ok) return ok;
     if (auto ok = cuda::copy_to_device(*device_, weights_.address(), weights.data(), weights.size() * 4); !ok)
       return ok;
@@ -106,6 +99,36 @@ class TrainingBench {
     prepare.tokens = tokens;
     auto report = layer_.prepare(prepare);
     return report ? Status() : Status(report.error());
+  }
+
+  /// Experts of the slots of so many tokens: with uniform routing distinct ones a token, as routers choose
+  /// them; else each slot by itself, as the names of oracle::Routing say.
+  std::vector<std::int32_t> routed(std::size_t tokens) const {
+    const LayerSpec& spec = layer_.spec();
+    const auto experts = static_cast<std::size_t>(spec.num_experts()),
+               k = static_cast<std::size_t>(spec.top_k);
+    const oracle::Routing routing = options_.parsed_routing();
+    std::mt19937_64 random(options_.seed);
+    std::vector<std::int32_t> ids(tokens * k), order(experts);
+    if (routing == oracle::Routing::uniform) {
+      std::iota(order.begin(), order.end(), 0);
+      for (std::size_t slot = 0; slot < ids.size(); ++slot) {
+        const std::size_t at = slot % k % experts;
+        std::swap(order[at], order[at + random() % (experts - at)]);
+        ids[slot] = order[at];
+      }
+      return ids;
+    }
+    std::vector<double> shares(experts, 1.0);
+    for (std::size_t e = 0; e < experts; ++e) {
+      if (routing == oracle::Routing::zipf) shares[e] = std::pow(static_cast<double>(e + 1), -1.2);
+      if (routing == oracle::Routing::one_expert && e > 0) shares[e] = 0;
+    }
+    if (routing == oracle::Routing::half_on_one)
+      shares[0] = static_cast<double>(std::max<std::size_t>(experts - 1, 1));
+    std::discrete_distribution<std::int32_t> draw(shares.begin(), shares.end());
+    for (std::int32_t& id : ids) id = draw(random);
+    return ids;
   }
 
   Status forward(std::int64_t tokens) {
