@@ -283,6 +283,8 @@ struct alignas(16) GradientEntry {
 };
 
 /// How one expert's rows are shared out among blocks: schedule/gradient_tiles.cuh.
+inline constexpr i32 kGradientSlots = 192;     // that a product's parts never exceed
+inline constexpr i32 kLeastPartRows = 512;     // experts of fewer than 1.5 times as many rows are not split
 struct GradientSplit {
   i32 part_rows;  // of every part but the last; 0: one block sums all rows
   i32 slot;       // of its first tile's first part, in `partials`

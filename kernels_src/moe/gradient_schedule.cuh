@@ -15,19 +15,14 @@ VARMOE_DEVICE void gradient_schedule(const abi::GradientScheduleParams& p) {
   __shared__ i32 rows[kMost];
   __shared__ i32 order[kMost];
   __shared__ i32 tiles[2][kMost];
-  __shared__ unsigned long long work[2];
   ptx::follow_earlier_kernels();
   const i32 n = p.experts_count;
-  if (threadIdx.x < 2) work[threadIdx.x] = 0;
-  for (i32 i = static_cast<i32>(threadIdx.x); i < 4 * schedule::kGradientSlots; i += kThreads) p.arrivals[i] = 0;
-  __syncthreads();
+  for (i32 i = static_cast<i32>(threadIdx.x); i < 4 * abi::kGradientSlots; i += kThreads) p.arrivals[i] = 0;
   for (i32 e = static_cast<i32>(threadIdx.x); e < n; e += kThreads) {
     rows[e] = p.expert_offsets[e + 1] - p.expert_offsets[e];
     const i32 width = p.experts[e].width;
     tiles[0][e] = ceil_div(width * p.fc1_width_scale, p.fc1_width_block) * p.fc1_tiles_per_width;
     tiles[1][e] = ceil_div(width, p.fc2_width_block) * p.fc2_tiles_per_width;
-#pragma unroll
-    for (int g = 0; g < 2; ++g) atomicAdd(&work[g], static_cast<unsigned long long>(rows[e]) * static_cast<unsigned long long>(tiles[g][e]));
   }
   __syncthreads();
   for (i32 e = static_cast<i32>(threadIdx.x); e < n; e += kThreads) {
@@ -44,13 +39,17 @@ VARMOE_DEVICE void gradient_schedule(const abi::GradientScheduleParams& p) {
   i32* const prefix = g == 0 ? p.fc1_prefix : p.fc2_prefix;
   abi::GradientSplit* const splits = g == 0 ? p.fc1_splits : p.fc2_splits;
   if (lane == 0) p.tickets[g] = 0;
+  i64 work = 0;
+  for (i32 e = lane; e < n; e += 32) work += static_cast<i64>(rows[e]) * tiles[g][e];
+#pragma unroll
+  for (int far = 16; far > 0; far /= 2) work += __shfl_xor_sync(0xffffffffu, work, far);
   i32 items = 0, slots = 0;
   for (i32 first = 0; first < n; first += 32) {
     const i32 i = first + lane;
     i32 mine = 0, mine_split = 0, part_rows = 0;
     if (i < n) {
       const i32 e = order[i];
-      part_rows = schedule::gradient_part_rows(static_cast<i64>(work[g]), rows[e]);
+      part_rows = schedule::gradient_part_rows(work, rows[e]);
       mine = tiles[g][e] * schedule::gradient_parts(part_rows, rows[e]);
       mine_split = part_rows == 0 ? 0 : mine;
     }

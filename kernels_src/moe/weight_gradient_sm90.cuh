@@ -289,12 +289,15 @@ class WeightGradientSm90 {
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_ + Shared::kEmpty + slot * 8);
   }
 
-  /// Rows from `valid` on of all boxes of a stage; by both warpgroups, which then go on together.
+  /// Rows from `valid` on of the boxes that the copy engine brought (gathered rows are zero there); by both warpgroups, which then go on
+  /// together.
+  static constexpr u32 kFirstBox = Config::kGather && Gradient::kTokensFirst ? Shared::kABoxes : 0;
+  static constexpr u32 kLastBox = Config::kGather && !Gradient::kTokensFirst ? Shared::kABoxes : Shared::kABoxes + Shared::kBBoxes;
   VARMOE_DEVICE void clear_tail(u32 stage, i32 valid) const {
     const u32 first = static_cast<u32>(valid) * 128, bytes = Shared::kBoxBytes - first;
     const u32 thread = threadIdx.x - 128;
 #pragma unroll 1
-    for (u32 box = 0; box < Shared::kABoxes + Shared::kBBoxes; ++box) {
+    for (u32 box = kFirstBox; box < kLastBox; ++box) {
 #pragma unroll 1
       for (u32 i = thread * 16; i < bytes; i += 256 * 16) ptx::store_shared16(stage + box * Shared::kBoxBytes + first + i, Vec16{{0, 0, 0, 0}});
     }

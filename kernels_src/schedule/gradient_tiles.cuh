@@ -21,17 +21,16 @@ struct GradientTile {
   i32 slot;
 };
 
-/// Parts that all of a product's work is to be cut into, and the least rows of one.
-inline constexpr i32 kGradientParts = 144, kLeastPartRows = 512;
+/// Parts that all of a product's work is to be cut into. Only experts of 1.5 fair shares and more are split, into parts of no less than 3/4 of
+/// one: so many more slots there are at most.
+inline constexpr i32 kGradientParts = abi::kGradientSlots * 3 / 4;
 /// The block that comes last adds parts up one after another, each in the time of so many rows: n parts of R rows take R / n + n of these, so
 /// there are at most √(R / kPartCost).
 inline constexpr i32 kPartCost = 128;
-/// Only experts of 1.5 fair shares and more are split, into parts of no less than 3/4 of one: so many there are at most.
-inline constexpr i32 kGradientSlots = kGradientParts * 4 / 3;
 
 /// Rows of each part of an expert's tiles; 0: it is not split. `work`: Σ rows · tiles of all experts.
 VARMOE_SHARED_CODE i32 gradient_part_rows(i64 work, i32 rows) {
-  const i64 share = (work + kGradientParts - 1) / kGradientParts, fair = share > kLeastPartRows ? share : kLeastPartRows;
+  const i64 share = (work + kGradientParts - 1) / kGradientParts, fair = share > abi::kLeastPartRows ? share : abi::kLeastPartRows;
   i64 parts = (2 * rows + fair) / (2 * fair);
   if (parts < 2) return 0;
   while (parts > 2 && parts * parts * kPartCost > rows) --parts;

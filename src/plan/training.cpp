@@ -4,13 +4,12 @@
 
 #include "model/gradient_config.hpp"
 #include "plan/chunk_run.hpp"
-#include "schedule/gradient_tiles.cuh"
 
 namespace varmoe::plan {
 namespace {
 
 /// Of one product: of each slot, for both halves of a tile.
-constexpr std::int64_t kArrivals = 2 * schedule::kGradientSlots;
+constexpr std::int64_t kArrivals = 2 * abi::kGradientSlots;
 
 /// Beside the layouts of the two layers, which share their place: forward's part of a backward pass is over
 /// before the rest begins.
@@ -41,9 +40,8 @@ struct TrainingLayout {
     tickets = place(2, sizeof(i32));
     arrivals = place(2 * kArrivals, sizeof(i32));
     // Fewer rows are never split.
-    partials = place(
-        2 * rows < 3 * schedule::kLeastPartRows ? 0 : schedule::kGradientSlots * model::kMostGradientTile,
-        sizeof(float));
+    partials = place(2 * rows < 3 * abi::kLeastPartRows ? 0 : abi::kGradientSlots * model::kMostGradientTile,
+                     sizeof(float));
     shared_weight = place(spec.shared_gate ? tokens : 0, sizeof(float));
     shared_gradient = place(spec.shared_gate ? tokens * spec.num_shared() : 0, sizeof(float));
   }
@@ -233,8 +231,8 @@ class BackwardRun {
     if (uses_boxes(config) && a_.tokens * (tokens_stride / 8) > std::int64_t{UINT32_MAX})
       return Error(ErrorCode::unsupported, "x or dout spans more than 64 GiB");
     // Hot experts' tiles may be summed in parts.
-    return launch(kernel,
-                  std::min<std::int64_t>(tiles + schedule::kGradientSlots, sms() * kernel.blocks_per_sm), p);
+    return launch(kernel, std::min<std::int64_t>(tiles + abi::kGradientSlots, sms() * kernel.blocks_per_sm),
+                  p);
   }
 
   /// [rows, columns] in boxes of 64 by 64.

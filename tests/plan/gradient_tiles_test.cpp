@@ -77,7 +77,7 @@ void walk() {
       if (round >= 8 && random() % 8 == 0) rows[e] = static_cast<i32>(random() % 60000);
     }
     const Schedule s = schedule_of<G, kBlockM, kBlockN>(widths, rows);
-    CHECK(s.slots <= schedule::kGradientSlots);
+    CHECK(s.slots <= abi::kGradientSlots);
     std::map<std::tuple<i32, i32, i32, i32>, i32> seen;  // rows that a tile's parts have summed so far
     std::set<i32> slots;
     i32 before = 1 << 30;
@@ -97,7 +97,7 @@ void walk() {
       if (t.parts > 1) {
         CHECK(t.rows > 0);
         CHECK(slots.insert(t.slot + t.part).second);
-        CHECK(t.slot + t.part < schedule::kGradientSlots);
+        CHECK(t.slot + t.part < abi::kGradientSlots);
       }
       CHECK(t.width == widths[e] * G::kWidthScale);
       // Experts with most rows first.
@@ -145,7 +145,7 @@ TEST_CASE("an expert is split where it has 1.5 fair shares of the work, and no s
   CHECK(gradient_part_rows(work, 40960) == 4096);
   CHECK(gradient_parts(0, 40960) == 1);
   // Little work: parts of the least length, in whole stages.
-  CHECK(gradient_part_rows(100, schedule::kLeastPartRows) == 0);
-  CHECK(gradient_part_rows(100, 4 * schedule::kLeastPartRows) == schedule::kLeastPartRows);
-  CHECK(gradient_part_rows(100, 2 * schedule::kLeastPartRows + 1) % 64 == 0);
+  CHECK(gradient_part_rows(100, abi::kLeastPartRows) == 0);
+  CHECK(gradient_part_rows(100, 4 * abi::kLeastPartRows) == abi::kLeastPartRows);
+  CHECK(gradient_part_rows(100, 2 * abi::kLeastPartRows + 1) % 64 == 0);
 }
