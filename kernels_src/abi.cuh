@@ -23,7 +23,7 @@ using u64 = unsigned long long;
 namespace varmoe::abi {
 
 /// Raised whenever a structure below changes meaning.
-inline constexpr int kAbiVersion = 5;
+inline constexpr int kAbiVersion = 6;
 /// Width classes that a specialised kernel may have.
 inline constexpr int kMaxClasses = 16;
 
@@ -261,10 +261,16 @@ struct GemmParams {
   i32* h_pending;                // wgmma: [E] output tiles of fc1 that are not stored yet: fc1 counts down, fc2 starts before fc1 ends and
                                  // waits for its expert's zero; null: fc2 waits for all of fc1
   const ExpertBias* biases;      // [E]; null without biases
-  const float* row_weight;       // [rows] weight on input: fc1's
+  const float* row_weight;       // [rows] weight on input: fc1's; g's
   TensorMap row_map;             // wgmma, rows by box: a as [rows, K]
   void* z;                       // fc1 of a forward that trains: gate, and up round_up(width, 64) columns on
   i64 z_stride;                  // elements
+  // Of g = dout·W2, fc1 of a layer turned round: reads z, and instead of g writes w·h to `out` and what follows.
+  void* dz;                      // [rows, z_stride]: as z; alternating where W1's gate and up alternate
+  float* partials;               // [rows, partial_stride] ⟨g, h⟩ over each span of columns
+  const float* shared_weight;    // [tokens], of layers with a shared gate
+  i32 partial_stride;
+  i32 reserved;
 };
 
 /// Where one expert's gradients go: as ExpertEntry and ExpertBias, of elements of two or four bytes.
@@ -316,28 +322,21 @@ struct WeightGradientParams {
   TensorMap tokens_map;            // wgmma: of a copy by row
 };
 
-/// Parameters of the kernel between dout·W2 and dz·W1.
-struct ActivationGradientParams {
-  const void* g;                 // [rows, g_stride]: W2ᵀ·dout
-  const void* z;                 // [rows, z_stride]: gate, then up
-  void* dz;                      // [rows, z_stride]: as z; alternating where W1's gate and up alternate
-  void* weighted_h;              // [rows, g_stride]: w·h
+/// Parameters of the kernel that adds up what g's product left of each row's ⟨g, h⟩.
+struct TopkWeightGradientParams {
+  const float* partials;         // [rows, partial_stride]: a sum a span of columns
   const ExpertEntry* experts;    // [E]
   const ExpertBias* biases;      // [E]; null without biases
   const i32* expert_offsets;     // [E + 1]
-  const i32* row_source;
   const i32* slot_row;           // [tokens, slots]
-  const TileCounts* tile_counts;
-  const float* topk_weights;     // [tokens, k]
-  const float* shared_weight;    // [tokens], of layers with a shared gate
   float* topk_gradient;          // [tokens, k], or null
   float* shared_gradient;        // [tokens, S], of layers with a shared gate
   const void* dout;              // with biases
   const i32* token_count;        // or null
-  i64 g_stride;                  // elements
-  i64 z_stride;
-  i64 dout_stride;
+  i64 dout_stride;               // elements
   i32 tokens;
+  i32 span;                      // columns
+  i32 partial_stride;
   i32 reserved;
 };
 

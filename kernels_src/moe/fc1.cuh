@@ -163,6 +163,7 @@ class Fc1 {
     return q < 2 ? ptx::pack2<kElement>(f0, f1) : ptx::pack2<kElement>(s0, s1);
   }
 
+ protected:
   const abi::GemmParams& p;
 };
 

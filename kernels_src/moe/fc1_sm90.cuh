@@ -189,6 +189,7 @@ class Fc1Sm90 {
     return ptx::shuffle_in_place(v, (source << 2) | (threadIdx.x & 3));
   }
 
+ protected:
   const abi::GemmParams& p;
 };
 

@@ -15,6 +15,18 @@ VARMOE_DEVICE Vec16 load16_streaming(const void* p) {
   return d;
 }
 
+/// The same where `there`, else zeroes; without a branch.
+VARMOE_DEVICE Vec16 load16_streaming(const void* p, bool there) {
+  Vec16 d;
+  asm volatile(
+      "{.reg .pred there; setp.ne.u32 there, %5, 0;\n mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+      "@there ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];}\n"
+      : "=&r"(d.v[0]), "=&r"(d.v[1]), "=&r"(d.v[2]), "=&r"(d.v[3])
+      : "l"(p), "r"(static_cast<u32>(there))
+      : "memory");
+  return d;
+}
+
 VARMOE_DEVICE Vec16 load16(const void* p) {
   Vec16 d;
   asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];\n" : "=r"(d.v[0]), "=r"(d.v[1]), "=r"(d.v[2]), "=r"(d.v[3]) : "l"(p) : "memory");
@@ -68,6 +80,9 @@ VARMOE_DEVICE void store_shared16(u32 address, const Vec16& d) {
                : "memory");
 }
 
+/// An accumulator: as a float, or the compiler copies it and takes the copy for a use of it before its product has ended.
+VARMOE_DEVICE void store_shared4(u32 address, float v) { asm volatile("st.shared.f32 [%0], %1;\n" ::"r"(address), "f"(v) : "memory"); }
+
 VARMOE_DEVICE void store8(void* p, u32 a, u32 b) {
   asm volatile("st.global.v2.u32 [%0], {%1,%2};\n" ::"l"(p), "r"(a), "r"(b) : "memory");
 }
@@ -78,6 +93,16 @@ VARMOE_DEVICE void load8(const void* p, u32& a, u32& b) {
 VARMOE_DEVICE u32 load4(const void* p) {
   u32 d;
   asm volatile("ld.global.u32 %0, [%1];\n" : "=r"(d) : "l"(p) : "memory");
+  return d;
+}
+
+/// The same where `there`, else 0; without a branch.
+VARMOE_DEVICE u32 load4(const void* p, bool there) {
+  u32 d;
+  asm volatile("{.reg .pred there; setp.ne.u32 there, %2, 0;\n mov.u32 %0, 0;\n @there ld.global.u32 %0, [%1];}\n"
+               : "=&r"(d)
+               : "l"(p), "r"(static_cast<u32>(there))
+               : "memory");
   return d;
 }
 

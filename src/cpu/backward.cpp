@@ -65,7 +65,7 @@ struct Backward::Layout {
     for (std::size_t& offset : tasks) offset = take(experts + 1, sizeof(std::int64_t));
     row_slot = take(rows, sizeof(std::int64_t));
     slot_row = take(rows, sizeof(std::int64_t));
-    g = take(half, 2);
+    g = take(half, sizeof(float));
     dz = take(z, 2);
     dz_across = take(z, 2);
     wh_across = take(half, 2);
@@ -216,8 +216,7 @@ void Backward::g_tile(std::int64_t task, float* scratch) noexcept {
   p.scratch = scratch;
   kernels_.product(p);
   for (int m = 0; m < t.rows; ++m)
-    kernels_.scale_round(spec_.dtype, p.c + m * kTileOutputs, 1.0f, t.outputs,
-                         g_ + (t.first_row + m) * columns_ + t.first_output);
+    std::copy_n(p.c + m * kTileOutputs, t.outputs, g_ + (t.first_row + m) * columns_ + t.first_output);
 }
 
 void Backward::gather(std::int64_t task) noexcept {
@@ -252,7 +251,7 @@ void Backward::slopes(std::int64_t task) noexcept {
       const std::uint16_t* z = z_ + row * place.stride + begin;
       if (gated_) kernels_.widen(dtype, z, count, gate);
       kernels_.widen(dtype, z + place.up, count, up);
-      kernels_.widen(dtype, g_ + row * columns_ + begin, count, g);
+      std::copy_n(g_ + row * columns_ + begin, count, g);
       activation_slopes(spec_.activation, spec_.activation_params, gate, up, count, h, d_gate, d_up);
       add_products(g, h, count, lanes[m]);
       kernels_.scale_round(dtype, h, weights[m], count, h_bits[m]);

@@ -81,8 +81,8 @@ class Backward {
 
   // In the workspace.
   std::int64_t *expert_rows_, *row_slot_, *slot_row_;
-  std::uint16_t *g_, *dz_, *dz_across_, *wh_across_, *x_rows_, *dout_rows_;
-  float *dx_rows_, *dw_, *gates_, *gate_slopes_;
+  std::uint16_t *dz_, *dz_across_, *wh_across_, *x_rows_, *dout_rows_;
+  float *g_, *dx_rows_, *dw_, *gates_, *gate_slopes_;
   std::byte* scratch_;
 
   Tasks g_tasks_, slope_tasks_, dx_tasks_, fc1_tasks_, fc2_tasks_;

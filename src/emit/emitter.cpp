@@ -36,6 +36,9 @@ StageText stage_text(Stage stage, const KernelRequest& request, std::int32_t blo
     case Stage::whole_layer:
       return {"moe/whole_layer.cuh", "LayerParams", "whole_layer<Layer, Config>"};
     case Stage::fc1:
+      if (request.backward)
+        return wgmma ? StageText{"moe/dh_sm90.cuh", "GemmParams", "dh_sm90<Layer, Config>"}
+                     : StageText{"moe/dh.cuh", "GemmParams", "dh<Layer, Config>"};
       return wgmma ? StageText{"moe/fc1_sm90.cuh", "GemmParams", "fc1_sm90<Layer, Config>"}
                    : StageText{"moe/fc1.cuh", "GemmParams", "fc1<Layer, Config>"};
     case Stage::fc2:
@@ -53,7 +56,7 @@ StageText stage_text(Stage stage, const KernelRequest& request, std::int32_t blo
     case Stage::align_single:
     case Stage::align_count:
     case Stage::align_scatter:
-    case Stage::activation_gradient:
+    case Stage::topk_weight_gradient:
     case Stage::gradient_schedule:
     case Stage::fc1_gradient:
     case Stage::fc2_gradient:
@@ -117,6 +120,7 @@ std::string config_name(const KernelRequest& r) {
   if (r.stage != Stage::fc1 && r.stage != Stage::fc2) return fmt::format("t{}", r.block_threads);
   const GemmConfig& c = r.gemm;
   const std::string training = r.saves_z                        ? "_saving"
+                               : r.backward                     ? "_dh"
                                : r.down_k == DownK::width       ? ""
                                : r.down_k == DownK::alternating ? "_alternating"
                                                                 : "_both";
@@ -144,6 +148,10 @@ Status check_request(const LayerSpec& spec, const KernelRequest& r) {
               "{} distinct widths; specialised kernels take up to {}, more need the runtime-width kernels",
               width_classes(spec).size(), kMaxWidthClasses));
     }
+    if (r.backward &&
+        (r.stage != Stage::fc1 || r.saves_z || spec.activation != Activation::identity || spec.bias))
+      return Error(ErrorCode::internal,
+                   "the backward of an activation is for fc1 of a backward pass's layer");
     if (r.down_k == DownK::gate_and_up && r.gemm.block_k > 64)
       return Error(ErrorCode::invalid_config,
                    fmt::format("block_k={}: a product with gate and up takes 32 or 64", r.gemm.block_k));
@@ -206,8 +214,8 @@ const char* to_string(Stage stage) noexcept {
       return "align_count";
     case Stage::align_scatter:
       return "align_scatter";
-    case Stage::activation_gradient:
-      return "activation_gradient";
+    case Stage::topk_weight_gradient:
+      return "topk_weight_gradient";
     case Stage::gradient_schedule:
       return "gradient_schedule";
     case Stage::fc1_gradient:

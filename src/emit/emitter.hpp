@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,10 +36,10 @@ enum class Stage : std::uint8_t {
   statistics_blocks,
   /// Second of two launches: sums over blocks, losses.
   statistics_total,
-  activation_gradient,  ///< dz, w·h and the weights' gradients from W2ᵀ·dout and z (emit/training.hpp)
-  gradient_schedule,    ///< the order of the weights' gradients
-  fc1_gradient,         ///< dW1
-  fc2_gradient,         ///< dW2
+  topk_weight_gradient,  ///< the gradients of topk_weights from what dout·W2 left (emit/training.hpp)
+  gradient_schedule,     ///< the order of the weights' gradients
+  fc1_gradient,          ///< dW1
+  fc2_gradient,          ///< dW2
   fc1_bias_gradient,
   fc2_bias_gradient,
   shared_gate_gradient,
@@ -58,6 +59,16 @@ enum class DownK : std::uint8_t {
   alternating,  ///< twice the width: gate and up alternate in one matrix
 };
 
+/// What fc1 of a backward pass does with its product g = dout·W2: it makes dz and w·h of the layer whose
+/// gradient this is, and parts of the weights' gradients.
+struct ActivationBackward {
+  Activation activation = Activation::identity;  ///< of that layer
+  ActivationParams params;
+  bool alternating = false;  ///< dz: gate and up alternate in one matrix
+  bool shared_gate = false;  ///< that layer's shared experts have a gate
+  bool operator==(const ActivationBackward&) const = default;
+};
+
 /// What to emit. Only the fields that concern `stage` are read.
 struct KernelRequest {
   Stage stage = Stage::fc1;
@@ -67,6 +78,7 @@ struct KernelRequest {
   bool runtime_width = false;      ///< fc1, fc2: widths from the device table instead of compiled in
   bool saves_z = false;            ///< fc1: keeps what the activation is applied to (TrainingLayer)
   DownK down_k = DownK::width;     ///< fc2
+  std::optional<ActivationBackward> backward;  ///< fc1 of model::backward_layer
   bool operator==(const KernelRequest&) const = default;
 };
 
@@ -87,8 +99,9 @@ struct EmittedKernel {
 Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& request);
 
 /// The kernels that one LayerConfig needs for a token bucket: sort_single or the sort pair, gather when fc1
-/// copies, fc1, fc2, combine; whole_layer where config.one_launch serves the bucket's tokens or fewer. `sort_single` serves bucket·k ≤ sort.single_block_rows; both kinds are listed
-/// where smaller T of the same bucket need it.
+/// copies, fc1, fc2, combine; whole_layer where config.one_launch serves the bucket's tokens or fewer.
+/// `sort_single` serves bucket·k ≤ sort.single_block_rows; both kinds are listed where smaller T of the same
+/// bucket need it.
 std::vector<KernelRequest> required_kernels(const LayerSpec& spec, const LayerConfig& config,
                                             std::int64_t bucket, bool runtime_width);
 

@@ -33,7 +33,10 @@ std::string element_trait(DType dtype) {
 
 // Floats travel as bit patterns.
 std::string activation_type(const LayerSpec& spec) {
-  switch (spec.activation) {
+  return activation_type(spec.activation, spec.activation_params);
+}
+std::string activation_type(Activation activation, const ActivationParams& params) {
+  switch (activation) {
     case Activation::silu_mul:
       return "SiluMul";
     case Activation::gelu_tanh_mul:
@@ -41,9 +44,8 @@ std::string activation_type(const LayerSpec& spec) {
     case Activation::gelu_erf_mul:
       return "GeluErfMul";
     case Activation::swiglu_oai:
-      return fmt::format("SwigluOai<0x{:08x}u, 0x{:08x}u>",
-                         std::bit_cast<std::uint32_t>(spec.activation_params.alpha),
-                         std::bit_cast<std::uint32_t>(spec.activation_params.limit));
+      return fmt::format("SwigluOai<0x{:08x}u, 0x{:08x}u>", std::bit_cast<std::uint32_t>(params.alpha),
+                         std::bit_cast<std::uint32_t>(params.limit));
     case Activation::silu:
       return "Silu";
     case Activation::gelu_tanh:
@@ -62,9 +64,12 @@ std::string activation_type(const LayerSpec& spec) {
 
 namespace {
 
-/// Of the sort and the combine alone: to the GEMMs shared experts are experts as others.
+/// Of what knows weights: to the other GEMMs shared experts are experts as others.
+std::string shared_traits(std::int64_t shared, bool gate) {
+  return integer("kSharedExperts", shared) + boolean("kSharedGate", gate);
+}
 std::string shared_traits(const LayerSpec& spec) {
-  return integer("kSharedExperts", spec.num_shared()) + boolean("kSharedGate", spec.shared_gate);
+  return shared_traits(spec.num_shared(), spec.shared_gate);
 }
 
 /// kClasses and width(c), widest class first; kClasses = 0: widths are read on the device.
@@ -123,6 +128,12 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
       s += boolean("kWeightOnInput", spec.weight_on_input);
       s += boolean("kSavesZ", request.saves_z);
       s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
+      if (request.backward) {
+        s += shared_traits(spec.num_shared(), request.backward->shared_gate);
+        s += boolean("kAlternating", request.backward->alternating);
+        s += fmt::format("  using Forward = varmoe::activation::{};\n",
+                         activation_type(request.backward->activation, request.backward->params));
+      }
       break;
     case Stage::whole_layer:
       s += element(spec.dtype);
@@ -152,7 +163,7 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
     case Stage::align_single:
     case Stage::align_count:
     case Stage::align_scatter:
-    case Stage::activation_gradient:
+    case Stage::topk_weight_gradient:
     case Stage::gradient_schedule:
     case Stage::fc1_gradient:
     case Stage::fc2_gradient:
@@ -238,6 +249,8 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(ExpertBias, fc1_stride);
       VARMOE_OFFSET(GemmParams, row_map);
       VARMOE_OFFSET(GemmParams, z_stride);
+      VARMOE_OFFSET(GemmParams, dz);
+      VARMOE_OFFSET(GemmParams, partial_stride);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, down);
       VARMOE_OFFSET(ExpertEntry, width);
@@ -289,15 +302,15 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(AlignParams, rows);
       VARMOE_OFFSET(AlignParams, slots_per_block);
       break;
-    case Stage::activation_gradient:
-      VARMOE_SIZE(ActivationGradientParams);
-      VARMOE_OFFSET(ActivationGradientParams, topk_gradient);
-      VARMOE_OFFSET(ActivationGradientParams, g_stride);
-      VARMOE_OFFSET(ActivationGradientParams, tokens);
+    case Stage::topk_weight_gradient:
+      VARMOE_SIZE(TopkWeightGradientParams);
+      VARMOE_OFFSET(TopkWeightGradientParams, topk_gradient);
+      VARMOE_OFFSET(TopkWeightGradientParams, dout_stride);
+      VARMOE_OFFSET(TopkWeightGradientParams, partial_stride);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, width);
       VARMOE_SIZE(ExpertBias);
-      VARMOE_OFFSET(TileCounts, rows);
+      VARMOE_OFFSET(ExpertBias, down);
       break;
     case Stage::gradient_schedule:
       VARMOE_SIZE(GradientScheduleParams);

@@ -14,6 +14,7 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request);
 std::string element_trait(DType dtype);
 /// The struct of epilogue/activation.cuh that a layer applies, with its parameters.
 std::string activation_type(const LayerSpec& spec);
+std::string activation_type(Activation activation, const ActivationParams& params);
 
 /// static_asserts that the kernel text sees the structures of abi.cuh as this library was built with them.
 std::string abi_assertions(Stage stage);

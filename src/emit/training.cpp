@@ -26,22 +26,13 @@ std::string flag(const char* name, bool value) {
   return fmt::format("  static constexpr bool {} = {};\n", name, boolean(value));
 }
 
-/// Lanes that share a row: a power of two, so that those of narrow layers do not idle.
-std::int64_t lanes_of(std::int64_t width) {
-  std::int64_t lanes = 4;
-  while (lanes < 32 && lanes * 8 < width) lanes *= 2;
-  return lanes;
-}
-
-std::string activation_traits(const LayerSpec& spec) {
+std::string topk_weight_traits(const LayerSpec& spec) {
   const auto classes = width_classes(spec);
   return "struct Layer {\n" + element_trait(spec.dtype) + integer("kHidden", spec.hidden_size) +
          integer("kExperts", spec.all_experts()) + integer("kTopK", spec.slots_per_token()) +
-         integer("kSharedExperts", spec.num_shared()) + integer("kLanes", lanes_of(spec.widest_of_all())) +
+         integer("kSharedExperts", spec.num_shared()) +
          integer("kUniformWidth", classes.size() == 1 ? classes.front().width : 0) +
-         flag("kSharedGate", spec.shared_gate) + flag("kBias", spec.bias) +
-         flag("kAlternating", model::gate_and_up_alternate(spec)) +
-         fmt::format("  using Activation = varmoe::activation::{};\n}};\n", activation_type(spec));
+         flag("kSharedGate", spec.shared_gate) + flag("kBias", spec.bias) + "};\n";
 }
 
 std::string weight_traits(const LayerSpec& spec, const GradientRequest& r) {
@@ -94,6 +85,10 @@ DownK backward_down_k(const LayerSpec& spec) {
                                               : DownK::gate_and_up;
 }
 
+ActivationBackward activation_backward(const LayerSpec& spec) {
+  return {spec.activation, spec.activation_params, model::gate_and_up_alternate(spec), spec.shared_gate};
+}
+
 Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest& r) {
   if (auto ok = spec.validate(); !ok) return ok.error();
   EmittedKernel kernel;
@@ -102,11 +97,11 @@ Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest
   kernel.block_threads = kThreads;
   std::string include, traits, params, call, name = fmt::format("t{}", kThreads);
   switch (r.stage) {
-    case Stage::activation_gradient:
-      include = "moe/activation_gradient.cuh";
-      traits = activation_traits(spec);
-      params = "ActivationGradientParams";
-      call = fmt::format("activation_gradient<Layer, {}>", kThreads);
+    case Stage::topk_weight_gradient:
+      include = "moe/topk_weight_gradient.cuh";
+      traits = topk_weight_traits(spec);
+      params = "TopkWeightGradientParams";
+      call = fmt::format("topk_weight_gradient<Layer, {}>", kThreads);
       break;
     case Stage::gradient_schedule:
       kernel.block_threads = kScheduleThreads;

@@ -18,8 +18,10 @@ struct GradientRequest {
 
 /// K of the product dz·W1 (fc2 of model::backward_layer).
 DownK backward_down_k(const LayerSpec& spec);
+/// What the product dout·W2 (fc1 of model::backward_layer) is followed by.
+ActivationBackward activation_backward(const LayerSpec& spec);
 
-/// Emits one of the stages activation_gradient … shared_gate_gradient of a layer.
+/// Emits one of the stages topk_weight_gradient … shared_gate_gradient of a layer.
 Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest& request);
 
 }  // namespace varmoe::emit

@@ -122,8 +122,8 @@ Result<BackwardChoice> ConfigChooser::choose_backward(const LayerSpec& spec, std
       if (bucket >= rule.min_tokens && bucket <= rule.max_tokens) config = rule.apply(config);
     if (config == before) return {};
     choice.overridden = true;
-    Status status =
-        model::check_gemm_config(stage == model::GemmStage::fc1 ? back : down, stage, config, device_);
+    Status status = stage == model::GemmStage::fc1 ? model::check_dh_config(back, config, device_)
+                                                   : model::check_gemm_config(down, stage, config, device_);
     if (status) return {};
     return Error(status.error().code(),
                  fmt::format("{} at {} tokens: {}", origin, bucket, status.error().message()));

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <new>
 #include <utility>
 
@@ -18,9 +20,16 @@ namespace {
 constexpr const char* kLineInfoOption = "--generate-line-info";
 
 std::string request_text(const emit::KernelRequest& r) {
-  return fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}", static_cast<int>(r.stage), to_string(r.gemm),
-                     static_cast<int>(r.gemm.schedule), r.block_threads, r.one_launch.max_tokens,
-                     r.one_launch.teams, r.runtime_width ? 1 : 0, r.saves_z ? 1 : 0, static_cast<int>(r.down_k));
+  std::string text =
+      fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}", static_cast<int>(r.stage), to_string(r.gemm),
+                  static_cast<int>(r.gemm.schedule), r.block_threads, r.one_launch.max_tokens,
+                  r.one_launch.teams, r.runtime_width ? 1 : 0, r.saves_z ? 1 : 0, static_cast<int>(r.down_k));
+  if (r.backward)
+    text += fmt::format("|{}|{:x}|{:x}|{}|{}", static_cast<int>(r.backward->activation),
+                        std::bit_cast<std::uint32_t>(r.backward->params.alpha),
+                        std::bit_cast<std::uint32_t>(r.backward->params.limit), r.backward->alternating,
+                        r.backward->shared_gate);
+  return text;
 }
 
 bool is_cancelled(const std::atomic<bool>* cancel) {

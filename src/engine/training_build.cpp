@@ -91,9 +91,6 @@ Result<TrainingBuild> build_training(const LayerSpec& spec, const TrainingOption
   Collector collect(builder);
   const bool runtime_width = needs_runtime_width(spec);
   const LayerSpec back = model::backward_layer(spec);
-  // dz carries the weights already.
-  LayerSpec sums = back;
-  sums.weight_on_input = true;
   for (const std::int64_t tokens : buckets) {
     auto forward = chooser.choose(spec, tokens);
     if (!forward) return std::move(forward).error();
@@ -106,6 +103,7 @@ Result<TrainingBuild> build_training(const LayerSpec& spec, const TrainingOption
     k.forward.config.one_launch = {};
     k.forward.config.fc1 = model::saving_config(forward->config.fc1);
     k.backward.config = backward->config;
+    k.backward.config.fc1 = model::saving_config(backward->config.fc1);
     k.forward.runtime_width = k.backward.runtime_width = runtime_width;
     k.fc1_gradient_config = backward->fc1_gradient;
     k.fc2_gradient_config = backward->fc2_gradient;
@@ -129,9 +127,9 @@ Result<TrainingBuild> build_training(const LayerSpec& spec, const TrainingOption
     const ConfigSource source = backward->overridden ? ConfigSource::override_ : ConfigSource::predicted;
     for (emit::KernelRequest request :
          emit::required_kernels(back, k.backward.config, tokens, runtime_width)) {
+      if (request.stage == Stage::fc1) request.backward = emit::activation_backward(spec);
       if (request.stage == Stage::fc2) request.down_k = emit::backward_down_k(spec);
-      collect.layer(bucket, request.stage == Stage::combine ? sums : back, request, true,
-                    backward_name(request.stage), source);
+      collect.layer(bucket, back, request, true, backward_name(request.stage), source);
     }
     const auto own = [&](Stage stage, plan::LoadedKernel TrainingKernels::*member,
                          const model::GradientConfig* config) {
@@ -142,7 +140,7 @@ Result<TrainingBuild> build_training(const LayerSpec& spec, const TrainingOption
       collect.own(bucket, spec, request, config ? model::to_string(*config) : std::string(), member,
                   config ? source : ConfigSource::predicted);
     };
-    own(Stage::activation_gradient, &TrainingKernels::activation_gradient, nullptr);
+    own(Stage::topk_weight_gradient, &TrainingKernels::topk_weight_gradient, nullptr);
     own(Stage::gradient_schedule, &TrainingKernels::gradient_schedule, nullptr);
     own(Stage::fc1_gradient, &TrainingKernels::fc1_gradient, &k.fc1_gradient_config);
     own(Stage::fc2_gradient, &TrainingKernels::fc2_gradient, &k.fc2_gradient_config);

@@ -26,6 +26,8 @@ LayerSpec backward_layer(const LayerSpec& spec) {
   back.bias = false;
   back.shared_gate = false;
   back.batch_invariant = false;
+  // dz carries the weights: rows are summed as they are.
+  back.weight_on_input = true;
   return back;
 }
 

@@ -9,8 +9,9 @@ namespace varmoe::model {
 /// `unsupported` for a valid layer that has no backward pass.
 Status check_trainable(const LayerSpec& spec);
 
-/// Its fc1 is g = dout·W2 (W2 as an up-projection: ungated, no activation, the other layout); its combine
-/// sums rows as they are.
+/// Its fc1 is g = dout·W2 (W2 as an up-projection: ungated, no activation, the other layout), which goes on
+/// to dz (emit::ActivationBackward); its sort writes rows' weights for that; its combine sums rows as they
+/// are.
 LayerSpec backward_layer(const LayerSpec& spec);
 
 /// Its fc2 is dz·W1: both of a gated layer's matrices one after the other, in whole stages of 64, or

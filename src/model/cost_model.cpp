@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/gradient_config.hpp"
 #include "model/one_launch.hpp"
 #include "model/routing_stats.hpp"
 
@@ -33,6 +34,9 @@ constexpr double kWgmmaShareOfPeak = 0.89;
 constexpr double kWgmmaSmemBytesPerClock = 145, kWgmmaL2BytesPerClock = 60;
 constexpr double kGatheredRowsPerClock = 0.2;
 constexpr double kEpilogueElementsPerClock = 27.5;
+/// Where the activation's backward follows (fc1 of a backward layer): not fitted. Eight elements of a thread
+/// are some 230 instructions, which four schedulers issue for 32 threads each, four times in five.
+constexpr double kBackwardElementsPerClock = 0.8 * 4 * 32 * 8 / 230.0;
 constexpr double kWgmmaTileStart =
     0.16e-6;  ///< s from a tile's last product to the next one's first, beside the stores
 /// A ring of three stages refills one while two are in use: measured beside four of the same height.
@@ -72,6 +76,13 @@ class StageModel {
       groups_.push_back({c.width, c.count, false});
     for (const WidthClass& c : classes_of_widths(spec.shared_widths))
       groups_.push_back({c.width, c.count, true});
+  }
+
+  /// Of the fc1 of a backward layer: what its epilogue does.
+  void turn_back(int halves) {
+    // z and dz beside w·h, which is where h would be.
+    more_bytes_per_element_ = 2 * halves * kElementBytes;
+    epilogue_elements_per_clock_ = kBackwardElementsPerClock;
   }
 
   double seconds(const GemmConfig& config) const {
@@ -124,6 +135,8 @@ class StageModel {
   std::vector<Group> groups_;
   double rows_, tokens_;
   RoutingStats routing_, every_token_;
+  double more_bytes_per_element_ = 0;  ///< of the output
+  double epilogue_elements_per_clock_ = kEpilogueElementsPerClock;
 };
 
 double StageModel::mean_rows(const Tiling& tiling, double tile_cols) const {
@@ -161,7 +174,7 @@ double StageModel::dram_bytes(const GemmConfig& config, const Tiling& tiling) co
       (rows_ - tokens_ * static_cast<double>(spec_.num_shared())) * mean_width + tokens_ * shared_width;
   const double input = stage_ == GemmStage::fc1 ? std::min(tokens_, rows_) * hidden : h;
   const double output = stage_ == GemmStage::fc1 ? h : rows_ * hidden;
-  return bytes + (input + output) * kElementBytes;
+  return bytes + (input + output) * kElementBytes + output * more_bytes_per_element_;
 }
 
 double StageModel::step_seconds(const GemmConfig& config, double filled_rows, double warps) const {
@@ -200,8 +213,9 @@ double StageModel::mma_sync_seconds(const GemmConfig& config) const {
   const double gather =
       stage_ == GemmStage::fc1 && config.gather == GatherMode::fused ? kFusedGatherFactor : 1;
   const double sync = kStageSyncClocks / device_.sm_clock;
-  const double epilogue =
-      kTileEpilogue + filled_rows * tile_cols * kElementBytes / (kL2BytesPerClock * device_.sm_clock);
+  const double epilogue = kTileEpilogue + filled_rows * tile_cols *
+                                              (kElementBytes + more_bytes_per_element_) /
+                                              (kL2BytesPerClock * device_.sm_clock);
   const double stage_bytes =
       (config.stages - 1) * (config.block_n + filled_rows) * config.block_k * kElementBytes;
 
@@ -274,7 +288,7 @@ double StageModel::wgmma_seconds(const GemmConfig& config) const {
     const double slim = n <= 64 && m > kWgmmaSlimTileRows ? kWgmmaSlimTileFactor : 1;
     const double step = (overlap(overlap(mma, smem), overlap(l2, gather)) + kWgmmaStageSync) * ring * slim;
     // Converting and storing m rows; a ping-pong kernel does so beside the other group's products.
-    return Tile{step, kWgmmaTileStart + m * tile_cols / (kEpilogueElementsPerClock * clock)};
+    return Tile{step, kWgmmaTileStart + m * tile_cols / (epilogue_elements_per_clock_ * clock)};
   };
   const Tile of_kind[2] = {tile_of(tiling.rows[0]),
                            spec_.shared_widths.empty() ? Tile{} : tile_of(tiling.rows[1])};
@@ -306,9 +320,8 @@ double StageModel::wgmma_seconds(const GemmConfig& config) const {
   return time + device_.launch_overhead;
 }
 
-GemmConfig best_config(const LayerSpec& spec, GemmStage stage, std::int64_t tokens,
+GemmConfig best_config(const StageModel& model, const LayerSpec& spec, GemmStage stage,
                        const DeviceProfile& device, const auto& allowed) {
-  const StageModel model(spec, stage, tokens, device);
   GemmConfig best;
   double best_seconds = -1;
   for (const GemmConfig& config : gemm_candidates(spec, stage, device)) {
@@ -319,6 +332,24 @@ GemmConfig best_config(const LayerSpec& spec, GemmStage stage, std::int64_t toke
     best_seconds = seconds;
   }
   return best;
+}
+
+GemmConfig best_config(const LayerSpec& spec, GemmStage stage, std::int64_t tokens,
+                       const DeviceProfile& device, const auto& allowed) {
+  return best_config(StageModel(spec, stage, tokens, device), spec, stage, device, allowed);
+}
+
+/// Which candidates are worth rating for this many tokens.
+auto worth_rating(const LayerSpec& spec, std::int64_t tokens) {
+  // A batch_invariant layer has one main loop for every token count (check_gemm_config).
+  // The tokens alone first: their product with the slots may not fit.
+  const bool many = spec.batch_invariant || tokens >= kFewestWgmmaRows ||
+                    tokens * spec.slots_per_token() >= kFewestWgmmaRows;
+  const double rows = RoutingStats(spec, tokens).mean();
+  return [many, rows](const GemmConfig& c) {
+    // An expert of one row tile would leave the second block of each cluster without rows.
+    return (many || !uses_wgmma(c)) && (c.cluster == 1 || rows > c.block_m);
+  };
 }
 
 }  // namespace
@@ -356,15 +387,7 @@ double predict_gemm_seconds(const LayerSpec& spec, GemmStage stage, const GemmCo
 LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, const DeviceProfile& device) {
   LayerConfig config;
   const std::int64_t tokens = std::max<std::int64_t>(bucket, 1);
-  // A batch_invariant layer has one main loop for every token count (check_gemm_config).
-  // The tokens alone first: their product with the slots may not fit.
-  const bool many = spec.batch_invariant || tokens >= kFewestWgmmaRows ||
-                    tokens * spec.slots_per_token() >= kFewestWgmmaRows;
-  const double rows = RoutingStats(spec, tokens).mean();
-  const auto allowed = [many, rows](const GemmConfig& c) {
-    // An expert of one row tile would leave the second block of each cluster without rows.
-    return (many || !uses_wgmma(c)) && (c.cluster == 1 || rows > c.block_m);
-  };
+  const auto allowed = worth_rating(spec, tokens);
   config.one_launch = predict_one_launch(spec, tokens, device);
   config.fc1 = best_config(spec, GemmStage::fc1, tokens, device, allowed);
   config.fc2 = best_config(spec, GemmStage::fc2, tokens, device, allowed);
@@ -373,6 +396,16 @@ LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, con
   config.fc2 =
       best_config(spec, GemmStage::fc2, tokens, device, [](const GemmConfig& c) { return !uses_wgmma(c); });
   return config;
+}
+
+GemmConfig predict_dh_config(const LayerSpec& back, int halves, std::int64_t bucket,
+                             const DeviceProfile& device) {
+  const std::int64_t tokens = std::max<std::int64_t>(bucket, 1);
+  StageModel model(back, GemmStage::fc1, tokens, device);
+  model.turn_back(halves);
+  const auto worth = worth_rating(back, tokens);
+  return best_config(model, back, GemmStage::fc1, device,
+                     [&](const GemmConfig& c) { return worth(c) && check_dh_config(back, c, device).ok(); });
 }
 
 }  // namespace varmoe::model

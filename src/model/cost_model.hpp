@@ -31,4 +31,9 @@ double predict_gemm_seconds(const LayerSpec& spec, GemmStage stage, const GemmCo
 /// answer.
 LayerConfig predict_layer_config(const LayerSpec& spec, std::int64_t bucket, const DeviceProfile& device);
 
+/// The best predicted config of fc1 of a backward_layer, whose epilogue goes on from g (emit::
+/// ActivationBackward): it reads z and writes dz, of `halves` times the width, and w·h.
+GemmConfig predict_dh_config(const LayerSpec& back, int halves, std::int64_t tokens,
+                             const DeviceProfile& device);
+
 }  // namespace varmoe::model

@@ -121,8 +121,28 @@ GemmConfig saving_config(GemmConfig config) {
   return config;
 }
 
+Status check_dh_config(const LayerSpec& back, const GemmConfig& config, const DeviceProfile& device) {
+  if (auto status = check_gemm_config(back, GemmStage::fc1, config, device); !status) return status;
+  if (!uses_wgmma(config)) return check_gemm_config(back, GemmStage::fc1, saving_config(config), device);
+  if (accumulators_per_thread(config) <= kMaxWgmmaBackwardAccumulators) return {};
+  return Error(ErrorCode::invalid_config,
+               fmt::format("block_m={},block_n={} are {} accumulators a thread; where the activation's "
+                           "backward follows, at most "
+                           "{}",
+                           config.block_m, config.block_n, accumulators_per_thread(config),
+                           kMaxWgmmaBackwardAccumulators));
+}
+
+PartialSums partial_sums(const GemmConfig& dh, std::int64_t max_width) {
+  const std::int64_t span = dh.schedule == Schedule::wgmma            ? dh.block_n / 2
+                            : dh.schedule == Schedule::wgmma_pingpong ? dh.block_n
+                                                                      : dh.block_n / dh.warps_n;
+  return {span, (max_width + span - 1) / span};
+}
+
 LayerConfig predict_backward_config(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device) {
   LayerConfig config = predict_layer_config(backward_layer(spec), tokens, device);
+  config.fc1 = predict_dh_config(backward_layer(spec), spec.gated() ? 2 : 1, tokens, device);
   config.fc2 = predict_layer_config(backward_down_layer(spec), tokens, device).fc2;
   // A stage lies within one of two matrices.
   if (spec.gated() && config.fc2.block_k > 64) config.fc2.block_k = 64;

@@ -52,6 +52,25 @@ bool gate_and_up_alternate(const LayerSpec& spec);
 /// tiles that fill an SM have not.
 GemmConfig saving_config(GemmConfig config);
 
+/// Accumulators of a thread that leave dout·W2's epilogue without spills, by wgmma: z is in registers beside
+/// them.
+inline constexpr std::int64_t kMaxWgmmaBackwardAccumulators = 128;
+/// check_gemm_config of fc1 of a backward_layer: with fewer accumulators by wgmma, and as saving_config makes
+/// it by mma_sync.
+Status check_dh_config(const LayerSpec& back, const GemmConfig& config, const DeviceProfile& device);
+
+/// How dout·W2 leaves each row's ⟨g, h⟩: a sum over each span of columns, those of one warp (mma_sync) or
+/// warpgroup.
+struct PartialSums {
+  std::int64_t span = 0;    ///< columns
+  std::int64_t of_row = 0;  ///< at the widest expert
+};
+PartialSums partial_sums(const GemmConfig& dh, std::int64_t max_width);
+/// PartialSums::of_row of the config with most: the narrowest warps have 16 columns.
+constexpr std::int64_t most_partials(std::int64_t max_width) {
+  return (max_width + 15) / 16;
+}
+
 /// The cost model's configs of a backward pass's products with weights: fc1 of backward_layer, fc2 of
 /// backward_down_layer.
 LayerConfig predict_backward_config(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device);

@@ -11,7 +11,7 @@ namespace {
 /// before the rest begins.
 struct TrainingLayout {
   std::size_t total_bytes = 0;
-  std::size_t dz = 0, weighted_h = 0, z = 0;
+  std::size_t dz = 0, partials = 0, z = 0;
   std::size_t order = 0, fc1_prefix = 0, fc2_prefix = 0, tickets = 0;
   std::size_t shared_weight = 0, shared_gradient = 0;
 
@@ -22,10 +22,12 @@ struct TrainingLayout {
       return begin;
     };
     const std::int64_t rows = tokens * spec.slots_per_token(), experts = spec.all_experts();
-    // The backward layer has the same experts, slots and hidden size: its layout is no larger.
+    // The backward layer has the same experts, slots and hidden size: its layout is larger by its rows'
+    // weights.
     total_bytes = workspace_layout(spec, max_width, nullptr, tokens).total_bytes;
+    place(rows, sizeof(float));
     dz = place(rows * z_columns(spec, max_width), 2);
-    weighted_h = place(rows * model::h_columns(max_width), 2);
+    partials = place(rows * model::most_partials(max_width), sizeof(float));
     z = place(save ? 0 : rows * z_columns(spec, max_width), 2);
     order = place(experts, sizeof(i32));
     fc1_prefix = place(experts + 1, sizeof(i32));
@@ -73,8 +75,7 @@ class BackwardRun {
     if (copies()) {
       if (auto ok = chain_.gather(); !ok) return ok;
     }
-    if (auto ok = chain_.fc1(); !ok) return ok;
-    if (auto ok = activation(); !ok) return ok;
+    if (auto ok = products(); !ok) return ok;
     if (a_.weight_gradients) {
       if (auto ok = weights(); !ok) return ok;
     }
@@ -117,38 +118,43 @@ class BackwardRun {
     return chain.fc1();
   }
 
-  Status activation() noexcept {
-    abi::ActivationGradientParams p{};
-    p.g = at<const void>(workspace_, chain_.layout().h);
-    p.z = context_.save_preactivation ? a_.saved : at<const void>(workspace_, layout_.z);
-    p.dz = at<void>(workspace_, layout_.dz);
-    p.weighted_h = at<void>(workspace_, layout_.weighted_h);
+  /// dz, w·h, and the gradients of topk_weights.
+  Status products() noexcept {
+    const bool wanted = a_.dtopk_weights != nullptr || spec_.shared_gate;
+    const model::PartialSums sums =
+        model::partial_sums(kernels_.backward.config.fc1, context_.forward.max_width);
+    auto* const partials = wanted ? at<float>(workspace_, layout_.partials) : nullptr;
+    chain_.turn_back(context_.save_preactivation ? a_.saved : at<const void>(workspace_, layout_.z),
+                     at<void>(workspace_, layout_.dz), z_stride(), partials, sums.of_row,
+                     spec_.shared_gate ? at<const float>(workspace_, layout_.shared_weight) : nullptr);
+    if (auto ok = chain_.fc1(); !ok || !wanted) return ok;
+    abi::TopkWeightGradientParams p{};
+    p.partials = partials;
     const ExpertTableLayout table(spec_.all_experts());
     p.experts = at<const abi::ExpertEntry>(context_.backward.expert_table, table.entries);
     p.biases = spec_.bias ? at<const abi::ExpertBias>(context_.forward.expert_table, table.biases) : nullptr;
     p.expert_offsets = expert_offsets();
-    p.row_source = row_source();
     p.slot_row = at<const i32>(workspace_, chain_.layout().slot_row);
-    p.tile_counts = at<const abi::TileCounts>(workspace_, chain_.layout().tile_counts);
-    p.topk_weights = a_.topk_weights;
-    p.shared_weight = spec_.shared_gate ? at<const float>(workspace_, layout_.shared_weight) : nullptr;
     p.topk_gradient = a_.dtopk_weights;
     p.shared_gradient = spec_.shared_gate ? at<float>(workspace_, layout_.shared_gradient) : nullptr;
     p.dout = a_.dout;
     p.token_count = a_.token_count;
-    p.g_stride = h_stride();
-    p.z_stride = z_stride();
     p.dout_stride = dout_stride();
     p.tokens = static_cast<i32>(a_.tokens);
-    // Some waves of blocks: rows differ in width.
-    return launch(kernels_.activation_gradient, std::min<std::int64_t>(rows(), sms() * 32), p);
+    p.span = static_cast<i32>(sums.span);
+    p.partial_stride = static_cast<i32>(sums.of_row);
+    const LoadedKernel& kernel = kernels_.topk_weight_gradient;
+    // A thread a slot, or with biases a warp.
+    const std::int64_t slots_of_block = kernel.block_threads / (spec_.bias ? 32 : 1);
+    return launch(kernel, std::min<std::int64_t>((rows() + slots_of_block - 1) / slots_of_block, sms() * 32),
+                  p);
   }
 
   Status weights() noexcept {
     if (auto ok = schedule(); !ok) return ok;
     const std::uint64_t copied = workspace_ + chain_.layout().y;
     if (auto ok = weight_gradient(kernels_.fc2_gradient, kernels_.fc2_gradient_config,
-                                  kernels_.fc2_gradient_tiles, layout_.fc2_prefix, 1, layout_.weighted_h,
+                                  kernels_.fc2_gradient_tiles, layout_.fc2_prefix, 1, chain_.layout().h,
                                   h_stride(), a_.dout, dout_stride(), copied);
         !ok)
       return ok;

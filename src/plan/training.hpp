@@ -20,7 +20,7 @@ struct TrainingKernels {
   KernelSet forward;       ///< its fc1 keeps z, unless backward makes z again
   LoadedKernel fc1_again;  ///< fc1 that keeps z; null where forward's does
   KernelSet backward;      ///< of model::backward_layer
-  LoadedKernel activation_gradient, gradient_schedule, fc1_gradient, fc2_gradient;
+  LoadedKernel topk_weight_gradient, gradient_schedule, fc1_gradient, fc2_gradient;
   LoadedKernel fc1_bias_gradient, fc2_bias_gradient, shared_gate_gradient;  ///< null where the layer has none
   model::GradientConfig fc1_gradient_config, fc2_gradient_config;
   std::int64_t fc1_gradient_tiles = 0, fc2_gradient_tiles = 0;  ///< of all experts

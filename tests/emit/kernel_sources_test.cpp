@@ -8,6 +8,7 @@
 #include "emit/emit_case.hpp"
 #include "emit/routing.hpp"
 #include "emit/training.hpp"
+#include "model/backward_layer.hpp"
 #include "support/temp_dir.hpp"
 
 using namespace varmoe;
@@ -106,6 +107,12 @@ TEST_CASE("a kernel carries the headers that it reaches and no others, as they a
       kernels.push_back(must_emit(pruned_spec(), request));
     }
   }
+  for (const Schedule schedule : {Schedule::mma_sync, Schedule::wgmma_pingpong}) {
+    KernelRequest request =
+        schedule == Schedule::mma_sync ? request_of(Stage::fc1) : wgmma_request(Stage::fc1, schedule);
+    request.backward = emit::activation_backward(pruned_spec());
+    kernels.push_back(must_emit(model::backward_layer(pruned_spec()), request));
+  }
   KernelRequest whole_layer;
   whole_layer.stage = Stage::whole_layer;
   whole_layer.one_launch.max_tokens = 8;
@@ -121,7 +128,7 @@ TEST_CASE("a kernel carries the headers that it reaches and no others, as they a
   const auto of_gradient = emit::emit_router_gradient({router, loss_bit(RouterLoss::load_balance)}).value();
   kernels.insert(kernels.end(), of_gradient.begin(), of_gradient.end());
   kernels.push_back(emit::emit_align({8, 128}, Stage::align_single).value());
-  for (const Stage stage : {Stage::activation_gradient, Stage::gradient_schedule, Stage::fc1_gradient,
+  for (const Stage stage : {Stage::topk_weight_gradient, Stage::gradient_schedule, Stage::fc1_gradient,
                             Stage::fc1_bias_gradient, Stage::shared_gate_gradient}) {
     emit::GradientRequest request;
     request.stage = stage;

@@ -58,7 +58,7 @@ struct GpuTraining : EngineFixture {
       std::string stage = name.substr(std::string("varmoe_").size());
       for (const char* known :
            {"sort", "gather", "fc1_gradient", "fc2_gradient", "fc1_bias_gradient", "fc2_bias_gradient", "fc1",
-            "fc2", "combine", "activation_gradient", "gradient_schedule", "shared_gate_gradient"})
+            "fc2", "combine", "topk_weight_gradient", "gradient_schedule", "shared_gate_gradient"})
         if (stage.rfind(std::string(known) + "_", 0) == 0) {
           stage = known;
           break;
@@ -83,8 +83,8 @@ TEST_CASE_FIXTURE(GpuTraining, "a prepared layer launches forward, then the back
   prepare.tokens = {64};
   auto report = layer.prepare(prepare);
   require_ok(report);
-  for (const char* stage :
-       {"fc1", "fc2", "dh", "dx", "activation_gradient", "gradient_schedule", "fc1_gradient", "fc2_gradient"})
+  for (const char* stage : {"fc1", "fc2", "dh", "dx", "topk_weight_gradient", "gradient_schedule",
+                            "fc1_gradient", "fc2_gradient"})
     CHECK_MESSAGE(std::any_of(report->kernels.begin(), report->kernels.end(),
                               [&](const KernelReport& k) { return k.stage == stage; }),
                   stage);
@@ -93,21 +93,23 @@ TEST_CASE_FIXTURE(GpuTraining, "a prepared layer launches forward, then the back
   require_ok(forward(layer, 64));
   CHECK(stages() == Names{"sort", "fc1", "fc2", "combine"});
   require_ok(layer.backward(backward_args(layer, 64)));
-  CHECK(stages() == Names{"sort", "fc1", "activation_gradient", "gradient_schedule", "fc2_gradient",
+  CHECK(stages() == Names{"sort", "fc1", "topk_weight_gradient", "gradient_schedule", "fc2_gradient",
                           "fc1_gradient", "fc2", "combine"});
 
   SUBCASE("what is not wanted is not launched") {
     auto args = backward_args(layer, 64);
     args.weight_gradients = false;
     require_ok(layer.backward(args));
-    CHECK(stages() == Names{"sort", "fc1", "activation_gradient", "fc2", "combine"});
+    CHECK(stages() == Names{"sort", "fc1", "topk_weight_gradient", "fc2", "combine"});
     args.weight_gradients = true;
     args.dx = nullptr;
     require_ok(layer.backward(args));
     CHECK(stages() ==
-          Names{"sort", "fc1", "activation_gradient", "gradient_schedule", "fc2_gradient", "fc1_gradient"});
-    args.weight_gradients = false;
+          Names{"sort", "fc1", "topk_weight_gradient", "gradient_schedule", "fc2_gradient", "fc1_gradient"});
     args.dtopk_weights = nullptr;
+    require_ok(layer.backward(args));
+    CHECK(stages() == Names{"sort", "fc1", "gradient_schedule", "fc2_gradient", "fc1_gradient"});
+    args.weight_gradients = false;
     require_ok(layer.backward(args));
     CHECK(stages().empty());
   }
@@ -128,7 +130,7 @@ TEST_CASE_FIXTURE(GpuTraining, "recomputing runs fc1 again, on kernels of its ow
   require_ok(forward(layer, 64));
   CHECK(stages() == Names{"sort", "fc1", "fc2", "combine"});
   require_ok(layer.backward(backward_args(layer, 64)));
-  CHECK(stages() == Names{"sort", "fc1", "sort", "fc1", "activation_gradient", "gradient_schedule",
+  CHECK(stages() == Names{"sort", "fc1", "sort", "fc1", "topk_weight_gradient", "gradient_schedule",
                           "fc2_gradient", "fc1_gradient", "fc2", "combine"});
   CHECK(said("prepared for 64 tokens at first use") == 1);
 }

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 #include "cuda/graph.hpp"
 #include "gpu/device_training.hpp"
@@ -267,6 +268,45 @@ TEST_CASE("backward: no tokens make weight gradients zero or leave them") {
           "backward, no tokens",
           make(spec, {.tokens = 0, .seed = 23},
                {.fp32 = fp32, .gradient_storage = Storage::pointers, .accumulate_weights = accumulate}));
+    }
+  }
+}
+
+TEST_CASE("backward: dh in every kind of tile") {
+  // One warpgroup's columns are 64 or 128, a warp's 16 to 64; widths end within them, and within 64.
+  for (const char* config :
+       {"schedule=wgmma,block_m=64,block_n=128,warps_m=1,warps_n=8",
+        "schedule=wgmma,block_m=128,block_n=256,warps_m=1,warps_n=8",
+        "schedule=wgmma,block_m=128,block_n=128,warps_m=1,warps_n=8,cluster=2",
+        "schedule=wgmma_pingpong,block_m=128,block_n=128,warps_m=2,warps_n=4",
+        "schedule=wgmma_pingpong,block_m=192,block_n=64,warps_m=2,warps_n=4",
+        "schedule=wgmma_pingpong,block_m=96,block_n=128,warps_m=2,warps_n=4,cluster=2,gather=copy",
+        "schedule=mma_sync,block_m=64,block_n=128,block_k=64,stages=3,warps_m=2,warps_n=2,ctas_per_sm=1",
+        "schedule=mma_sync,block_m=16,block_n=32,block_k=64,stages=3,warps_m=1,warps_n=2,ctas_per_sm=1",
+        "schedule=mma_sync,block_m=32,block_n=96,block_k=64,stages=3,warps_m=1,warps_n=2,ctas_per_sm=1"}) {
+    if (std::string(config).find("wgmma") != std::string::npos &&
+        gpu::device()->attributes().compute_major != 9)
+      continue;
+    varmoe::EngineOptions options;
+    options.cache_dir = gpu::cache_dir();
+    options.log = [](varmoe::LogLevel, std::string_view) {};
+    options.dh_config = std::string("stages=4,cluster=1,block_k=64,ctas_per_sm=1,gather=fused,") + config;
+    auto engine = gpu::must(varmoe::Engine::create(options), "Engine::create");
+    for (const bool alternating : {false, true}) {
+      for (const auto activation : {Activation::silu_mul, Activation::gelu_tanh}) {
+        if (alternating && activation == Activation::gelu_tanh) continue;
+        auto spec = mixed_spec(activation);
+        spec.expert_widths = {64, 8, 200, 136, 328, 72, 104};
+        if (alternating) spec.gate_order = GateOrder::interleaved;
+        if (alternating) spec.fc1_layout = spec.fc2_layout = WeightLayout::kn;
+        spec.shared_widths = {520};
+        spec.shared_gate = true;
+        CAPTURE(config);
+        CAPTURE(tuning_signature(spec));
+        const auto c = make(spec, {.tokens = 500, .seed = 28, .invalid_fraction = 0.1});
+        gpu::DeviceTraining training(c, true, 0, &engine);
+        gpu::check_training("backward, dh's tiles", c, training);
+      }
     }
   }
 }

@@ -44,7 +44,9 @@ void DeviceTraining::download(const Guarded& from, void* data) const {
                 "wrote behind " << from.name);
 }
 
-DeviceTraining::DeviceTraining(const oracle::TrainingCase& c, bool prepare, int max_sms) : case_(c) {
+DeviceTraining::DeviceTraining(const oracle::TrainingCase& c, bool prepare, int max_sms, varmoe::Engine* on)
+    : case_(c) {
+  if (on == nullptr) on = &engine();
   const std::int64_t tokens = c.layer.options.tokens;
   stream_ = std::make_unique<varmoe::cuda::Stream>(must(varmoe::cuda::Stream::create(device()), "stream"));
   const oracle::Buffer16* parts[] = {&c.layer.fc1, &c.layer.up, &c.layer.fc2, &c.layer.fc1_bias,
@@ -73,7 +75,7 @@ DeviceTraining::DeviceTraining(const oracle::TrainingCase& c, bool prepare, int 
   options.gradient_type = c.options.fp32 ? varmoe::GradientType::fp32 : varmoe::GradientType::layer_dtype;
   options.max_sms = max_sms;
   layer_ = std::make_unique<varmoe::TrainingLayer>(
-      must(engine().create_training_layer(c.layer.spec, options), "create_training_layer"));
+      must(on->create_training_layer(c.layer.spec, options), "create_training_layer"));
   if (prepare && tokens > 0) must(layer_->prepare(buckets({tokens})), "prepare");
   must(layer_->bind(must(
            c.layer.weights(weights_[0].buffer.data(), weights_[1].buffer.data(), weights_[2].buffer.data(),

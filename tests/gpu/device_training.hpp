@@ -18,7 +18,8 @@ class DeviceTraining {
  public:
   /// Throws std::runtime_error with the library's message on failure. `prepare`: for the case's tokens, else
   /// its first use prepares.
-  explicit DeviceTraining(const oracle::TrainingCase& c, bool prepare = true, int max_sms = 0);
+  explicit DeviceTraining(const oracle::TrainingCase& c, bool prepare = true, int max_sms = 0,
+                          varmoe::Engine* on = nullptr);
 
   /// Uploads what outputs hold before, poisons workspace, saved bytes and the forward's output with
   /// `workspace_byte`, runs both passes, downloads. Fails the running test when memory outside was touched.

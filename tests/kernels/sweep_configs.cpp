@@ -1,8 +1,8 @@
-// Compiles every candidate of the config space for one device, in every layout, and lists what spills or
-// draws a finding. Minutes of compiling, so it is run by hand after a change to a main loop or to the config
-// space:
+// Compiles every candidate of the config space for one device, in every layout, as a forward's fc1 and fc2
+// and as a backward pass's first product, and lists what spills or draws a finding. Minutes of compiling, so
+// it is run by hand after a change to a main loop or to the config space:
 //
-//   varmoe_sweep_configs h200 [least accumulators per thread]
+//   varmoe_sweep_configs h200 [least accumulators per thread [dh: only those]]
 
 #include <algorithm>
 #include <cstdio>
@@ -14,7 +14,10 @@
 #include "compile/compiler.hpp"
 #include "compile/findings.hpp"
 #include "emit/emitter.hpp"
+#include "emit/training.hpp"
+#include "model/backward_layer.hpp"
 #include "model/config_space.hpp"
+#include "model/gradient_config.hpp"
 
 using namespace varmoe;
 
@@ -45,6 +48,7 @@ int main(int argc, char** argv) {
   auto device = model::find_profile(argc > 1 ? argv[1] : "h200");
   if (!device) return std::fprintf(stderr, "%s\n", device.error().message().c_str()), 2;
   const long least = argc > 2 ? std::atol(argv[2]) : 0;
+  const bool backward_only = argc > 3 && std::string(argv[3]) == "dh";
 
   auto compiler = compile::load_nvrtc("");
   if (!compiler) return std::fprintf(stderr, "%s\n", compiler.error().message().c_str()), 3;
@@ -55,22 +59,34 @@ int main(int argc, char** argv) {
   };
   std::vector<Kernel> kernels;
   std::set<std::string> seen;
+  const auto add = [&](const LayerSpec& spec, emit::KernelRequest request, const std::string& what) {
+    if (!seen.insert(what).second) return true;
+    auto emitted = emit::emit_kernel(spec, request);
+    if (!emitted)
+      return std::fprintf(stderr, "%s: %s\n", what.c_str(), emitted.error().message().c_str()), false;
+    kernels.push_back({what, *std::move(emitted)});
+    return true;
+  };
   for (const LayerSpec& spec : specs()) {
+    const std::string of = std::string(" ") + to_string(spec.activation) + " " + to_string(spec.fc1_layout) +
+                           " " + to_string(spec.gate_order) + " ";
     for (const auto stage : {model::GemmStage::fc1, model::GemmStage::fc2}) {
       for (const GemmConfig& config : model::gemm_candidates(spec, stage, *device)) {
-        if (model::accumulators_per_thread(config) < least) continue;
+        if (backward_only || model::accumulators_per_thread(config) < least) continue;
         emit::KernelRequest request;
         request.stage = stage == model::GemmStage::fc1 ? emit::Stage::fc1 : emit::Stage::fc2;
         request.gemm = config;
-        const std::string what = std::string(emit::to_string(request.stage)) + " " +
-                                 to_string(spec.activation) + " " + to_string(spec.fc1_layout) + " " +
-                                 to_string(spec.gate_order) + " " + to_string(config);
-        if (!seen.insert(what).second) continue;
-        auto emitted = emit::emit_kernel(spec, request);
-        if (!emitted)
-          return std::fprintf(stderr, "%s: %s\n", what.c_str(), emitted.error().message().c_str()), 1;
-        kernels.push_back({what, *std::move(emitted)});
+        if (!add(spec, request, emit::to_string(request.stage) + of + to_string(config))) return 1;
       }
+    }
+    const LayerSpec back = model::backward_layer(spec);
+    for (const GemmConfig& config : model::gemm_candidates(back, model::GemmStage::fc1, *device)) {
+      if (model::accumulators_per_thread(config) < least || !model::check_dh_config(back, config, *device))
+        continue;
+      emit::KernelRequest request;
+      request.gemm = model::saving_config(config);
+      request.backward = emit::activation_backward(spec);
+      if (!add(back, request, "dh" + of + to_string(request.gemm))) return 1;
     }
   }
   std::vector<std::string> problems(kernels.size());

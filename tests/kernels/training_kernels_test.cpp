@@ -1,5 +1,7 @@
 #include <doctest/doctest.h>
 
+#include <array>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -102,7 +104,7 @@ TEST_CASE("the kernels of training compile for Hopper and the portable path, wit
       const auto choice = [&](model::GemmStage stage) {
         return model::predict_gradient_config(spec, stage, device);
       };
-      gradient(Stage::activation_gradient, {}, GradientType::layer_dtype);
+      gradient(Stage::topk_weight_gradient, {}, GradientType::layer_dtype);
       gradient(Stage::gradient_schedule, {}, GradientType::layer_dtype);
       for (const GradientType type : {GradientType::layer_dtype, GradientType::fp32}) {
         if (type == GradientType::fp32 && !first && !alternating && !spec.bias && !spec.shared_gate) continue;
@@ -113,7 +115,7 @@ TEST_CASE("the kernels of training compile for Hopper and the portable path, wit
         if (spec.shared_gate) gradient(Stage::shared_gate_gradient, {}, type);
       }
       const auto product = [&](const LayerSpec& of, Stage stage, const GemmConfig& config, bool saves,
-                               emit::DownK k, bool any_width) {
+                               emit::DownK k, bool any_width, bool backward = false) {
         emit::KernelRequest request;
         request.stage = stage;
         request.gemm = config;
@@ -121,6 +123,7 @@ TEST_CASE("the kernels of training compile for Hopper and the portable path, wit
         request.saves_z = saves;
         request.down_k = k;
         request.runtime_width = any_width;
+        if (backward) request.backward = emit::activation_backward(spec);
         add(emit::emit_kernel(of, request),
             std::string(form.name) + ", " + to_string(stage) + " of training, " + to_string(config));
       };
@@ -134,9 +137,40 @@ TEST_CASE("the kernels of training compile for Hopper and the portable path, wit
                   emit::DownK::width, any_width);
           const LayerSpec back = model::backward_layer(spec);
           const LayerConfig config = model::predict_backward_config(spec, tokens, device);
-          product(back, Stage::fc1, config.fc1, false, emit::DownK::width, any_width);
+          product(back, Stage::fc1, model::saving_config(config.fc1), false, emit::DownK::width, any_width,
+                  true);
           product(back, Stage::fc2, config.fc2, false, emit::backward_down_k(spec), any_width);
         }
+      }
+    }
+    // What follows dout·W2 beside as many accumulators as there may be, of the activations that need most.
+    const auto tallest = [&](const LayerSpec& back) {
+      std::map<std::array<std::int32_t, 4>, GemmConfig> of_kind;
+      for (const GemmConfig& config : model::gemm_candidates(back, model::GemmStage::fc1, device)) {
+        const bool wgmma = model::uses_wgmma(config);
+        if (wgmma != (device.arch == "sm_90a") || (!wgmma && config.block_m < 64)) continue;
+        if (!model::check_dh_config(back, config, device)) continue;
+        GemmConfig& most = of_kind[{static_cast<std::int32_t>(config.schedule), config.block_n,
+                                    config.cluster, config.gather == GatherMode::copy}];
+        if (model::accumulators_per_thread(config) > model::accumulators_per_thread(most) ||
+            model::uses_wgmma(most) != wgmma)
+          most = config;
+      }
+      return of_kind;
+    };
+    for (const Form& form : all) {
+      const bool one = form.spec.activation == Activation::gelu_erf_mul ||
+                       form.spec.activation == Activation::swiglu_oai || form.spec.shared_gate ||
+                       &form == &all[4];
+      if (!one || device.arch == "sm_120") continue;
+      const LayerSpec back = model::backward_layer(form.spec);
+      for (const auto& [kind, config] : tallest(back)) {
+        // The portable path: few, since the sweep by hand has them all.
+        if (!model::uses_wgmma(config) && (config.block_n != 128 || &form != &all[4])) continue;
+        emit::KernelRequest request;
+        request.gemm = model::saving_config(config);
+        request.backward = emit::activation_backward(form.spec);
+        add(emit::emit_kernel(back, request), std::string(form.name) + ", dh, " + to_string(request.gemm));
       }
     }
     // Every tile of the space, with the deepest ring.

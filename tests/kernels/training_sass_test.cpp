@@ -23,8 +23,9 @@ namespace {
 
 struct Job {
   Kernel kernel;
-  bool weights = false;  ///< a weight gradient
-  bool gathers = false;  ///< of weight gradients: rows are gathered on the way
+  bool weights = false;   ///< a weight gradient
+  bool gathers = false;   ///< of weight gradients: rows are gathered on the way
+  bool backward = false;  ///< dout·W2 and what follows
   std::string problem;
 };
 
@@ -71,6 +72,7 @@ TEST_CASE(
     jobs.push_back({kernel_of(emit::emit_gradient(apart, {stage, config, type}), what, wgmma, 1),
                     true,
                     !wgmma || config.gather == GatherMode::fused,
+                    false,
                     {}});
   };
   constexpr auto kWgmma = Schedule::wgmma, kMma = Schedule::mma_sync;
@@ -84,24 +86,31 @@ TEST_CASE(
   gradient(Stage::fc1_gradient, GradientType::fp32, {kMma, 128, 128, 3, kFused});
   gradient(Stage::fc2_gradient, GradientType::layer_dtype, {kMma, 128, 64, 3, kFused});
 
-  const auto product = [&](const LayerSpec& spec, Stage stage, const GemmConfig& config, emit::DownK down_k) {
+  const auto product = [&](const LayerSpec& spec, Stage stage, const GemmConfig& config, emit::DownK down_k,
+                           const LayerSpec* backward_of = nullptr) {
     emit::KernelRequest request;
     request.stage = stage;
     request.gemm = config;
-    request.saves_z = stage == Stage::fc1;
+    request.saves_z = stage == Stage::fc1 && backward_of == nullptr;
+    if (backward_of != nullptr) request.backward = emit::activation_backward(*backward_of);
     request.down_k = down_k;
     const std::string what = std::string(emit::to_string(stage)) + " of training, " +
                              to_string(spec.fc1_layout) + ", " + to_string(config);
     const auto gemm = stage == Stage::fc1 ? model::GemmStage::fc1 : model::GemmStage::fc2;
     const Status sound = model::check_gemm_config(spec, gemm, config, *device);
     REQUIRE_MESSAGE(sound.ok(), what, ": ", (sound.ok() ? std::string() : sound.error().message()));
-    jobs.push_back(
-        {kernel_of(emit::emit_kernel(spec, request), what, true, config.cluster), false, false, {}});
+    jobs.push_back({kernel_of(emit::emit_kernel(spec, request), what, true, config.cluster),
+                    false,
+                    false,
+                    backward_of != nullptr,
+                    {}});
   };
   GemmConfig pair = test::wgmma(256, 128, 4);
   pair.cluster = 2;
   product(apart, Stage::fc1, test::wgmma(256, 128, 4), emit::DownK::width);
   product(alternating, Stage::fc1, test::pingpong(160, 128, 5), emit::DownK::width);
+  product(model::backward_layer(apart), Stage::fc1, test::pingpong(128, 128, 5), emit::DownK::width, &apart);
+  product(model::backward_layer(alternating), Stage::fc1, pair, emit::DownK::width, &alternating);
   product(model::backward_layer(apart), Stage::fc2, test::wgmma(256, 128, 4), emit::DownK::gate_and_up);
   product(model::backward_layer(alternating), Stage::fc2, pair, emit::DownK::alternating);
 
@@ -109,6 +118,9 @@ TEST_CASE(
     Job& job = jobs[i];
     const auto sass = machine_code(job.kernel, device->arch);
     if (!sass) return void(job.problem = sass.error().message());
+    // Stages sums as they are, and asks for z before it needs it.
+    if (job.backward)
+      return void(job.problem = code_problem(job.kernel, *sass, {"HGMMA", "UTMALDG", "STS", "UBLKPF"}));
     if (!job.weights) return void(job.problem = product_problem(job.kernel, *sass));
     std::vector<std::string> needed{"HMMA", "LDSM"};
     if (job.kernel.wgmma) needed = {"HGMMA", "UTMALDG"};

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "model/backward_layer.hpp"
+#include "model/cost_model.hpp"
 
 using namespace varmoe;
 using namespace varmoe::model;
@@ -113,6 +114,7 @@ TEST_CASE("the backward layer turns the matrices round") {
   CHECK(back.expert_widths == spec.expert_widths);
   CHECK(back.shared_widths == spec.shared_widths);
   CHECK_FALSE(back.shared_gate);
+  CHECK(back.weight_on_input);  // its sort writes the rows' weights, its combine does not
   // Each of gate and up in whole stages of 64.
   CHECK(down.expert_widths.front() == 512);
   CHECK(down.shared_widths.front() == 256);
@@ -124,6 +126,55 @@ TEST_CASE("the backward layer turns the matrices round") {
   CHECK(backward_down_layer(plain).expert_widths.front() == 200);
   for (const std::int64_t tokens : {1, 16, 64, 4096})
     CHECK(predict_backward_config(spec, tokens, device("h200")).fc2.block_k <= 64);
+}
+
+TEST_CASE(
+    "a span of partial sums is what one warp or warpgroup has of a tile, and no config has more than there "
+    "is room for") {
+  GemmConfig config;
+  config.schedule = Schedule::wgmma;
+  config.block_n = 256;
+  CHECK(partial_sums(config, 768).span == 128);
+  CHECK(partial_sums(config, 768).of_row == 6);
+  CHECK(partial_sums(config, 776).of_row == 7);
+  config.schedule = Schedule::wgmma_pingpong;
+  config.block_n = 64;
+  CHECK(partial_sums(config, 8).span == 64);
+  CHECK(partial_sums(config, 8).of_row == 1);
+  config.schedule = Schedule::mma_sync;
+  config.block_n = 96;
+  config.warps_n = 2;
+  CHECK(partial_sums(config, 768).span == 48);
+  for (const DeviceProfile& profile : shipped_profiles()) {
+    const LayerSpec back = backward_layer(gated(2048, 776));
+    for (const GemmConfig& candidate : gemm_candidates(back, GemmStage::fc1, profile)) {
+      const GemmConfig saving = saving_config(candidate);
+      // Half of some tiles is none.
+      if (!check_dh_config(back, candidate, profile)) continue;
+      const PartialSums sums = partial_sums(saving, 776);
+      if (sums.span % 16 != 0 || sums.of_row > most_partials(776)) FAIL_CHECK(to_string(saving));
+    }
+  }
+}
+
+TEST_CASE("where the activation's backward follows, its time is part of the choice") {
+  // 1024 rows an expert: two groups of one tile would both wait for what one of two can do beside the other.
+  const DeviceProfile h200 = device("h200");
+  const LayerSpec back = backward_layer(gated(2048, 768));
+  const GemmConfig config = predict_dh_config(back, 2, 16384, h200);
+  CHECK(check_dh_config(back, config, h200).ok());
+  CHECK(config.schedule == Schedule::wgmma_pingpong);
+  GemmConfig many = config;
+  many.block_m = 160;
+  many.block_n = 128;
+  many.stages = 4;
+  CHECK(check_gemm_config(back, GemmStage::fc1, many, h200).ok());
+  const Status refused = check_dh_config(back, many, h200);
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.error().message().find("at most 128") != std::string::npos);
+  for (const DeviceProfile& profile : shipped_profiles())
+    for (const std::int64_t tokens : {0, 1, 100, 4096})
+      CHECK(check_dh_config(back, predict_dh_config(back, 1, tokens, profile), profile).ok());
 }
 
 TEST_CASE("a forward that keeps z has registers to spare") {

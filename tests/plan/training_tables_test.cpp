@@ -1,9 +1,11 @@
 // The device tables of a layer that trains.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "abi.cuh"
+#include "model/backward_layer.hpp"
 #include "plan/expert_table.hpp"
 #include "plan/training.hpp"
 
@@ -105,6 +107,11 @@ TEST_CASE(
     const std::size_t kept = plan::training_workspace_bytes(spec, tokens, true),
                       made = plan::training_workspace_bytes(spec, tokens, false);
     CHECK(kept > before);
+    // Both layers' layouts in one place, then dz and at most a sum every 16 columns.
+    const std::size_t layout =
+        std::max(plan::workspace_layout(spec, nullptr, tokens).total_bytes,
+                 plan::workspace_layout(model::backward_layer(spec), nullptr, tokens).total_bytes);
+    CHECK(kept >= layout + static_cast<std::size_t>(tokens) * 2 * (256 * 2 + 128 / 16 * 4));
     CHECK(made >= kept + static_cast<std::size_t>(tokens) * 2 * 256 * 2);
     before = kept;
   }

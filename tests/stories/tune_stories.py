@@ -69,7 +69,7 @@ class Compile(Story):
         result = self.tune("compile", *SMALL, "--training", "--json")
         rows = self.lines(result, "kernel")
         stages = {row["stage"] for row in rows}
-        self.assertLessEqual({"sort_single", "fc1", "fc2", "combine", "dh", "dx", "activation_gradient", "gradient_schedule", "fc1_gradient",
+        self.assertLessEqual({"sort_single", "fc1", "fc2", "combine", "dh", "dx", "topk_weight_gradient", "gradient_schedule", "fc1_gradient",
                               "fc2_gradient"}, stages)
         self.assertEqual([row for row in rows if row["spill_bytes"] or row["findings"] or row["error"]], [])
         first = self.summary(result)
@@ -340,7 +340,7 @@ class Emit(Story):
         entries = {"fc1_saving": "fc1", "dh": "fc1", "dx": "fc2"}
         every = ("--set", "8_variable", "--bias")
         texts = {"fc1": self.source(*every), "fc2": self.source(*every, "--stage", "fc2")}
-        for stage in ("fc1_saving", "dh", "dx", "activation_gradient", "gradient_schedule", "fc1_gradient", "fc2_gradient",
+        for stage in ("fc1_saving", "dh", "dx", "topk_weight_gradient", "gradient_schedule", "fc1_gradient", "fc2_gradient",
                       "fc1_bias_gradient", "fc2_bias_gradient"):
             texts[stage] = self.source(*every, "--stage", stage)
             self.assertIn(f" varmoe_{entries.get(stage, stage)}_", texts[stage])

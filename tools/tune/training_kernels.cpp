@@ -11,8 +11,8 @@ namespace {
 
 using emit::Stage;
 
-constexpr Stage kOwn[] = {Stage::activation_gradient, Stage::gradient_schedule, Stage::fc1_gradient,
-                          Stage::fc2_gradient,        Stage::fc1_bias_gradient, Stage::fc2_bias_gradient,
+constexpr Stage kOwn[] = {Stage::topk_weight_gradient, Stage::gradient_schedule, Stage::fc1_gradient,
+                          Stage::fc2_gradient,         Stage::fc1_bias_gradient, Stage::fc2_bias_gradient,
                           Stage::shared_gate_gradient};
 
 /// Empty: a kernel that a forward alone has too.

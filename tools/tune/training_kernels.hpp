@@ -14,8 +14,8 @@
 /// The kernels that a layer's training adds to its forward, by name.
 namespace varmoe::tools {
 
-/// Of every layer: fc1_saving (the forward's fc1, which keeps z), dh (dout·W2), dx (dz·W1),
-/// activation_gradient, gradient_schedule, fc1_gradient, …
+/// Of every layer: fc1_saving (the forward's fc1, which keeps z), dh (dout·W2 and what
+/// follows from it), dx (dz·W1), topk_weight_gradient, gradient_schedule, fc1_gradient, …
 const std::vector<std::string>& training_stages();
 
 /// Emits one of training_stages() with the config that a TrainingLayer takes at `bucket` tokens; compiles

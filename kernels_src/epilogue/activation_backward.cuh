@@ -1,0 +1,117 @@
+#pragma once
+
+#include "epilogue/activation_gradient.cuh"
+#include "prelude.cuh"
+#include "ptx/convert.cuh"
+#include "ptx/memory.cuh"
+
+// From fp32 sums of g = W2ᵀ·dout and from z, for a routed row of weight w: dz = w·g ∘ activation'(z), w·h, and what ⟨g, h⟩ gets. Eight
+// columns of a row at a time, 16 bytes of each operand. Columns from the width to the next multiple of 64 get zeroes, since the products
+// that follow take whole stages.
+namespace varmoe::epilogue {
+
+/// Eight columns of every kRows-th row from one on; kRows is 0 for one row alone. Layer (emitted): kElement, Forward (the activation of the
+/// layer whose gradient this is), kAlternating (dz's gate and up alternate).
+template <class Layer, int kRows>
+class ActivationBackward {
+ public:
+  using Activation = typename Layer::Forward;
+  static constexpr Element kElement = Layer::kElement;
+  static constexpr bool kGated = Activation::kGated;
+  static constexpr bool kAlternating = kGated && Layer::kAlternating;
+
+  /// Eight columns of z; an ungated layer's are `gate`.
+  struct Z {
+    Vec16 gate, up;
+  };
+
+  /// Columns of one half that rows of z, dz and w·h have, zeroes and all.
+  VARMOE_DEVICE static i32 whole(i32 width) { return ceil_div(width, 64) * 64; }
+
+  /// Where z of a row has its columns from `column` on.
+  VARMOE_DEVICE static const char* z_at(const abi::GemmParams& p, i32 row, i32 column) {
+    return static_cast<const char*>(p.z) + row * p.z_stride * 2 + static_cast<i64>(column) * 2;
+  }
+
+  VARMOE_DEVICE ActivationBackward(const abi::GemmParams& params, i32 row, i32 column, i32 width)
+      : p(params),
+        z_(z_at(p, row, column)),
+        h_(static_cast<char*>(p.out) + row * p.out_stride * 2 + static_cast<i64>(column) * 2),
+        up_(whole(width) * 2),
+        column_(column) {}
+
+  /// z of the next row; zeroes unless `there`.
+  VARMOE_DEVICE void load(Z& z, bool there) {
+    z.gate = ptx::load16_streaming(z_, there);
+    if constexpr (kGated) z.up = ptx::load16_streaming(z_ + up_, there);
+    if constexpr (kRows > 0) z_ += p.z_stride * (2 * kRows);
+  }
+
+  /// Stores dz and w·h of the next row if `stored`, and adds ⟨g, h⟩ over these columns to `sum`, in ascending order. Zeroes of g and z make
+  /// zeroes.
+  VARMOE_DEVICE void store(const float (&g)[8], const Z& z, float weight, float& sum, bool stored) {
+    Vec16 gate, up, h;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float a[2], b[2], da[2], db[2], wh[2];
+      ptx::unpack2<kElement>(a[0], a[1], z.gate.v[i]);
+      if constexpr (kGated) ptx::unpack2<kElement>(b[0], b[1], z.up.v[i]);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float dh = g[2 * i + e];
+        float value;
+        if constexpr (kGated) {
+          const activation::GatedGradient d = activation::gradient(Activation{}, a[e], b[e], weight * dh);
+          value = d.h;
+          da[e] = d.gate;
+          db[e] = d.up;
+        } else {
+          const activation::PlainGradient d = activation::gradient(Activation{}, a[e], weight * dh);
+          value = d.h;
+          da[e] = d.value;
+        }
+        wh[e] = weight * value;
+        sum += dh * value;
+      }
+      gate.v[i] = ptx::pack2<kElement>(da[0], da[1]);
+      if constexpr (kGated) up.v[i] = ptx::pack2<kElement>(db[0], db[1]);
+      h.v[i] = ptx::pack2<kElement>(wh[0], wh[1]);
+    }
+    if (stored) put(gate, up, h);
+    if constexpr (kRows > 0) h_ += p.out_stride * (2 * kRows);
+  }
+
+  /// Stores zeroes there instead.
+  VARMOE_DEVICE void store_zeroes() const {
+    const Vec16 zero{{0, 0, 0, 0}};
+    put(zero, zero, zero);
+  }
+
+ private:
+  VARMOE_DEVICE void put(const Vec16& gate, const Vec16& up, const Vec16& h) const {
+    ptx::store16(h_, h);
+    // Where z is, but for the row that load() is ahead: an address less to keep.
+    char* const dz = const_cast<char*>(z_) + (static_cast<char*>(p.dz) - static_cast<const char*>(p.z) - p.z_stride * (2 * kRows));
+    if constexpr (kAlternating) {
+      // As many zeroes at the end as whole stages of 2·width columns ask for: no more than twice those of one half.
+      ptx::store16(dz + column_ * 2, alternate(gate.v[0], up.v[0], gate.v[1], up.v[1]));
+      ptx::store16(dz + column_ * 2 + 16, alternate(gate.v[2], up.v[2], gate.v[3], up.v[3]));
+    } else {
+      ptx::store16(dz, gate);
+      if constexpr (kGated) ptx::store16(dz + up_, up);
+    }
+  }
+
+  /// (a0 a1), (b0 b1), (a2 a3), (b2 b3) → a0 b0 a1 b1 a2 b2 a3 b3.
+  VARMOE_DEVICE static Vec16 alternate(u32 a, u32 b, u32 c, u32 d) {
+    return Vec16{{__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632), __byte_perm(c, d, 0x5410), __byte_perm(c, d, 0x7632)}};
+  }
+
+  const abi::GemmParams& p;
+  const char* z_;
+  char* h_;
+  i32 up_;      // bytes from gate's columns to up's
+  i32 column_;  // where gate and up alternate
+};
+
+}  // namespace varmoe::epilogue
