@@ -46,6 +46,10 @@ enum class Stage : std::uint8_t {
   router_dlogits,     ///< gradients of topk_weights and losses → logits
   router_dx,          ///< gradient of logits → x
   router_dweight,     ///< gradient of logits → the router's weight and bias
+  block_schedule,     ///< tile lists from a caller's segments of rows (emit/blocks.hpp)
+  block_gather,       ///< rows of x by a caller's row map
+  block_slot_rows,    ///< the inverse of a row map
+  combine_gradient,   ///< of combine: rows and weights
 };
 /// Of a layer's forward.
 inline constexpr std::size_t kStageCount = 8;
@@ -67,6 +71,8 @@ struct KernelRequest {
   bool runtime_width = false;      ///< fc1, fc2: widths from the device table instead of compiled in
   bool saves_z = false;            ///< fc1: keeps what the activation is applied to (TrainingLayer)
   DownK down_k = DownK::width;     ///< fc2
+  bool row_weights = false;        ///< fc2: multiplies each row by its weight (Blocks::down)
+  bool row_gaps = false;  ///< fc1 of runtime width: there may be gaps between experts' rows (Blocks::up)
   bool operator==(const KernelRequest&) const = default;
 };
 
@@ -87,8 +93,9 @@ struct EmittedKernel {
 Result<EmittedKernel> emit_kernel(const LayerSpec& spec, const KernelRequest& request);
 
 /// The kernels that one LayerConfig needs for a token bucket: sort_single or the sort pair, gather when fc1
-/// copies, fc1, fc2, combine; whole_layer where config.one_launch serves the bucket's tokens or fewer. `sort_single` serves bucket·k ≤ sort.single_block_rows; both kinds are listed
-/// where smaller T of the same bucket need it.
+/// copies, fc1, fc2, combine; whole_layer where config.one_launch serves the bucket's tokens or fewer.
+/// `sort_single` serves bucket·k ≤ sort.single_block_rows; both kinds are listed where smaller T of the same
+/// bucket need it.
 std::vector<KernelRequest> required_kernels(const LayerSpec& spec, const LayerConfig& config,
                                             std::int64_t bucket, bool runtime_width);
 
