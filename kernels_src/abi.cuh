@@ -23,7 +23,7 @@ using u64 = unsigned long long;
 namespace varmoe::abi {
 
 /// Raised whenever a structure below changes meaning.
-inline constexpr int kAbiVersion = 6;
+inline constexpr int kAbiVersion = 7;
 /// Width classes that a specialised kernel may have.
 inline constexpr int kMaxClasses = 16;
 
@@ -111,6 +111,58 @@ struct SortParams {
   float* row_weight;             // [rows] gets each row's weight; weight on input
   i32 global_experts;
   i32 sort_blocks;               // sort_single, sort_count: blocks that sort; those after them work out weights of shared experts
+};
+
+/// Where a caller says that each expert's rows lie (RowLayout of blocks.hpp).
+enum class SegmentSource : i32 {
+  offsets = 0,  // offsets, and counts or null
+  counts = 1,   // counts; segments one after another, each begins at a multiple of `multiple`
+  batched = 2,  // counts; expert e begins at e·multiple
+  aligned = 3,  // sorted_ids, expert_ids, padded_rows; blocks of `multiple` rows
+};
+
+/// Parameters of the kernel that makes tile lists from a caller's segments instead of sorting.
+struct BlockScheduleParams {
+  SortParams sort;               // what there is to write, and how; expert_offsets is [2E + 1]: first rows, all rows, rows of each
+  const void* offsets;           // [E + 1] int32 or int64
+  const void* counts;            // [E] int32 or int64
+  const i32* sorted_ids;         // [rows]
+  const i32* expert_ids;         // [rows / multiple]
+  const i32* padded_rows;        // [1]
+  SegmentSource source;
+  i32 are_64bit;                 // offsets and counts
+  i32 rows;                      // that the caller's arrays have
+  i32 multiple;
+  i32 sentinel;                  // sorted_ids at and beyond it, and negative ones, are no rows
+};
+
+/// Parameters of the kernels that a row map drives: rows of a batch → tokens, and back.
+struct RowMapParams {
+  const i32* row_map;            // [rows] row → token·k + slot, or → token; out of range: no row. slot_rows: null: clears slot_row
+  const i32* row_count;          // device-side number of rows, or null
+  const void* x;                 // gather: [tokens, H]
+  void* out;                     // gather: [rows, H] contiguous
+  i32* slot_row;                 // slot_rows: [tokens·k]
+  i64 x_stride;                  // elements
+  i32 rows;
+  i32 limit;                     // map entries below it are rows
+  i32 names_tokens;              // gather: entries are tokens
+};
+
+/// Parameters of the combine's gradient: dy[slot_row[s]] = w_s·dout[t], and ⟨dout[t], y[slot_row[s]]⟩, the gradient of w_s.
+struct CombineGradientParams {
+  const void* dout;              // [tokens, H]
+  const void* y;                 // [rows, H] contiguous; null without gradients of weights
+  void* dy;                      // [rows, H] contiguous, or null
+  const i32* slot_row;           // [tokens, k]
+  const float* topk_weights;     // [tokens, k] of the routed slots; null: 1
+  const float* shared_weight;    // [tokens], or null: 1
+  float* topk_gradient;          // [tokens, k] of the routed slots, or null
+  float* shared_gradient;        // [tokens, S], or null
+  const i32* token_count;        // device-side token count, or null
+  i64 dout_stride;               // elements
+  i32 tokens;
+  i32 reserved;
 };
 
 /// Parameters of the gather kernel: out[r] = x[row_source[r] / k].

@@ -170,11 +170,13 @@ class BlockAligner;
 class RouterStatistics;
 class RouterGradient;
 class TrainingLayer;
+class Blocks;
 struct RouterSpec;
 struct AlignSpec;
 struct RouterStatisticsSpec;
 struct RouterGradientSpec;
 struct TrainingOptions;
+struct BlocksOptions;
 struct EngineAccess;
 
 /// One device's kernels and caches. Thread-safe. Keep it alive while any captured graph of its layers is used.
@@ -196,6 +198,8 @@ class VARMOE_API Engine {
   Result<RouterGradient> create_router_gradient(const RouterGradientSpec& spec);
   /// A layer with its backward pass (varmoe/training.hpp).
   Result<TrainingLayer> create_training_layer(const LayerSpec& spec, const TrainingOptions& options);
+  /// A layer's parts, each usable alone (varmoe/blocks.hpp).
+  Result<Blocks> create_blocks(const LayerSpec& spec, const BlocksOptions& options);
   Counters counters() const noexcept;
   /// "NVIDIA H200, sm_90a, 132 SMs, driver 13.0" or "CPU, 8 threads".
   std::string device_description() const;

@@ -116,6 +116,13 @@ enum {
 
 /* Elements of the gradients of weights; see training.hpp. */
 enum { VARMOE_GRADIENT_LAYER_DTYPE = 0, VARMOE_GRADIENT_FP32 = 1 };
+enum {
+  VARMOE_ROWS_OFFSETS = 0,
+  VARMOE_ROWS_COUNTS = 1,
+  VARMOE_ROWS_BATCHED = 2,
+  VARMOE_ROWS_ALIGNED_BLOCKS = 3
+};
+enum { VARMOE_ROW_MAP_SLOTS = 0, VARMOE_ROW_MAP_TOKENS = 1 };
 
 /* The device number of the CPU backend. */
 #define VARMOE_CPU_DEVICE (-1)
@@ -123,6 +130,7 @@ enum { VARMOE_GRADIENT_LAYER_DTYPE = 0, VARMOE_GRADIENT_FP32 = 1 };
 typedef struct varmoe_engine varmoe_engine;
 typedef struct varmoe_layer varmoe_layer;
 typedef struct varmoe_training_layer varmoe_training_layer;
+typedef struct varmoe_blocks varmoe_blocks;
 typedef struct varmoe_report varmoe_report;
 typedef struct varmoe_router varmoe_router;
 typedef struct varmoe_block_aligner varmoe_block_aligner;
@@ -330,6 +338,110 @@ typedef struct varmoe_backward_args {
   void* stream; /* CUstream or cudaStream_t; ignored on the CPU */
 } varmoe_backward_args;
 
+/* A layer's building blocks, each usable alone; see blocks.hpp. E counts shared experts, k their slots. */
+typedef struct varmoe_blocks_options {
+  size_t struct_size;
+  int32_t max_sms;       /* 0: all */
+  int32_t weighted_down; /* 0 or 1: down takes row_weights; 0 */
+} varmoe_blocks_options;
+
+/* Which rows of a batch are which expert's; what the layout does not name is null or 0. */
+typedef struct varmoe_rows_by_expert {
+  size_t struct_size;
+  int64_t rows;               /* R, padding included */
+  int32_t layout;             /* VARMOE_ROWS_*; OFFSETS */
+  int32_t index_type;         /* VARMOE_ID_* of expert_offsets and expert_counts; INT32 */
+  const void* expert_offsets; /* [E + 1]: OFFSETS */
+  const void* expert_counts;  /* [E]: COUNTS, BATCHED; optional with OFFSETS */
+  int64_t multiple; /* COUNTS: of each first row; ALIGNED_BLOCKS: of the blocks; BATCHED: R / E; 1 */
+  const int32_t* sorted_token_ids;    /* [R]: ALIGNED_BLOCKS */
+  const int32_t* expert_ids;          /* [R / multiple]: ALIGNED_BLOCKS */
+  const int32_t* num_tokens_post_pad; /* [1]: ALIGNED_BLOCKS */
+  int64_t routed_rows;                /* ALIGNED_BLOCKS: the sentinel */
+} varmoe_rows_by_expert;
+
+typedef struct varmoe_gather_args {
+  size_t struct_size;
+  int64_t tokens;
+  const void* x;            /* [tokens, H], 16-byte aligned */
+  int64_t x_stride;         /* elements; 0: H */
+  int64_t rows;             /* R */
+  const int32_t* row_map;   /* [R]; out of range: no row */
+  const int32_t* row_count; /* optional device-side number of rows */
+  void* out;                /* [R, H], 16-byte aligned */
+  void* stream;
+  int32_t map_to;   /* VARMOE_ROW_MAP_*; SLOTS */
+  int32_t reserved; /* 0 */
+} varmoe_gather_args;
+
+typedef struct varmoe_slot_rows_args {
+  size_t struct_size;
+  int64_t tokens;
+  int64_t rows;             /* R */
+  const int32_t* row_map;   /* [R], of slots */
+  const int32_t* row_count; /* optional device-side number of rows */
+  int32_t* slot_row;        /* [tokens, k]; -1: no row */
+  void* stream;
+} varmoe_slot_rows_args;
+
+typedef struct varmoe_grouped_up_args {
+  size_t struct_size;
+  const varmoe_rows_by_expert* by_expert;
+  const void* x;            /* [R, H], 16-byte aligned */
+  int64_t x_stride;         /* elements; 0: H */
+  const float* row_weights; /* [R], of a layer with weight_on_input; else null */
+  void* h;                  /* [R, h_stride], 16-byte aligned */
+  int64_t h_stride;         /* elements; 0: the widest of all experts rounded up to 64, which is the least */
+  void* workspace;          /* 256-byte aligned */
+  size_t workspace_bytes;
+  void* stream;
+} varmoe_grouped_up_args;
+
+typedef struct varmoe_grouped_down_args {
+  size_t struct_size;
+  const varmoe_rows_by_expert* by_expert;
+  const void* h;            /* [R, h_stride], 16-byte aligned */
+  int64_t h_stride;         /* elements; 0: the widest of all experts rounded up to 64 */
+  const float* row_weights; /* [R], of blocks made with weighted_down; else null */
+  void* y;                  /* [R, H], 16-byte aligned */
+  void* workspace;          /* 256-byte aligned */
+  size_t workspace_bytes;
+  void* stream;
+} varmoe_grouped_down_args;
+
+typedef struct varmoe_combine_args {
+  size_t struct_size;
+  int64_t tokens;
+  int64_t rows;                /* R */
+  const void* y;               /* [R, H], 16-byte aligned */
+  const int32_t* slot_row;     /* [tokens, k]; negative: no row */
+  const float* topk_weights;   /* [tokens, k] of the routed slots; null: every row counts once */
+  const float* shared_weights; /* [tokens], of a layer with a shared gate; else null */
+  void* out;                   /* [tokens, H], 16-byte aligned */
+  int64_t out_stride;          /* elements; 0: H */
+  int32_t accumulate;          /* 0: out = result; 1: out += result */
+  int32_t absent_tokens;       /* VARMOE_ABSENT_*; WRITE_ZEROS */
+  const int32_t* token_count;  /* optional device-side token count */
+  void* stream;
+} varmoe_combine_args;
+
+typedef struct varmoe_combine_backward_args {
+  size_t struct_size;
+  int64_t tokens;
+  int64_t rows;                /* R */
+  const void* dout;            /* [tokens, H], 16-byte aligned */
+  int64_t dout_stride;         /* elements; 0: H */
+  const int32_t* slot_row;     /* [tokens, k] */
+  const float* topk_weights;   /* as varmoe_combine_args */
+  const float* shared_weights; /* as varmoe_combine_args */
+  const void* y;               /* [R, H], 16-byte aligned; null without gradients of weights */
+  void* dy;                    /* [R, H], 16-byte aligned; null: not computed */
+  float* dtopk_weights;        /* [tokens, k] of the routed slots; null: not computed */
+  float* dshared_weights;      /* [tokens, S]; null: not computed */
+  const int32_t* token_count;  /* optional device-side token count */
+  void* stream;
+} varmoe_combine_backward_args;
+
 typedef struct varmoe_router_spec {
   size_t struct_size;
   int64_t num_experts;     /* 1 ... 1024 */
@@ -533,6 +645,14 @@ VARMOE_C_API int varmoe_prepare_options_init(varmoe_prepare_options* options, si
 VARMOE_C_API int varmoe_weights_init(varmoe_weights* weights, size_t struct_size);
 VARMOE_C_API int varmoe_forward_args_init(varmoe_forward_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_up_args_init(varmoe_up_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_blocks_options_init(varmoe_blocks_options* options, size_t struct_size);
+VARMOE_C_API int varmoe_rows_by_expert_init(varmoe_rows_by_expert* rows, size_t struct_size);
+VARMOE_C_API int varmoe_gather_args_init(varmoe_gather_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_slot_rows_args_init(varmoe_slot_rows_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_grouped_up_args_init(varmoe_grouped_up_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_grouped_down_args_init(varmoe_grouped_down_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_combine_args_init(varmoe_combine_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_combine_backward_args_init(varmoe_combine_backward_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_training_options_init(varmoe_training_options* options, size_t struct_size);
 VARMOE_C_API int varmoe_backward_args_init(varmoe_backward_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_counters_init(varmoe_counters* counters, size_t struct_size);
@@ -608,6 +728,23 @@ VARMOE_C_API int varmoe_training_layer_forward(varmoe_training_layer* layer, con
                                                void* saved, size_t saved_bytes);
 VARMOE_C_API int varmoe_training_layer_backward(varmoe_training_layer* layer,
                                                 const varmoe_backward_args* args);
+
+/* Building blocks of a layer, each usable alone; see blocks.hpp. `options` may be null. */
+VARMOE_C_API int varmoe_blocks_create(varmoe_engine* engine, const varmoe_layer_spec* spec,
+                                      const varmoe_blocks_options* options, varmoe_blocks** blocks);
+VARMOE_C_API void varmoe_blocks_destroy(varmoe_blocks* blocks);
+VARMOE_C_API int varmoe_blocks_prepare(varmoe_blocks* blocks, const varmoe_prepare_options* options,
+                                       varmoe_report** report);
+VARMOE_C_API int varmoe_blocks_bind(varmoe_blocks* blocks, const varmoe_weights* weights);
+/* Of up and down, for at most so many rows. */
+VARMOE_C_API int varmoe_blocks_workspace_bytes(const varmoe_blocks* blocks, int64_t rows, size_t* bytes);
+VARMOE_C_API int varmoe_blocks_gather(varmoe_blocks* blocks, const varmoe_gather_args* args);
+VARMOE_C_API int varmoe_blocks_slot_rows(varmoe_blocks* blocks, const varmoe_slot_rows_args* args);
+VARMOE_C_API int varmoe_blocks_up(varmoe_blocks* blocks, const varmoe_grouped_up_args* args);
+VARMOE_C_API int varmoe_blocks_down(varmoe_blocks* blocks, const varmoe_grouped_down_args* args);
+VARMOE_C_API int varmoe_blocks_combine(varmoe_blocks* blocks, const varmoe_combine_args* args);
+VARMOE_C_API int varmoe_blocks_combine_backward(varmoe_blocks* blocks,
+                                                const varmoe_combine_backward_args* args);
 
 /* Routers: logits to topk_ids and topk_weights; see router.hpp. */
 VARMOE_C_API int varmoe_router_create(varmoe_engine* engine, const varmoe_router_spec* spec,

@@ -1,6 +1,7 @@
 #pragma once
 
 /// Everything of the C++ API. The C API is varmoe.h.
+#include "varmoe/blocks.hpp"
 #include "varmoe/engine.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/kernel_config.hpp"

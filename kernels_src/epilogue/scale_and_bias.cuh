@@ -5,8 +5,9 @@
 #include "ptx/memory.cuh"
 #include "ptx/shuffle.cuh"
 
-// What stands between the products and what follows them, in fp32: a sum times its row's weight, plus its output feature's bias. Emitted:
-// kBias, and kWeightOnInput for fc1; layers with neither compile none of it.
+// What stands between the products and what follows them, in fp32: a sum times its row's weight, plus its output feature's bias (fc1), or
+// the bias first (kBiasFirst: fc2's rows, weighted). Emitted: kBias, kWeightOnInput for fc1, kRowWeights for fc2; layers with none compile
+// none of it.
 namespace varmoe::epilogue {
 
 /// The bits of one bias; 0 for a column that is none.
@@ -20,7 +21,7 @@ VARMOE_DEVICE float biased(float sum, float bias) { return __fadd_rn(sum, bias);
 
 /// Accumulators of the portable loop (mma/sm80_warp.cuh). `bias_of(pair, block, element)`: of this lane's columns. `weights`: from the
 /// tile's first row on.
-template <class Warp, Element kElement, bool kBias, bool kWeights, class BiasOf>
+template <class Warp, Element kElement, bool kBias, bool kWeights, bool kBiasFirst = false, class BiasOf>
 VARMOE_DEVICE void scale_and_bias(typename Warp::Accumulator& acc, BiasOf bias_of, const float* weights, i32 rows) {
   float weight[Warp::kRowBlocks][2];
 #pragma unroll
@@ -40,8 +41,9 @@ VARMOE_DEVICE void scale_and_bias(typename Warp::Accumulator& acc, BiasOf bias_o
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           float& d = acc[i][j][b][e];
+          if constexpr (kBias && kBiasFirst) d = biased(d, bias[e % 2]);
           if constexpr (kWeights) d = scaled(d, weight[i][e / 2]);
-          if constexpr (kBias) d = biased(d, bias[e % 2]);
+          if constexpr (kBias && !kBiasFirst) d = biased(d, bias[e % 2]);
         }
       }
     }
@@ -51,7 +53,7 @@ VARMOE_DEVICE void scale_and_bias(typename Warp::Accumulator& acc, BiasOf bias_o
 /// Accumulators of the Hopper loop (mma/sm90_warpgroup.cuh): a row is one output feature, so a warp needs 16 biases a block of 64, and a column
 /// is one routed row. Made before the products: what they need arrives meanwhile. A lane holds one bias, and one weight, for the whole warp,
 /// since accumulators leave no registers to spare; lanes trade them when the sums are there.
-template <class Group, Element kElement, bool kBias, bool kWeights>
+template <class Group, Element kElement, bool kBias, bool kWeights, bool kBiasFirst = false>
 class TransposedScaleAndBias {
  public:
   /// `bias_of(row)`: of accumulator row `row` of the group's blocks. `weights`: from the tile's first row on.
@@ -68,11 +70,9 @@ class TransposedScaleAndBias {
 
   /// Of the tile's `rows` rows from `begin` on; what lies beyond is nobody's. `weights`: of all rows.
   VARMOE_DEVICE void apply(typename Group::Accumulator& acc, const float* weights, i32 begin, i32 rows) const {
+    if constexpr (kBiasFirst) add_biases(acc, rows);
     if constexpr (kWeights) scale<0>(acc, weights, begin, rows);
-    if constexpr (kBias) {
-      add<0>(acc, rows);
-      if constexpr (kBlocks == 2) add<1>(acc, rows);
-    }
+    if constexpr (!kBiasFirst) add_biases(acc, rows);
   }
 
   /// Before the products: what wgmma finds is defined outside of its loop, not by what the last tile's sums became (else it waits for each
@@ -122,6 +122,12 @@ class TransposedScaleAndBias {
     }
   }
 
+  VARMOE_DEVICE void add_biases(typename Group::Accumulator& acc, i32 rows) const {
+    if constexpr (kBias) {
+      add<0>(acc, rows);
+      if constexpr (kBlocks == 2) add<1>(acc, rows);
+    }
+  }
   template <int kBlock>
   VARMOE_DEVICE void add(typename Group::Accumulator& acc, i32 rows) const {
     const u32 low = ptx::shuffle_among<0x1c, 2 * kBlock>(bias_), high = ptx::shuffle_among<0x1c, 2 * kBlock + 1>(bias_);

@@ -10,7 +10,8 @@
 #include "tile/operand_rows.cuh"
 #include "tile/operand_weights.cuh"
 
-// fc2: y[r, :] = h[r, :] · W2ᵀ of r's expert (+ its bias), rounded to the output type; the combine weights it. K is the expert's width: its tail is cut at
+// fc2: y[r, :] = h[r, :] · W2ᵀ of r's expert (+ its bias), rounded to the output type; the combine weights it (kRowWeights: this kernel
+// does, before it rounds). K is the expert's width: its tail is cut at
 // the width, with zeroes in both operands, since what lies behind may be a neighbour's NaN.
 namespace varmoe::moe {
 
@@ -85,16 +86,16 @@ class Fc2 {
   };
 
   VARMOE_DEVICE void epilogue(const schedule::OutputTile& t, typename Warp::Accumulator& acc) const {
-    if constexpr (Layer::kBias) {
+    if constexpr (Layer::kBias || Layer::kRowWeights) {
       const i32 first = t.column_tile * kColumns + Warp::column0() + Warp::lane() % 4 * 2;
-      const u64 bias = p.biases[t.expert].down;
-      epilogue::scale_and_bias<Warp, kElement, true, false>(
+      const u64 bias = Layer::kBias ? p.biases[t.expert].down : 0;
+      epilogue::scale_and_bias<Warp, kElement, Layer::kBias, Layer::kRowWeights, true>(
           acc,
           [&](int pair, int block, int element) {
             const i32 column = first + pair * 16 + block * 8 + element;
             return epilogue::load_bias(bias, column, column < Layer::kHidden);
           },
-          nullptr, t.rows);
+          Layer::kRowWeights ? p.row_weight + t.row_begin : nullptr, t.rows);
     }
     const i32 lane_row = Warp::row0() + Warp::lane() / 4;
     const i32 column = t.column_tile * kColumns + Warp::column0();

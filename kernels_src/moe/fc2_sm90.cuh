@@ -7,8 +7,8 @@
 #include "ptx/convert.cuh"
 #include "schedule/tile_map.cuh"
 
-// fc2 on Hopper: y[r, :] = h[r, :] · W2ᵀ of r's expert (+ its bias), rounded to the output type; the combine weights it. K is the expert's
-// width in whole stages of 64: beyond the width the weights arrive as zero, and fc1 wrote zeroes to h.
+// fc2 on Hopper: y[r, :] = h[r, :] · W2ᵀ of r's expert (+ its bias), rounded to the output type; the combine weights it (kRowWeights: this kernel
+// does, before it rounds). K is the expert's width in whole stages of 64: beyond the width the weights arrive as zero, and fc1 wrote zeroes to h.
 namespace varmoe::moe {
 
 template <class Layer, class Config_>
@@ -24,7 +24,7 @@ class Fc2Sm90 {
   static constexpr int kColumns = Config::kBlockN;
   using Group = mma::Sm90Warpgroup<Config, kElement, kKn>;
   using Staging = epilogue::TransposedRows<64 * Group::kBlocks>;
-  using Ahead = epilogue::TransposedScaleAndBias<Group, kElement, Layer::kBias, false>;
+  using Ahead = epilogue::TransposedScaleAndBias<Group, kElement, Layer::kBias, Layer::kRowWeights, true>;
 
   VARMOE_DEVICE explicit Fc2Sm90(const abi::GemmParams& params) : p(params) {}
 
@@ -57,11 +57,11 @@ class Fc2Sm90 {
   }
 
   VARMOE_DEVICE Ahead ahead(const mma::TileSlot& t, int first_block) const {
-    return Ahead([&](i32 row) { return bias_of(t, first_block * 64 + row); }, nullptr, t.rows);
+    return Ahead([&](i32 row) { return bias_of(t, first_block * 64 + row); }, Layer::kRowWeights ? p.row_weight + t.row_begin : nullptr, t.rows);
   }
 
   VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block, const Ahead& ahead) const {
-    ahead.apply(acc, nullptr, 0, t.rows);
+    ahead.apply(acc, p.row_weight, t.row_begin, t.rows);
     const i32 column = t.column_tile * kColumns + first_block * 64;
     const i64 stride = p.out_stride * 2;
     char* out = static_cast<char*>(p.out) + t.row_begin * stride + static_cast<i64>(column) * 2;

@@ -105,14 +105,15 @@ VARMOE_SHARED_CODE i32 upper_position(const i32* prefix, i32 n, i32 value) {
   return low;
 }
 
-/// fc1 of a runtime-width layer: a search over the experts, then closed form within one.
-template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup, int kCluster = 1>
+/// fc1 of a runtime-width layer: a search over the experts, then closed form within one. kRowCounts: experts' rows may have gaps between
+/// them, and how many each has follows the E + 1 first rows.
+template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup, int kCluster = 1, bool kRowCounts = false>
 VARMOE_SHARED_CODE OutputTile fc1_tile_runtime(const i32* prefix, const i32* expert_order, const i32* expert_offsets,
                                                const abi::ExpertEntry* experts, i32 index, i32 rank = 0) {
   const i32 p = upper_position(prefix, Layer::kExperts, index * kCluster);
   const i32 expert = expert_order[p];
   const i32 begin = expert_offsets[expert];
-  const i32 rows = expert_offsets[expert + 1] - begin;
+  const i32 rows = kRowCounts ? expert_offsets[Layer::kExperts + 1 + expert] : expert_offsets[expert + 1] - begin;
   const i32 width = experts[expert].width;
   const i32 row_tiles = row_tile_count(rows, kBlockM, kCluster);
   const TileCoordinate at = raster<kGroup>(index - prefix[p] / kCluster, row_tiles / kCluster, ceil_div(width, kColumns));
@@ -132,8 +133,8 @@ VARMOE_SHARED_CODE i32 fc1_tile_count(const abi::GemmParams& p) {
 template <class Layer, int kColumns, int kBlockM, int kRowStep, int kGroup, int kCluster = 1>
 VARMOE_SHARED_CODE OutputTile fc1_tile(const abi::GemmParams& p, i32 index, i32 rank = 0) {
   if constexpr (Layer::kClasses == 0) {
-    return fc1_tile_runtime<Layer, kColumns, kBlockM, kRowStep, kGroup, kCluster>(p.tile_prefix, p.expert_order, p.expert_offsets,
-                                                                                  p.experts, index, rank);
+    return fc1_tile_runtime<Layer, kColumns, kBlockM, kRowStep, kGroup, kCluster, Layer::kRowCounts>(p.tile_prefix, p.expert_order,
+                                                                                                     p.expert_offsets, p.experts, index, rank);
   } else {
     return fc1_tile<Layer, kColumns, kGroup, kCluster>(p.tile_counts->fc1_begin, p.tiles, index, rank);
   }

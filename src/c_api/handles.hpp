@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "varmoe/blocks.hpp"
 #include "varmoe/engine.hpp"
 #include "varmoe/router.hpp"
 #include "varmoe/router_gradient.hpp"
@@ -18,6 +19,9 @@ struct varmoe_layer {
 };
 struct varmoe_training_layer {
   varmoe::TrainingLayer layer;
+};
+struct varmoe_blocks {
+  varmoe::Blocks blocks;
 };
 struct varmoe_report {
   varmoe::PrepareReport report;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/activation.hpp"
+#include "cpu/tiles.hpp"
 #include "cpu/workspace.hpp"
 
 namespace varmoe::cpu {
@@ -45,7 +45,7 @@ Run::Run(const LayerSpec& spec, const std::vector<ExpertWeights>& experts, const
       x_stride_(args.x_stride != 0 ? args.x_stride : spec.hidden_size),
       out_stride_(args.out_stride != 0 ? args.out_stride : spec.hidden_size),
       gated_(spec.gated()),
-      joint_(gated_ && spec.fc1_layout == WeightLayout::kn && spec.gate_order == GateOrder::interleaved),
+      joint_(gate_and_up_joint(spec)),
       active_(active),
       barrier_(active) {
   const WorkspaceLayout layout = workspace_layout(spec, chunk, team_size);
@@ -146,81 +146,25 @@ void Run::gate(std::int64_t task, float* scratch) noexcept {
               gates_ + first);
 }
 
-void Run::add_bias(const void* bias, std::int64_t first, std::int64_t stride, int rows, int outputs,
-                   std::int64_t step, float* sums) const noexcept {
-  float values[2 * kTileOutputs];
-  kernels_.widen(spec_.dtype, elements(bias) + first * stride, (outputs - 1) * stride + 1, values);
-  for (int m = 0; m < rows; ++m) {
-    for (std::int64_t i = 0; i < outputs; ++i) sums[m * kTileOutputs + i * step] += values[i * stride];
-  }
-}
-
 void Run::fc1(std::int64_t task, float* scratch) noexcept {
   const Tile t = tile_of(fc1_tasks_, task, fc1_outputs_, true);
   const auto expert = static_cast<std::size_t>(t.expert);
-  const ExpertWeights& w = experts_[expert];
   const std::int64_t width = spec_.width_of(t.expert);
   const std::uint16_t* rows[kTileRows];
+  float weights[kTileRows];
   for (int m = 0; m < t.rows; ++m) {
-    rows[m] = elements(args_.x) + row_slot_[t.first_row + m] / slots_ * x_stride_;
+    const std::int64_t slot = row_slot_[t.first_row + m];
+    rows[m] = elements(args_.x) + slot / slots_ * x_stride_;
+    // A shared gate is of the output.
+    if (spec_.weight_on_input) weights[m] = slot_experts_.routed(slot) ? weight_of(slot) : 1.0f;
   }
-  float* const up = scratch + kProductScratch;
-  float* const gate = up + kTileRows * kTileOutputs;
-  Product p;
-  p.dtype = spec_.dtype;
-  p.layout = spec_.fc1_layout;
-  p.rows = rows;
-  p.row_count = t.rows;
-  p.weight_stride = w.fc1_stride;
-  p.outputs = t.outputs;
-  p.depth = hidden_;
-  p.scratch = scratch;
-  const std::int64_t offset = t.first_output * (p.layout == WeightLayout::nk ? w.fc1_stride : 1);
-  float *gate_values = gate, *up_values = up;
-  std::int64_t step = 1;
-  if (joint_) {
-    p.weights = elements(w.gate) + 2 * offset;
-    p.outputs = 2 * t.outputs;
-    p.c = up;
-    kernels_.product(p);
-    gate_values = up;
-    up_values = up + 1;
-    step = 2;
-  } else {
-    p.weights = elements(w.up) + offset;
-    p.c = up;
-    kernels_.product(p);
-    if (gated_) {
-      p.weights = elements(w.gate) + offset;
-      p.c = gate;
-      kernels_.product(p);
-    }
-  }
-  if (spec_.weight_on_input) {
-    // Not together with the bias: a compiler may make one multiply-add of the two in one loop and not in
-    // another.
-    for (int m = 0; m < t.rows; ++m) {
-      const std::int64_t slot = row_slot_[t.first_row + m];
-      if (!slot_experts_.routed(slot)) continue;  // a shared gate is of the output
-      const float weight = weight_of(slot);
-      for (int i = 0; i < p.outputs; ++i) up[m * kTileOutputs + i] *= weight;
-      for (int i = 0; gated_ && !joint_ && i < p.outputs; ++i) gate[m * kTileOutputs + i] *= weight;
-    }
-  }
-  if (spec_.bias) {
-    add_bias(w.up_bias, t.first_output, w.fc1_bias_stride, t.rows, t.outputs, step, up_values);
-    if (gated_)
-      add_bias(w.gate_bias, t.first_output, w.fc1_bias_stride, t.rows, t.outputs, step, gate_values);
-  }
-  if (z_ != nullptr) store_z(t, gate_values, up_values, step);
+  const UpSums sums =
+      up_sums(spec_, kernels_, experts_[expert], t, rows, spec_.weight_on_input ? weights : nullptr, scratch);
+  if (z_ != nullptr) store_z(t, sums.gate, sums.up, sums.step);
   if (only_z_) return;
   std::uint16_t* h =
       h_ + expert_h_[t.expert] + (t.first_row - expert_rows_[t.expert]) * width + t.first_output;
-  for (int m = 0; m < t.rows; ++m) {
-    apply_activation(spec_.activation, spec_.activation_params, gate_values + m * kTileOutputs,
-                     up_values + m * kTileOutputs, step, t.outputs, up + m * kTileOutputs);
-    kernels_.scale_round(spec_.dtype, up + m * kTileOutputs, 1.0f, t.outputs, h + m * width);
-  }
+  for (int m = 0; m < t.rows; ++m) store_h(spec_, kernels_, t, sums, m, h + m * width);
 }
 
 void Run::store_z(const Tile& t, const float* gate, const float* up, std::int64_t step) const noexcept {
@@ -248,24 +192,12 @@ void Run::fc2(std::int64_t task, float* scratch) noexcept {
   const std::uint16_t* rows[kTileRows];
   const std::uint16_t* h = h_ + expert_h_[t.expert] + (t.first_row - expert_rows_[t.expert]) * width;
   for (int m = 0; m < t.rows; ++m) rows[m] = h + m * width;
-  Product p;
-  p.dtype = spec_.dtype;
-  p.layout = spec_.fc2_layout;
-  p.rows = rows;
-  p.row_count = t.rows;
-  p.weights = elements(w.down) + t.first_output * (p.layout == WeightLayout::nk ? w.fc2_stride : 1);
-  p.weight_stride = w.fc2_stride;
-  p.outputs = t.outputs;
-  p.depth = width;
-  p.c = scratch + kProductScratch;
-  p.scratch = scratch;
-  kernels_.product(p);
-  if (spec_.bias) add_bias(w.down_bias, t.first_output, 1, t.rows, t.outputs, 1, p.c);
+  const float* sums = down_sums(spec_, kernels_, w, t, width, rows, scratch);
   for (int m = 0; m < t.rows; ++m) {
     const std::int64_t row = t.first_row + m;
     const std::int64_t slot = row_slot_[row];
     const float weight = spec_.weight_on_input && slot_experts_.routed(slot) ? 1.0f : weight_of(slot);
-    kernels_.scale_round(spec_.dtype, p.c + m * kTileOutputs, weight, t.outputs,
+    kernels_.scale_round(spec_.dtype, sums + m * kTileOutputs, weight, t.outputs,
                          y_ + row * hidden_ + t.first_output);
   }
 }

@@ -52,9 +52,6 @@ class Run {
 
   Tile tile_of(const std::int64_t* tasks, std::int64_t task, int tile_outputs, bool is_fc1) const noexcept;
   float weight_of(std::int64_t slot) const noexcept;
-  /// Adds to `rows` rows of `outputs` sums, `step` apart, a bias whose entries are `stride` elements apart.
-  void add_bias(const void* bias, std::int64_t first, std::int64_t stride, int rows, int outputs,
-                std::int64_t step, float* sums) const noexcept;
 
   const LayerSpec& spec_;
   const std::vector<ExpertWeights>& experts_;

@@ -1,12 +1,11 @@
 #include "cpu/workspace.hpp"
 
 #include "cpu/kernels.hpp"
+#include "cpu/tiles.hpp"
 
 namespace varmoe::cpu {
 
-// The product's panels and two tiles of results (gate and up).
-const std::size_t kThreadScratch =
-    (kProductScratch + 2 * std::size_t{kTileRows} * kTileOutputs) * sizeof(float);
+const std::size_t kThreadScratch = kTileScratch * sizeof(float);
 
 WorkspaceLayout workspace_layout(const LayerSpec& spec, std::int64_t tokens, int threads) noexcept {
   WorkspaceLayout layout;

@@ -63,6 +63,10 @@ StageText stage_text(Stage stage, const KernelRequest& request, std::int32_t blo
     case Stage::fc1_bias_gradient:
     case Stage::fc2_bias_gradient:
     case Stage::shared_gate_gradient:
+    case Stage::block_schedule:
+    case Stage::block_gather:
+    case Stage::block_slot_rows:
+    case Stage::combine_gradient:
       break;  // not of a forward
   }
   return {};
@@ -119,11 +123,13 @@ std::string config_name(const KernelRequest& r) {
     return fmt::format("t{}g{}", r.one_launch.max_tokens, r.one_launch.teams);
   if (r.stage != Stage::fc1 && r.stage != Stage::fc2) return fmt::format("t{}", r.block_threads);
   const GemmConfig& c = r.gemm;
-  const std::string training = r.saves_z                        ? "_saving"
-                               : r.backward                     ? "_dh"
-                               : r.down_k == DownK::width       ? ""
-                               : r.down_k == DownK::alternating ? "_alternating"
-                                                                : "_both";
+  std::string training = r.saves_z                        ? "_saving"
+                         : r.backward                     ? "_dh"
+                         : r.down_k == DownK::width       ? ""
+                         : r.down_k == DownK::alternating ? "_alternating"
+                                                          : "_both";
+  if (r.row_weights) training += "_weighted";
+  if (r.row_gaps) training += "_gaps";
   if (model::uses_wgmma(c)) {
     return fmt::format("{}_m{}n{}s{}r{}t{}{}{}{}{}", to_string(c.schedule), c.block_m, c.block_n, c.stages,
                        c.raster, c.row_step, c.cluster > 1 ? fmt::format("c{}", c.cluster) : "",
@@ -228,6 +234,14 @@ const char* to_string(Stage stage) noexcept {
       return "fc2_bias_gradient";
     case Stage::shared_gate_gradient:
       return "shared_gate_gradient";
+    case Stage::block_schedule:
+      return "block_schedule";
+    case Stage::block_gather:
+      return "block_gather";
+    case Stage::block_slot_rows:
+      return "block_slot_rows";
+    case Stage::combine_gradient:
+      return "combine_gradient";
   }
   return "unknown";
 }

@@ -47,6 +47,10 @@ enum class Stage : std::uint8_t {
   router_dlogits,     ///< gradients of topk_weights and losses → logits
   router_dx,          ///< gradient of logits → x
   router_dweight,     ///< gradient of logits → the router's weight and bias
+  block_schedule,     ///< tile lists from a caller's segments of rows (emit/blocks.hpp)
+  block_gather,       ///< rows of x by a caller's row map
+  block_slot_rows,    ///< the inverse of a row map
+  combine_gradient,   ///< of combine: rows and weights
 };
 /// Of a layer's forward.
 inline constexpr std::size_t kStageCount = 8;
@@ -79,6 +83,8 @@ struct KernelRequest {
   bool saves_z = false;            ///< fc1: keeps what the activation is applied to (TrainingLayer)
   DownK down_k = DownK::width;     ///< fc2
   std::optional<ActivationBackward> backward;  ///< fc1 of model::backward_layer
+  bool row_weights = false;        ///< fc2: multiplies each row by its weight (Blocks::down)
+  bool row_gaps = false;  ///< fc1 of runtime width: there may be gaps between experts' rows (Blocks::up)
   bool operator==(const KernelRequest&) const = default;
 };
 

@@ -127,6 +127,7 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
       s += boolean("kBias", spec.bias);
       s += boolean("kWeightOnInput", spec.weight_on_input);
       s += boolean("kSavesZ", request.saves_z);
+      if (runtime_width) s += boolean("kRowCounts", request.row_gaps);
       s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
       if (request.backward) {
         s += shared_traits(spec.num_shared(), request.backward->shared_gate);
@@ -148,6 +149,7 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
       s += width_table(spec, runtime_width, request.down_k);
       s += boolean("kFc2Kn", spec.fc2_layout == WeightLayout::kn);
       s += boolean("kBias", spec.bias);
+      s += boolean("kRowWeights", request.row_weights);
       s += boolean("kGateAndUp", request.down_k == DownK::gate_and_up);
       s += boolean("kAlternating", request.down_k == DownK::alternating);
       break;
@@ -170,7 +172,11 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
     case Stage::fc1_bias_gradient:
     case Stage::fc2_bias_gradient:
     case Stage::shared_gate_gradient:
-      break;  // emit/routing.cpp, emit/training.cpp
+    case Stage::block_schedule:
+    case Stage::block_gather:
+    case Stage::block_slot_rows:
+    case Stage::combine_gradient:
+      break;  // emit/routing.cpp, emit/training.cpp, emit/blocks.cpp
   }
   return s + "};\n";
 }
@@ -339,6 +345,34 @@ std::string abi_assertions(Stage stage) {
     case Stage::shared_gate_gradient:
       VARMOE_SIZE(SharedGateGradientParams);
       VARMOE_OFFSET(SharedGateGradientParams, x_stride);
+      break;
+    case Stage::block_schedule:
+      VARMOE_SIZE(BlockScheduleParams);
+      VARMOE_OFFSET(BlockScheduleParams, offsets);
+      VARMOE_OFFSET(BlockScheduleParams, source);
+      VARMOE_OFFSET(BlockScheduleParams, sentinel);
+      VARMOE_OFFSET(SortParams, tile_counts);
+      VARMOE_OFFSET(SortParams, fc2_cluster);
+      VARMOE_OFFSET(SortParams, classes);
+      VARMOE_SIZE(ExpertEntry);
+      VARMOE_OFFSET(ExpertEntry, width_class);
+      VARMOE_SIZE(RowTile);
+      VARMOE_SIZE(TileCounts);
+      VARMOE_OFFSET(TileCounts, rows);
+      VARMOE_OFFSET(TileCounts, fc2_tickets);
+      break;
+    case Stage::block_gather:
+    case Stage::block_slot_rows:
+      VARMOE_SIZE(RowMapParams);
+      VARMOE_OFFSET(RowMapParams, slot_row);
+      VARMOE_OFFSET(RowMapParams, x_stride);
+      VARMOE_OFFSET(RowMapParams, names_tokens);
+      break;
+    case Stage::combine_gradient:
+      VARMOE_SIZE(CombineGradientParams);
+      VARMOE_OFFSET(CombineGradientParams, topk_gradient);
+      VARMOE_OFFSET(CombineGradientParams, dout_stride);
+      VARMOE_OFFSET(CombineGradientParams, tokens);
       break;
   }
 #undef VARMOE_SIZE

@@ -6,6 +6,7 @@
 
 #include "base/thread_pool.hpp"
 #include "cuda/driver.hpp"
+#include "engine/blocks_impl.hpp"
 #include "engine/device_choice.hpp"
 #include "engine/engine_impl.hpp"
 #include "engine/layer_impl.hpp"
@@ -245,6 +246,15 @@ Result<TrainingLayer> Engine::create_training_layer(const LayerSpec& spec, const
     auto layer = TrainingLayer::Impl::create(impl_, spec, options);
     if (!layer) return std::move(layer).error();
     return TrainingLayer(*std::move(layer));
+  });
+}
+
+Result<Blocks> Engine::create_blocks(const LayerSpec& spec, const BlocksOptions& options) {
+  return guarded([&]() -> Result<Blocks> {
+    if (!impl_) return Error(ErrorCode::invalid_argument, "create_blocks on an Engine that was moved from");
+    auto blocks = Blocks::Impl::create(impl_, spec, options);
+    if (!blocks) return std::move(blocks).error();
+    return Blocks(*std::move(blocks));
   });
 }
 

@@ -312,6 +312,10 @@ inline std::vector<double> oracle_h(const OracleLayer& layer, const OracleCall& 
   if (is_gated(layer.activation))
     detail::product(table, expert->gate, x.data(), H, 0, expert->width, gate.data());
   detail::product(table, expert->up, x.data(), H, 0, expert->width, h.data());
+  if (layer.weight_on_input && slot < k) {
+    const double weight = call.weights[token * k + slot];
+    for (std::size_t i = 0; i < h.size(); ++i) gate[i] *= weight, h[i] *= weight;
+  }
   const auto bias = [table](const OracleVector& v, std::size_t i) {
     return v.data != nullptr ? table[v.data[static_cast<std::int64_t>(i) * v.stride]] : 0.0;
   };

@@ -210,3 +210,25 @@ TEST_CASE("equal tiles, runtime widths: fc1 walks the tiles that the sort lists 
   check_same_tiles<1>();
   check_same_tiles<2>();
 }
+
+TEST_CASE("runtime widths with gaps between experts' rows: the same tiles, further on") {
+  using Layer = AnyWidthLayer<136, 7>;
+  const DeviceTable table = device_table(uniform_spec(136, 7, 64, 2));
+  const SortedRows rows = sort_rows(table, {0, 1, 200, 96, 97, 33, 1000}, {96, 96, 64, 1, 16, 16});
+  std::vector<i32> gaps(2 * 7 + 1, -1);  // first rows, what nobody reads, rows of each
+  for (std::size_t e = 0; e < 7; ++e) {
+    gaps[e] = rows.expert_offsets[e] + 5 * static_cast<i32>(e);
+    gaps[8 + e] = rows.expert_offsets[e + 1] - rows.expert_offsets[e];
+  }
+  REQUIRE(rows.fc1_tile_prefix.back() > 0);
+  for (i32 i = 0; i < rows.fc1_tile_prefix.back(); ++i) {
+    const auto dense = schedule::fc1_tile_runtime<Layer, 64, 96, 16, 4>(
+        rows.fc1_tile_prefix.data(), table.order.data(), rows.expert_offsets.data(), table.entries.data(), i);
+    const auto apart = schedule::fc1_tile_runtime<Layer, 64, 96, 16, 4, 1, true>(
+        rows.fc1_tile_prefix.data(), table.order.data(), gaps.data(), table.entries.data(), i);
+    CHECK(apart.expert == dense.expert);
+    CHECK(apart.row_begin == dense.row_begin + 5 * dense.expert);
+    CHECK(apart.rows == dense.rows);
+    CHECK(apart.column_tile == dense.column_tile);
+  }
+}

@@ -217,6 +217,35 @@ class Client(unittest.TestCase):
         with self.assertRaisesRegex(TypeError, "tokens must be given"):
             layer.up_call(x, array.array("i", [1, -1, 0]), h, offsets, row)
 
+    def test_building_blocks(self):
+        """Three tokens; rows of expert 0, then of expert 1, each at a multiple of 4: token 2's, then token 0's."""
+        blocks = self.engine.blocks(HIDDEN, WIDTHS, 1)
+        blocks.prepare([4])
+        blocks.bind(*padded_weights(), storage="padded", padded_width=WIDEST)
+        x, rows = bf16([1.0] * HIDDEN + [4.0] * HIDDEN + [2.0] * HIDDEN), bf16([9.0] * (8 * HIDDEN))
+        row_map, slot_row = array.array("i", [2, -1, -1, -1, 0, -1, -1, -1]), array.array("i", [9] * 3)
+        blocks.gather_call(x, row_map, rows, tokens=3, rows=8)()
+        self.assertEqual([numbers(rows)[r * HIDDEN] for r in range(8)], [2, 9, 9, 9, 1, 9, 9, 9])
+        counts = array.array("q", [1, 1] + [0] * (len(WIDTHS) - 2))
+        by = blocks.by_expert(8, "counts", expert_counts=counts, multiple=4)
+        h, y, out = bf16([0.0] * (8 * 64)), bf16([9.0] * (8 * HIDDEN)), bf16([7.0] * (3 * HIDDEN))
+        blocks.up_call(by, rows, h)()
+        self.assert_near(numbers(h)[:8] + numbers(h)[4 * 64:4 * 64 + 16], [64 * 2 * silu(2)] * 8 + [64 * SILU] * 16)
+        blocks.down_call(by, h, y)()
+        blocks.slot_rows_call(row_map, slot_row, tokens=3, rows=8)()
+        self.assertEqual(slot_row.tolist(), [4, -1, 0])
+        blocks.combine_call(y, slot_row, out, tokens=3, rows=8, topk_weights=array.array("f", [0.5, 1.0, 1.0]))()
+        self.assert_near([numbers(out)[t * HIDDEN] for t in range(3)], [0.5 * 16 * 64 * SILU, 0.0, 8 * 64 * 2 * silu(2)])
+        dy, dweights = bf16([9.0] * (8 * HIDDEN)), array.array("f", [7.0] * 3)
+        ones = bf16([1.0] * (3 * HIDDEN))
+        blocks.combine_backward_call(ones, slot_row, 3, 8, dy=dy, y=y, dtopk_weights=dweights, topk_weights=array.array("f", [0.5, 1.0, 1.0]))()
+        self.assertEqual([numbers(dy)[r * HIDDEN] for r in range(8)], [1, 9, 9, 9, 0.5, 9, 9, 9])
+        self.assert_near(dweights.tolist(), [HIDDEN * numbers(y)[4 * HIDDEN], 0.0, HIDDEN * numbers(y)[0]])
+        with self.assertRaisesRegex(ValueError, "expert_counts is fp32: must be int32 or int64"):
+            blocks.by_expert(8, "counts", expert_counts=array.array("f", [1.0]))
+        with self.assertRaisesRegex(client.VarmoeError, "expert_offsets is null"):
+            blocks.up_call(blocks.by_expert(8), rows, h)()
+
     def test_training(self):
         """x and dout are 1. Expert 0: z = 64 in 8 columns, h = 64² and out its sum; g = 64, dz = 64 · 2 · 64 times the weight."""
         for kind, element in (("layer_dtype", 2), ("fp32", 4)):

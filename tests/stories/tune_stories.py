@@ -84,6 +84,20 @@ class Compile(Story):
         self.tune("compile", *SMALL, "--fp32-gradients", status=2)
         self.assert_says(self.tune("compile", *SMALL, "--training", "--weight-on-input", status=2), "training", "weight_on_input")
 
+    def test_what_building_blocks_need_is_prebuilt(self):
+        layer = self.summary(self.tune("compile", *SMALL, "--json"))
+        result = self.tune("compile", *SMALL, "--blocks", "--json")
+        rows = self.lines(result, "kernel")
+        self.assertEqual({row["stage"] for row in rows} ^ {"up", "down", "combine", "combine_sum", "block_schedule", "block_gather", "block_slot_rows",
+                                                           "combine_gradient"}, set())
+        self.assertEqual([row for row in rows if row["spill_bytes"] or row["findings"] or row["error"]], [])
+        # down and combine are the layer's.
+        self.assertTrue(all(row["hit"] for row in rows if row["stage"] in ("down", "combine")), layer)
+        weighted = self.lines(self.tune("compile", *SMALL, "--blocks", "--weighted-down", "--json"), "kernel")
+        self.assertEqual({row["stage"] for row in weighted if not row["hit"]}, {"down"})
+        self.tune("compile", *SMALL, "--weighted-down", status=2)
+        self.tune("compile", *SMALL, "--blocks", "--training", status=2)
+
     def test_fault_13_no_home_and_nothing_written_elsewhere(self):
         temporary = self.root / "tmp"
         temporary.mkdir()

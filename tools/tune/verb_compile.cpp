@@ -11,6 +11,7 @@
 #include "base/text.hpp"
 #include "compile/findings.hpp"
 #include "emit/routing.hpp"
+#include "engine/blocks_build.hpp"
 #include "engine/kernel_plan.hpp"
 #include "engine/layer_build.hpp"
 #include "engine/training_build.hpp"
@@ -27,6 +28,13 @@ struct CompileOptions {
   LayerInput input;
   std::string tokens = "1,64,4096";
   bool training = false, recompute = false, fp32_gradients = false;
+  bool blocks = false, weighted_down = false;
+};
+
+/// What the kernels are for: a Layer, unless one of these is there.
+struct Purpose {
+  std::optional<TrainingOptions> training;
+  std::optional<BlocksOptions> blocks;
 };
 
 /// A kernel and the layers that share it.
@@ -122,17 +130,9 @@ struct LayerKernels {
   std::optional<Error> first_error;
 };
 
-/// Of a Layer, or of a TrainingLayer with these options.
-Result<LayerKernels> build_one(const LayerSpec& spec, const std::vector<std::int64_t>& buckets,
-                               const std::optional<TrainingOptions>& training,
-                               const engine::ConfigChooser& chooser, engine::KernelBuilder& builder,
-                               const engine::BuildHooks& hooks) {
-  if (!training) {
-    auto build = engine::build_layer(spec, buckets, chooser, builder, hooks);
-    if (!build) return build.error();
-    return LayerKernels{std::move(build->kernels), std::move(build->first_error)};
-  }
-  auto build = engine::build_training(spec, *training, buckets, chooser, builder, hooks);
+/// Of a TrainingBuild or BlocksBuild.
+template <class Build>
+Result<LayerKernels> kernels_of(Result<Build> build) {
   if (!build) return build.error();
   LayerKernels made{std::move(build->reports), {}};
   for (const engine::BuiltKernel& kernel : build->built)
@@ -140,9 +140,22 @@ Result<LayerKernels> build_one(const LayerSpec& spec, const std::vector<std::int
   return made;
 }
 
+/// Of a Layer, a TrainingLayer, or Blocks with these options.
+Result<LayerKernels> build_one(const LayerSpec& spec, const std::vector<std::int64_t>& buckets,
+                               const Purpose& purpose, const engine::ConfigChooser& chooser,
+                               engine::KernelBuilder& builder, const engine::BuildHooks& hooks) {
+  if (purpose.training)
+    return kernels_of(engine::build_training(spec, *purpose.training, buckets, chooser, builder, hooks));
+  if (purpose.blocks)
+    return kernels_of(engine::build_blocks(spec, *purpose.blocks, buckets, chooser, builder, hooks));
+  auto build = engine::build_layer(spec, buckets, chooser, builder, hooks);
+  if (!build) return build.error();
+  return LayerKernels{std::move(build->kernels), std::move(build->first_error)};
+}
+
 /// Every kernel of every layer, and of its router.
 Result<Rows> build_all(const std::vector<InputLayer>& layers, const std::vector<std::int64_t>& buckets,
-                       const std::optional<TrainingOptions>& training, const engine::ConfigChooser& chooser,
+                       const Purpose& purpose, const engine::ConfigChooser& chooser,
                        engine::KernelBuilder& builder, bool progress) {
   Rows all;
   std::map<std::string, std::size_t> row_of;
@@ -159,7 +172,7 @@ Result<Rows> build_all(const std::vector<InputLayer>& layers, const std::vector<
   for (const InputLayer& layer : layers) {
     Progress line("compiling " + layer.label, progress);
     hooks.progress = [&](std::size_t done, std::size_t total) { line.update(done, total); };
-    auto build = build_one(layer.spec, buckets, training, chooser, builder, hooks);
+    auto build = build_one(layer.spec, buckets, purpose, chooser, builder, hooks);
     if (!build) return build.error();
     if (!all.first_error) all.first_error = build->first_error;
     for (KernelReport& kernel : build->kernels) {
@@ -219,13 +232,17 @@ int compile_verb(const CompileOptions& options, const Output& out) {
 
   const auto start = std::chrono::steady_clock::now();
   engine::KernelBuilder builder(toolchain->builder_settings(device->arch));
-  std::optional<TrainingOptions> training;
+  Purpose purpose;
   if (options.training) {
-    training.emplace();
-    training->save_preactivation = !options.recompute;
-    if (options.fp32_gradients) training->gradient_type = GradientType::fp32;
+    purpose.training.emplace();
+    purpose.training->save_preactivation = !options.recompute;
+    if (options.fp32_gradients) purpose.training->gradient_type = GradientType::fp32;
   }
-  auto rows = build_all(*layers, *buckets, training, *chooser, builder, !out.json());
+  if (options.blocks) {
+    purpose.blocks.emplace();
+    purpose.blocks->weighted_down = options.weighted_down;
+  }
+  auto rows = build_all(*layers, *buckets, purpose, *chooser, builder, !out.json());
   if (!rows) return out.fail(rows.error());
   const double ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
@@ -304,6 +321,12 @@ void add_compile(CLI::App& app, Action& run) {
                  "of layers whose backward computes the pre-activation again")
       ->needs(training);
   verb->add_flag("--fp32-gradients", options->fp32_gradients, "weight gradients of 32 bits")->needs(training);
+  auto* blocks =
+      verb->add_flag("--blocks", options->blocks,
+                     "what the building blocks need (Blocks): gather, up, down, combine, each alone")
+          ->excludes(training);
+  verb->add_flag("--weighted-down", options->weighted_down, "of blocks whose down multiplies rows by weights")
+      ->needs(blocks);
   verb->callback(
       [options, &run] { run = [options](const Output& out) { return compile_verb(*options, out); }; });
 }

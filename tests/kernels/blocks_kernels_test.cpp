@@ -1,0 +1,137 @@
+#include <doctest/doctest.h>
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.hpp"
+#include "compile/findings.hpp"
+#include "emit/blocks.hpp"
+#include "kernels/families.hpp"
+#include "model/config_space.hpp"
+#include "model/cost_model.hpp"
+#include "model/device_profile.hpp"
+
+using namespace varmoe;
+using namespace kernels_test;
+using emit::Stage;
+
+namespace {
+
+struct Job {
+  Kernel kernel;
+  const model::DeviceProfile* device;
+  std::string problem;
+};
+
+LayerSpec layer_of(std::vector<std::int64_t> widths, WeightLayout layout, bool bias) {
+  LayerSpec spec;
+  spec.hidden_size = 2056;
+  spec.expert_widths = std::move(widths);
+  spec.top_k = 4;
+  spec.fc1_layout = spec.fc2_layout = layout;
+  spec.bias = bias;
+  return spec;
+}
+
+}  // namespace
+
+TEST_CASE("the building blocks' kernels compile without spills and findings: rows with gaps, weighted rows") {
+  std::vector<model::DeviceProfile> targets;
+  for (const auto& device : devices())
+    if (device.arch == "sm_90a" || device.arch == "sm_80") targets.push_back(device);
+  REQUIRE(targets.size() == 2);
+  std::vector<Job> jobs;
+  std::vector<std::int64_t> many;
+  for (std::int64_t e = 1; e <= 20; ++e) many.push_back(40 * e);
+  for (const model::DeviceProfile& device : targets) {
+    std::set<std::string> seen;
+    const auto add = [&](Result<emit::EmittedKernel> kernel, const std::string& what) {
+      REQUIRE_MESSAGE(kernel.ok(), what, ": ", (kernel.ok() ? std::string() : kernel.error().message()));
+      if (seen.insert(kernel->entry_name).second)
+        jobs.push_back({{what, *std::move(kernel), false, 1}, &device, {}});
+    };
+    for (const std::int64_t experts : {1, 60, 1024})
+      add(emit::emit_block(uniform_spec(64, experts, 64, 1), Stage::block_schedule, 0),
+          "schedule of " + std::to_string(experts));
+    for (const std::int64_t hidden : {64, 2056, 7168})
+      add(emit::emit_block(uniform_spec(hidden, 8, 64, 3), Stage::block_gather, 256),
+          "gather of " + std::to_string(hidden));
+    add(emit::emit_block(uniform_spec(64, 8, 64, 3), Stage::block_slot_rows, 0), "slot_rows");
+    for (const std::int64_t hidden : {64, 2056}) {
+      LayerSpec spec = uniform_spec(hidden, 8, 64, 3);
+      if (hidden == 64) spec.shared_widths = {64, 72};
+      add(emit::emit_block(spec, Stage::combine_gradient, 0), "combine_gradient");
+    }
+    for (const bool bias : {false, true}) {
+      for (const WeightLayout layout : {WeightLayout::nk, WeightLayout::kn}) {
+        if (layout == WeightLayout::kn && bias && device.arch == "sm_80") continue;
+        const LayerSpec spec = layer_of({512, 264, 128, 512, 72, 768, 8, 264}, layout, bias);
+        for (const std::int64_t tokens : {1, 16, 512, 4096}) {
+          LayerConfig config = model::predict_layer_config(spec, tokens, device);
+          emit::KernelRequest down;
+          down.stage = Stage::fc2;
+          down.gemm = config.fc2;
+          down.gemm.gather = GatherMode::fused;
+          down.row_weights = true;
+          add(emit::emit_kernel(spec, down), "weighted down, " + to_string(config.fc2));
+          emit::KernelRequest up;
+          up.stage = Stage::fc1;
+          up.gemm = config.fc1;
+          up.gemm.gather = GatherMode::copy;
+          REQUIRE(model::check_gemm_config(spec, model::GemmStage::fc1, up.gemm, device).ok());
+          add(emit::emit_kernel(spec, up), "up, " + to_string(up.gemm));
+        }
+      }
+    }
+    const LayerSpec runtime = layer_of(many, WeightLayout::nk, false);
+    for (const std::int64_t tokens : {16, 4096}) {
+      const LayerConfig config = model::predict_layer_config(runtime, tokens, device);
+      emit::KernelRequest up;
+      up.stage = Stage::fc1;
+      up.gemm = config.fc1;
+      up.gemm.gather = GatherMode::copy;
+      up.runtime_width = up.row_gaps = true;
+      add(emit::emit_kernel(runtime, up), "up with gaps, " + to_string(up.gemm));
+      emit::KernelRequest down;
+      down.stage = Stage::fc2;
+      down.gemm = config.fc2;
+      down.gemm.gather = GatherMode::fused;
+      down.runtime_width = down.row_weights = true;
+      add(emit::emit_kernel(runtime, down), "weighted down of runtime widths, " + to_string(down.gemm));
+    }
+    if (device.arch != "sm_90a") continue;
+    // Every tile of Hopper's, weighted: epilogues that a predicted config may not have.
+    const LayerSpec plain = layer_of({512, 256}, WeightLayout::nk, true);
+    std::set<std::string> tiles;
+    for (const GemmConfig& config : model::gemm_candidates(plain, model::GemmStage::fc2, device)) {
+      if (!model::uses_wgmma(config)) continue;
+      const std::string tile =
+          std::to_string(config.block_m) + "x" + std::to_string(config.block_n) + to_string(config.schedule);
+      if (config.block_m % 64 != 0 || !tiles.insert(tile).second) continue;
+      emit::KernelRequest down;
+      down.stage = Stage::fc2;
+      down.gemm = config;
+      down.gemm.gather = GatherMode::fused;
+      down.row_weights = true;
+      add(emit::emit_kernel(plain, down), "weighted down, " + to_string(config));
+    }
+  }
+  parallel_for(jobs.size(), 0, [&](std::size_t i) {
+    Job& job = jobs[i];
+    const auto compiled = compile_one(job.kernel, job.device->arch);
+    const Result<KernelBinary>& binary = *compiled;
+    if (!binary) return void(job.problem = binary.error().message());
+    for (const std::string& finding : compile::findings(*binary)) job.problem += finding + "; ";
+    const ResourceUsage& used = binary->resources;
+    if (used.spill_loads + used.spill_stores != 0) job.problem += "spills; ";
+    if (used.stack_bytes != 0) job.problem += "a stack frame; ";
+    if (used.static_smem + job.kernel.emitted.dynamic_smem_bytes > job.device->smem_per_block)
+      job.problem += "shared memory; ";
+    if ((used.registers + 7) / 8 * 8 * job.kernel.emitted.block_threads > job.device->regs_per_sm)
+      job.problem += "registers; ";
+  });
+  for (const Job& job : jobs)
+    CHECK_MESSAGE(job.problem.empty(), job.kernel.what, ", ", job.device->arch, ": ", job.problem);
+  MESSAGE(jobs.size(), " kernels");
+}
