@@ -40,7 +40,7 @@ class ActivationBackward {
         up_(whole(width) * 2),
         column_(column) {}
 
-  /// z of the next row; zeroes unless `there`.
+  /// z of the next row; zeroes unless `there`. Called once more than store(), before it.
   VARMOE_DEVICE void load(Z& z, bool there) {
     z.gate = ptx::load16_streaming(z_, there);
     if constexpr (kGated) z.up = ptx::load16_streaming(z_ + up_, there);
@@ -90,8 +90,8 @@ class ActivationBackward {
  private:
   VARMOE_DEVICE void put(const Vec16& gate, const Vec16& up, const Vec16& h) const {
     ptx::store16(h_, h);
-    // Where z is, but for the row that load() is ahead: an address less to keep.
-    char* const dz = const_cast<char*>(z_) + (static_cast<char*>(p.dz) - static_cast<const char*>(p.z) - p.z_stride * (2 * kRows));
+    // Where z is, but for the two rows that load() is ahead (this one's and the next): an address less to keep.
+    char* const dz = const_cast<char*>(z_) + (static_cast<char*>(p.dz) - static_cast<const char*>(p.z) - p.z_stride * (4 * kRows));
     if constexpr (kAlternating) {
       // As many zeroes at the end as whole stages of 2·width columns ask for: no more than twice those of one half.
       ptx::store16(dz + column_ * 2, alternate(gate.v[0], up.v[0], gate.v[1], up.v[1]));

@@ -201,24 +201,28 @@ class WeightGradientSm90 {
     ptx::cp_async_wait<0>();
   }
 
-  /// This warp's copies of a stage. No branch between them: shuffles and address arithmetic of several overlap. Where the warps do not
-  /// divide the copies, the last is made again.
+  /// This warp's copies of a stage. No branch between them: shuffles and address arithmetic of several overlap.
   template <bool kWhole>
   VARMOE_DEVICE void copy_rows(u32 stage, const char* from, u32 low, u32 high, bool there) const {
-    const i32 lane = static_cast<i32>(threadIdx.x) % 32, warp = static_cast<i32>(threadIdx.x) / 32 - 1;
-    const u32 chunk = static_cast<u32>(lane % kChunks) % 8;
+    const i32 warp = static_cast<i32>(threadIdx.x) / 32 - 1;
+    constexpr int kEach = kCopies / max_of(Shared::kGatherWarps, 1), kLeft = kCopies - kEach * Shared::kGatherWarps;
 #pragma unroll 6
-    for (int n = 0; n < ceil_div(kCopies, Shared::kGatherWarps); ++n) {
-      const i32 copy = min_of(warp + n * Shared::kGatherWarps, kCopies - 1);
-      const u32 row = static_cast<u32>(copy * kRowsAtOnce + lane / min_of(kChunks, 32));
-      const u32 units = __shfl_sync(0xffffffffu, copy * kRowsAtOnce < 32 ? low : high, static_cast<int>(row % 32));
-      const u32 to = stage + row * 128u + ((chunk ^ (row & 7u)) << 4);
-      const char* const source = from + static_cast<u64>(units) * 16u;
-      if constexpr (kWhole) {
-        ptx::cp_async_16(to, source);
-      } else {
-        ptx::cp_async_16(to, source, there && units != kNoRow);
-      }
+    for (int n = 0; n < kEach; ++n) copy_row<kWhole>(stage, from, low, high, there, warp + n * Shared::kGatherWarps);
+    if (warp < kLeft) copy_row<kWhole>(stage, from, low, high, there, warp + kEach * Shared::kGatherWarps);
+  }
+
+  template <bool kWhole>
+  VARMOE_DEVICE static void copy_row(u32 stage, const char* from, u32 low, u32 high, bool there, i32 copy) {
+    const i32 lane = static_cast<i32>(threadIdx.x) % 32;
+    const u32 chunk = static_cast<u32>(lane % kChunks) % 8;
+    const u32 row = static_cast<u32>(copy * kRowsAtOnce + lane / min_of(kChunks, 32));
+    const u32 units = __shfl_sync(0xffffffffu, copy * kRowsAtOnce < 32 ? low : high, static_cast<int>(row % 32));
+    const u32 to = stage + row * 128u + ((chunk ^ (row & 7u)) << 4);
+    const char* const source = from + static_cast<u64>(units) * 16u;
+    if constexpr (kWhole) {
+      ptx::cp_async_16(to, source);
+    } else {
+      ptx::cp_async_16(to, source, there && units != kNoRow);
     }
   }
 
