@@ -20,7 +20,8 @@ constexpr const char* kLineInfoOption = "--generate-line-info";
 std::string request_text(const emit::KernelRequest& r) {
   return fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}", static_cast<int>(r.stage), to_string(r.gemm),
                      static_cast<int>(r.gemm.schedule), r.block_threads, r.one_launch.max_tokens,
-                     r.one_launch.teams, r.runtime_width ? 1 : 0, r.saves_z ? 1 : 0, static_cast<int>(r.down_k));
+                     r.one_launch.teams, r.runtime_width ? 1 : 0, r.saves_z ? 1 : 0,
+                     static_cast<int>(r.down_k));
 }
 
 bool is_cancelled(const std::atomic<bool>* cancel) {

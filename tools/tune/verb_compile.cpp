@@ -17,6 +17,7 @@
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
+#include "tools/tune/training_options.hpp"
 #include "tools/tune/verbs.hpp"
 
 namespace varmoe::tools {
@@ -26,7 +27,7 @@ struct CompileOptions {
   SessionOptions session;
   LayerInput input;
   std::string tokens = "1,64,4096";
-  bool training = false, recompute = false, fp32_gradients = false;
+  TrainingFlags training;
 };
 
 /// A kernel and the layers that share it.
@@ -219,13 +220,7 @@ int compile_verb(const CompileOptions& options, const Output& out) {
 
   const auto start = std::chrono::steady_clock::now();
   engine::KernelBuilder builder(toolchain->builder_settings(device->arch));
-  std::optional<TrainingOptions> training;
-  if (options.training) {
-    training.emplace();
-    training->save_preactivation = !options.recompute;
-    if (options.fp32_gradients) training->gradient_type = GradientType::fp32;
-  }
-  auto rows = build_all(*layers, *buckets, training, *chooser, builder, !out.json());
+  auto rows = build_all(*layers, *buckets, options.training.options(), *chooser, builder, !out.json());
   if (!rows) return out.fail(rows.error());
   const double ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
@@ -298,12 +293,7 @@ void add_compile(CLI::App& app, Action& run) {
   options->session.add_build(*verb);
   verb->add_option("--tokens", options->tokens, "token counts to prepare for, e.g. 1,64,4096")
       ->capture_default_str();
-  auto* training = verb->add_flag("--training", options->training,
-                                  "what layers that learn need (TrainingLayer), forward and backward");
-  verb->add_flag("--recompute", options->recompute,
-                 "of layers whose backward computes the pre-activation again")
-      ->needs(training);
-  verb->add_flag("--fp32-gradients", options->fp32_gradients, "weight gradients of 32 bits")->needs(training);
+  options->training.add_options(*verb, "the kernels of a layer that learns: forward and backward");
   verb->callback(
       [options, &run] { run = [options](const Output& out) { return compile_verb(*options, out); }; });
 }
