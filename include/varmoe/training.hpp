@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "varmoe/backward_config.hpp"
 #include "varmoe/engine.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
@@ -26,12 +27,6 @@
 /// swiglu_oai's clamps the derivative is 0. An expert without rows gets gradients of exactly zero (with accumulation: its gradients stay as they are).
 /// Sums have one order: the same inputs give the same bits.
 namespace varmoe {
-
-/// Element type of the gradients of weights, biases and the shared gate.
-enum class GradientType : std::uint8_t {
-  layer_dtype,  ///< the layer's bf16 or fp16
-  fp32,
-};
 
 struct TrainingOptions {
   /// forward keeps z in `saved`. Otherwise backward computes it again from x: a third of a forward more, and saved_bytes is 0.
@@ -83,7 +78,8 @@ class VARMOE_API TrainingLayer {
   const LayerSpec& spec() const noexcept;
   const TrainingOptions& options() const noexcept;
 
-  /// As Layer::prepare, of forward and backward.
+  /// As Layer::prepare, of forward and backward. Configs of the backward's four products come from its tuning
+  /// records, which are apart from the forward's; KernelReport::config_source says so of each kernel.
   Result<PrepareReport> prepare(const PrepareOptions& options = {});
 
   /// As Layer::bind.

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "varmoe/backward_config.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/kernel_config.hpp"
 #include "varmoe/layer_spec.hpp"
@@ -21,6 +22,12 @@ struct TuningDevice {
   std::int32_t cu_num = 0;  ///< SMs
   std::string name;         ///< what the driver calls the board, e.g. "NVIDIA H200"
   bool operator==(const TuningDevice&) const = default;
+};
+
+/// Which pass of a layer a record is of.
+enum class TuningPass : std::uint8_t {
+  forward,   ///< a Layer's, and the forward of a TrainingLayer
+  backward,  ///< a TrainingLayer's
 };
 
 /// How weights and activations are quantised. No other way is known yet.
@@ -51,39 +58,59 @@ struct TuningKey {
   std::vector<WidthClass>
       shared_inter_dim;  ///< of the shared experts; `inter_dim` and `expert` are the routed ones'
   bool shared_gate = false;
+  TuningPass pass = TuningPass::forward;
+  GradientType gradient_type = GradientType::layer_dtype;  ///< of a backward pass
 
   bool operator==(const TuningKey&) const = default;
 };
 
 /// The key of a layer on a device, for a token count: it is rounded up to its bucket.
 VARMOE_API TuningKey make_tuning_key(const LayerSpec& spec, const TuningDevice& device, std::int64_t tokens);
-/// A layer that the key stands for, its experts by ascending width. make_tuning_key of it gives the key
-/// again.
+/// The key of its backward pass with gradients of weights of this type. Whether forward keeps z, and whether
+/// gradients are added to what is there, is no part of it: the kernels of the four products are the same.
+VARMOE_API TuningKey make_backward_tuning_key(const LayerSpec& spec, const TuningDevice& device,
+                                              std::int64_t tokens, GradientType gradient_type);
+/// A layer that the key stands for, its experts by ascending width. make_tuning_key of it, or of a backward
+/// pass make_backward_tuning_key, gives the key again.
 VARMOE_API LayerSpec layer_spec_of(const TuningKey& key);
 /// Every field in range and canonical; invalid_argument names the field, its value and what is allowed.
 VARMOE_API Status validate(const TuningKey& key);
-/// One line for people: `sm_90a, 132 SMs, NVIDIA H200; 64 tokens; hidden=… experts=… top_k=… widths=…`.
+/// One line for people: `sm_90a, 132 SMs, NVIDIA H200; 64 tokens; hidden=… experts=… top_k=… widths=…`; of a
+/// backward pass with `; backward, bf16 gradients` at its end.
 VARMOE_API std::string to_string(const TuningKey& key);
 
 /// Performance epochs of the kernels that were measured: a kernel family's epoch is raised by hand when its
 /// speed may have changed. fc1 and fc2 count those of the family that their schedule belongs to.
 struct TuningEpochs {
   std::int32_t sort = 1, gather = 1, combine = 1, fc1 = 1, fc2 = 1, one_launch = 1;
+  /// Of a backward pass. dh counts fc1's families and dx fc2's: they are these kernels.
+  std::int32_t dh = 1, dx = 1, fc1_gradient = 1, fc2_gradient = 1;
   bool operator==(const TuningEpochs&) const = default;
+};
+
+/// Figures of the four products of a backward pass.
+struct BackwardFigures {
+  double us_dh = 0, us_dx = 0, us_fc1_gradient = 0, us_fc2_gradient = 0;  ///< time of each, in µs
+  /// Share (0 … 1) of the compared elements of dtopk_weights, dx, dW1, dW2 beyond the tolerance.
+  double err_dh = 0, err_dx = 0, err_fc1_gradient = 0, err_fc2_gradient = 0;
+  bool operator==(const BackwardFigures&) const = default;
 };
 
 /// One measured winner. A figure of 0 was not measured.
 struct TuningRecord {
   TuningKey key;
-  LayerConfig config;
+  LayerConfig config;       ///< of a forward
+  BackwardConfig backward;  ///< of a backward pass, and its figures
+  BackwardFigures of_products;
 
+  // us1, us2, err1 and err2 are a forward's; what follows them is of the pass that the key names.
   double us1 = 0, us2 = 0;  ///< time of fc1, of fc2, in µs
   double err1 = 0,
          err2 =
              0;  ///< share (0 … 1) of the elements of h, of out, beyond the tolerance against the reference
-  double us = 0;           ///< time of a whole forward, in µs; above 0
-  double tflops = 0;       ///< TFLOP/s of the forward
-  double bw = 0;           ///< GB/s of the forward: bytes that it must move at least, over its time
+  double us = 0;           ///< time of a whole pass, in µs; above 0
+  double tflops = 0;       ///< TFLOP/s of the pass
+  double bw = 0;           ///< GB/s of the pass: bytes that it must move at least, over its time
   double baseline_us = 0;  ///< time in µs of the config that the cost model predicts, in the same session
   double spread = 0;       ///< (slowest − fastest) / median of the winner's timings
   bool verified = false;   ///< compared with a reference on skewed routing, and right
@@ -119,5 +146,6 @@ enum class MatchQuality : std::uint8_t {
 
 VARMOE_API const char* to_string(MatchQuality) noexcept;
 VARMOE_API const char* to_string(QuantType) noexcept;
+VARMOE_API const char* to_string(TuningPass) noexcept;
 
 }  // namespace varmoe

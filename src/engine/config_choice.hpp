@@ -2,8 +2,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/log.hpp"
@@ -33,8 +36,8 @@ struct OverrideTexts {
   OverrideText dh, dx, dw1, dw2;  ///< of a backward pass: the API's, else the environment's
 };
 
-struct ConfigChoice {
-  LayerConfig config;
+/// Where configs come from.
+struct ChoiceOrigin {
   ConfigSource source = ConfigSource::predicted;
   /// What the config is, or was before an override changed some keys of it.
   MatchQuality quality = MatchQuality::predicted;
@@ -44,16 +47,26 @@ struct ConfigChoice {
   std::string changed_by;
 };
 
-/// Configs of the products of a backward pass.
-struct BackwardChoice {
-  LayerConfig config;  ///< of model::backward_layer: fc1 is dout·W2, fc2 is dz·W1
-  model::GradientConfig fc1_gradient, fc2_gradient;
-  bool overridden = false;
+struct ConfigChoice : ChoiceOrigin {
+  LayerConfig config;
 };
+
+/// Configs of the products of a backward pass.
+struct BackwardChoice : ChoiceOrigin {
+  LayerConfig config;  ///< of model::backward_layer: fc1 is dout·W2, fc2 is dz·W1
+  GradientConfig fc1_gradient, fc2_gradient;
+};
+
+/// The choice of these products, whatever chose them: sort, gather and combine are the cost model's.
+BackwardChoice backward_choice(const LayerSpec& spec, std::int64_t bucket, const BackwardConfig& products,
+                               const model::DeviceProfile& device);
 
 /// `predicted`, `tuned (near_bucket, user /home/me/.cache/varmoe/tuning, …)`,
 /// `override (VARMOE_FC1_CONFIG "stages=3") of predicted`.
-std::string to_string(const ConfigChoice& choice);
+std::string to_string(const ChoiceOrigin& choice);
+
+/// Token buckets, ascending, each with what is said of it: `1-64 predicted; 128 tuned (…)`.
+std::string by_tokens(std::span<const std::pair<std::int64_t, std::string>> buckets);
 
 /// Chooses the config of each token bucket: the best tuning record, else the cost model; then overrides by
 /// the environment or the API replace the keys that they name. A layer and bucket without an exact record is
@@ -70,8 +83,9 @@ class ConfigChooser {
   /// is compiled; the message names the override that asked for it, and the choices.
   Result<ConfigChoice> choose(const LayerSpec& spec, std::int64_t bucket) const;
 
-  /// The same for a layer that learns: the cost model, then overrides.
-  Result<BackwardChoice> choose_backward(const LayerSpec& spec, std::int64_t bucket) const;
+  /// The same for the backward pass of a layer that learns, with gradients of weights of this type.
+  Result<BackwardChoice> choose_backward(const LayerSpec& spec, std::int64_t bucket,
+                                         GradientType gradient_type) const;
 
   const model::DeviceProfile& device() const noexcept { return device_; }
 
@@ -86,6 +100,12 @@ class ConfigChooser {
   /// Without overrides. The cost model walks the config space, and records are many; the layers of a model
   /// that differ in the order of their experts alone ask once.
   ConfigChoice look_up(const LayerSpec& spec, std::int64_t bucket) const;
+  BackwardChoice look_up_backward(const LayerSpec& spec, std::int64_t bucket,
+                                  GradientType gradient_type) const;
+  /// What a look-up gave, as an origin; says what is not exact, and adds it to the misses. `name` tells the
+  /// question from all others, `what` is for people, `command` tunes it.
+  ChoiceOrigin origin_of(const std::optional<tuningdb::TunedMatch>& match, const TuningKey& key,
+                         const std::string& name, const std::string& what, const std::string& command) const;
 
   model::DeviceProfile device_;
   std::vector<Rule> rules_;  ///< later ones win

@@ -124,20 +124,13 @@ Result<LayerBuild> build_layer(const LayerSpec& spec, std::span<const std::int64
 }
 
 std::string summary(const LayerBuild& build, std::span<const KernelReport> kernels, std::string_view layer) {
-  std::string choices;
-  for (auto first = build.buckets.begin(); first != build.buckets.end();) {
-    const std::string text = to_string(first->plan.choice);
-    auto last = first;
-    while (last + 1 != build.buckets.end() && to_string((last + 1)->plan.choice) == text) ++last;
-    choices += fmt::format("{}{}", choices.empty() ? "" : "; ", first->plan.bucket);
-    if (last != first) choices += fmt::format("-{}", last->plan.bucket);
-    choices += fmt::format(" {}", text);
-    first = last + 1;
-  }
+  std::vector<std::pair<std::int64_t, std::string>> choices;
+  for (const BuiltBucket& bucket : build.buckets)
+    choices.emplace_back(bucket.plan.bucket, to_string(bucket.plan.choice));
   const auto compiled =
       std::count_if(kernels.begin(), kernels.end(), [](const KernelReport& r) { return !r.hit; });
   return fmt::format("prepared {}: {} kernels, {} compiled; configs by tokens: {}", layer, kernels.size(),
-                     compiled, choices);
+                     compiled, by_tokens(choices));
 }
 
 Error build_error(const LayerBuild& build) {

@@ -228,6 +228,8 @@ Result<std::vector<KernelReport>> TrainingLayer::Impl::prepare_buckets(std::span
     published_.store(history_.back().get(), std::memory_order_release);
   }
   if (problem) return *problem;
+  if (by_prepare && engine_->log.enabled(LogLevel::info))
+    engine_->log.write(LogLevel::info, engine::summary(*build, name()));
   return std::move(build->reports);
 }
 

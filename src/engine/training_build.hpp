@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/config_choice.hpp"
@@ -28,7 +29,25 @@ struct TrainingBucket {
   std::int64_t bucket = 0;
   plan::TrainingKernels kernels;  ///< configs; the kernels themselves once they are resident
   std::vector<TrainingPart> parts;
+  ChoiceOrigin forward, backward;  ///< of the configs
 };
+
+/// What is to be built: each kernel once, with who asks for it.
+struct TrainingPlan {
+  std::vector<TrainingBucket> buckets;
+  std::vector<UnitRequest> requests;
+  std::vector<ConfigSource> sources;                  ///< of each request
+  std::vector<std::vector<std::int64_t>> buckets_of;  ///< of each request
+};
+
+/// Adds a bucket's kernels with these configs; `spec` is trainable.
+void add_training_bucket(TrainingPlan& plan, const LayerSpec& spec, const TrainingOptions& options,
+                         std::int64_t bucket, const ConfigChoice& forward, const BackwardChoice& backward,
+                         KernelBuilder& builder);
+/// Of all buckets, by a chooser. Errors as of build_training.
+Result<TrainingPlan> plan_training(const LayerSpec& spec, const TrainingOptions& options,
+                                   std::span<const std::int64_t> buckets, const ConfigChooser& chooser,
+                                   KernelBuilder& builder);
 
 struct TrainingBuild {
   std::vector<TrainingBucket> buckets;  ///< ascending
@@ -41,5 +60,9 @@ struct TrainingBuild {
 Result<TrainingBuild> build_training(const LayerSpec& spec, const TrainingOptions& options,
                                      std::span<const std::int64_t> buckets, const ConfigChooser& chooser,
                                      KernelBuilder& builder, const BuildHooks& hooks);
+
+/// `prepared training of …: 20 kernels, 3 compiled; forward configs by tokens: …; backward configs by tokens:
+/// …`.
+std::string summary(const TrainingBuild& build, std::string_view layer);
 
 }  // namespace varmoe::engine

@@ -57,6 +57,19 @@ std::int32_t read_integer(const JsonFields& fields, std::string_view name, std::
   return static_cast<std::int32_t>(fields.integer(name, min, max));
 }
 
+/// Every key must be there: none is younger than the others.
+GradientConfig read_gradient(const JsonFields& fields) {
+  constexpr std::int64_t kMostColumns = 1024, kMostStages = 64;
+  fields.refuse_unknown({"schedule", "block_m", "block_n", "stages", "gather"});
+  GradientConfig config;
+  config.schedule = fields.choice("schedule", {Schedule::mma_sync, Schedule::wgmma});
+  config.block_m = read_integer(fields, "block_m", 1, kMostColumns);
+  config.block_n = read_integer(fields, "block_n", 1, kMostColumns);
+  config.stages = read_integer(fields, "stages", 1, kMostStages);
+  config.gather = fields.choice("gather", {GatherMode::fused, GatherMode::copy});
+  return config;
+}
+
 std::int32_t read_block_threads(const JsonFields& fields) {
   const std::int32_t threads = read_integer(fields, "block_threads", 32, 1024);
   if (threads % 32 != 0)
@@ -91,6 +104,34 @@ std::string block_config_fields(const LayerConfig& config) {
 std::string layer_config_json(const LayerConfig& config) {
   return fmt::format(R"({{"fc1": {}, "fc2": {}, {}}})", gemm_config_json(config.fc1),
                      gemm_config_json(config.fc2), block_config_fields(config));
+}
+
+std::string gradient_config_json(const GradientConfig& config) {
+  return JsonFieldList()
+      .text("schedule", to_string(config.schedule))
+      .integer("block_m", config.block_m)
+      .integer("block_n", config.block_n)
+      .integer("stages", config.stages)
+      .text("gather", to_string(config.gather))
+      .object();
+}
+
+std::string backward_config_json(const BackwardConfig& config) {
+  return JsonFieldList()
+      .raw("dh", gemm_config_json(config.dh))
+      .raw("dx", gemm_config_json(config.dx))
+      .raw("fc1_gradient", gradient_config_json(config.fc1_gradient))
+      .raw("fc2_gradient", gradient_config_json(config.fc2_gradient))
+      .object();
+}
+
+BackwardConfig read_backward_config(const JsonFields& fields, ConfigKeys keys) {
+  BackwardConfig config;
+  config.dh = read_gemm(nested(fields, "dh"), keys);
+  config.dx = read_gemm(nested(fields, "dx"), keys);
+  config.fc1_gradient = read_gradient(nested(fields, "fc1_gradient"));
+  config.fc2_gradient = read_gradient(nested(fields, "fc2_gradient"));
+  return config;
 }
 
 LayerConfig read_layer_config(const JsonFields& fields, ConfigKeys keys) {

@@ -379,6 +379,18 @@ Floor layer_floor(const LayerSpec& spec, std::int64_t tokens, const DeviceProfil
   return floor;
 }
 
+Floor backward_floor(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device,
+                     std::int64_t gradient_bytes) {
+  Floor floor = layer_floor(spec, tokens, device);
+  const double row = static_cast<double>(std::max<std::int64_t>(tokens, 0)) *
+                     static_cast<double>(spec.hidden_size) * kElementBytes;
+  const double weights = floor.bytes - 2 * row;
+  floor.flops *= 2;
+  floor.bytes = weights * (1 + static_cast<double>(gradient_bytes) / kElementBytes) + 3 * row;
+  floor.seconds = std::max(floor.flops / device.tensor_flops, floor.bytes / device.bandwidth);
+  return floor;
+}
+
 double predict_gemm_seconds(const LayerSpec& spec, GemmStage stage, const GemmConfig& config,
                             std::int64_t tokens, const DeviceProfile& device) {
   return StageModel(spec, stage, std::max<std::int64_t>(tokens, 1), device).seconds(config);

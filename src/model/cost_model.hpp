@@ -21,6 +21,11 @@ struct Floor {
 Floor layer_floor(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device,
                   const std::vector<std::int64_t>& rows_per_expert = {});
 
+/// Of a backward pass: twice a forward's products; reads x, dout and the weights, and writes dx and the
+/// gradients, of `gradient_bytes` an element, of the experts that have rows.
+Floor backward_floor(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device,
+                     std::int64_t gradient_bytes);
+
 /// Predicted time of one GEMM stage for T tokens routed uniformly, seconds; with the gather kernel's time
 /// where fc1 reads a copy. Precondition: check_gemm_config accepts the config.
 double predict_gemm_seconds(const LayerSpec& spec, GemmStage stage, const GemmConfig& config,

@@ -9,6 +9,15 @@
 #include "model/backward_layer.hpp"
 #include "model/cost_model.hpp"
 
+namespace varmoe {
+
+std::string to_string(const GradientConfig& c) {
+  return fmt::format("schedule={},block_m={},block_n={},stages={},gather={}", to_string(c.schedule),
+                     c.block_m, c.block_n, c.stages, c.gather == GatherMode::fused ? "fused" : "copy");
+}
+
+}  // namespace varmoe
+
 namespace varmoe::model {
 namespace {
 
@@ -18,6 +27,21 @@ constexpr std::int64_t kBoxBytes = 64 * 128, kTileSlotBytes = 128, kTileSlots = 
 std::int64_t stage_bytes(const GradientConfig& c) {
   return c.schedule == Schedule::wgmma ? (c.block_m + c.block_n) / 64 * kBoxBytes
                                        : std::int64_t{32} * (c.block_m + c.block_n) * 2;
+}
+
+constexpr const char* kGradientShapes =
+    "schedule=mma_sync with block_m and block_n of 64 or 128, 2 to 5 stages and gather=fused, or "
+    "schedule=wgmma with block_m=128 and block_n of 64, 128 or 256, or block_m=256 and block_n of 64 or 128, "
+    "2 to 8 stages, and gather=fused or copy";
+
+bool is_gradient_shape(const GradientConfig& c) {
+  const bool narrow_n = c.block_n == 64 || c.block_n == 128;
+  if (c.schedule == Schedule::mma_sync)
+    return (c.block_m == 64 || c.block_m == 128) && narrow_n && c.stages >= 2 && c.stages <= 5 &&
+           c.gather == GatherMode::fused;
+  return c.schedule == Schedule::wgmma &&
+         ((c.block_m == 128 && (narrow_n || c.block_n == 256)) || (c.block_m == 256 && narrow_n)) &&
+         c.stages >= 2 && c.stages <= 8;
 }
 
 /// Share of the tensor cores' time that a tile's products keep, by how often shared memory is read for each.
@@ -44,11 +68,6 @@ bool copies_pay(const LayerSpec& spec, const DeviceProfile& device) {
 }
 
 }  // namespace
-
-std::string to_string(const GradientConfig& c) {
-  return fmt::format("schedule={},block_m={},block_n={},stages={},gather={}", to_string(c.schedule),
-                     c.block_m, c.block_n, c.stages, c.gather == GatherMode::fused ? "fused" : "copy");
-}
 
 Result<GradientConfig> parse_gradient_config(std::string_view text, const GradientConfig& base) {
   GradientConfig config = base;
@@ -124,7 +143,11 @@ GemmConfig saving_config(GemmConfig config) {
 Status check_dh_config(const LayerSpec& back, const GemmConfig& config, const DeviceProfile& device) {
   if (auto status = check_gemm_config(back, GemmStage::fc1, config, device); !status) return status;
   if (!uses_wgmma(config)) return check_gemm_config(back, GemmStage::fc1, saving_config(config), device);
-  if (accumulators_per_thread(config) <= kMaxWgmmaBackwardAccumulators) return {};
+  return check_dh_accumulators(config);
+}
+
+Status check_dh_accumulators(const GemmConfig& config) {
+  if (!uses_wgmma(config) || accumulators_per_thread(config) <= kMaxWgmmaBackwardAccumulators) return {};
   return Error(ErrorCode::invalid_config,
                fmt::format("block_m={},block_n={} are {} accumulators a thread; where the activation's "
                            "backward follows, at most "
@@ -148,6 +171,62 @@ LayerConfig predict_backward_config(const LayerSpec& spec, std::int64_t tokens, 
   if (spec.gated() && config.fc2.block_k > 64) config.fc2.block_k = 64;
   config.one_launch = {};
   return config;
+}
+
+BackwardConfig with_copies(BackwardConfig config) {
+  if (reads_copies(config.fc1_gradient) || reads_copies(config.fc2_gradient))
+    config.dh.gather = GatherMode::copy;
+  return config;
+}
+
+BackwardConfig predict_products(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device) {
+  const LayerConfig layer = predict_backward_config(spec, tokens, device);
+  BackwardConfig config;
+  config.dh = layer.fc1;
+  config.dx = layer.fc2;
+  config.fc1_gradient = predict_gradient_config(spec, GemmStage::fc1, device);
+  config.fc2_gradient = predict_gradient_config(spec, GemmStage::fc2, device);
+  return with_copies(config);
+}
+
+Status check_backward_config(const LayerSpec& spec, const BackwardConfig& config,
+                             const DeviceProfile& device) {
+  if (Status status = check_trainable(spec); !status) return status;
+  const auto named = [](const char* product, const Status& status) {
+    return Error(status.error().code(), fmt::format("{}: {}", product, status.error().message()));
+  };
+  if (auto ok = check_dh_config(backward_layer(spec), config.dh, device); !ok) return named("dh", ok);
+  if (auto ok = check_gemm_config(backward_down_layer(spec), GemmStage::fc2, config.dx, device); !ok)
+    return named("dx", ok);
+  if (auto ok = check_gradient_config(config.fc1_gradient, device); !ok) return named("fc1_gradient", ok);
+  if (auto ok = check_gradient_config(config.fc2_gradient, device); !ok) return named("fc2_gradient", ok);
+  return check_backward_shape(spec, config);
+}
+
+Status check_backward_shape(const LayerSpec& spec, const BackwardConfig& config) {
+  if (Status status = check_trainable(spec); !status) return status;
+  const auto named = [](const char* product, const Status& status) {
+    return Error(status.error().code(), fmt::format("{}: {}", product, status.error().message()));
+  };
+  if (auto ok = check_gemm_shape(backward_layer(spec), GemmStage::fc1, config.dh); !ok)
+    return named("dh", ok);
+  if (auto ok = check_dh_accumulators(config.dh); !ok) return named("dh", ok);
+  if (auto ok = check_gemm_shape(backward_down_layer(spec), GemmStage::fc2, config.dx); !ok)
+    return named("dx", ok);
+  // A stage lies within one of two matrices.
+  if (spec.gated() && config.dx.block_k > 64)
+    return Error(ErrorCode::invalid_config,
+                 fmt::format("dx: block_k is {}; must be at most 64 in a gated layer", config.dx.block_k));
+  for (const auto& [name, c] :
+       {std::pair("fc1_gradient", config.fc1_gradient), std::pair("fc2_gradient", config.fc2_gradient)}) {
+    if (!is_gradient_shape(c))
+      return Error(ErrorCode::invalid_config,
+                   fmt::format("{}: {}: must be {}", name, to_string(c), kGradientShapes));
+  }
+  if (with_copies(config) != config)
+    return Error(ErrorCode::invalid_config,
+                 "dh: gather is fused; must be copy beside a gradient that reads copies of rows");
+  return {};
 }
 
 std::vector<GradientConfig> gradient_configs(const DeviceProfile& device) {
@@ -183,6 +262,17 @@ Status check_gradient_config(const GradientConfig& config, const DeviceProfile& 
                 "256, or block_m=256 and block_n of 64 or 128, 2 to 8 stages, and gather=fused or copy"
               : "",
           device.smem_per_block));
+}
+
+double predict_gradient_cost(const LayerSpec& spec, GemmStage stage, const GradientConfig& c,
+                             const DeviceProfile& device) {
+  std::int64_t tiles = 0;
+  for (std::int64_t e = 0; e < spec.all_experts(); ++e)
+    tiles += gradient_tiles(spec, stage, c, spec.width_of(e));
+  const double per_tile = static_cast<double>(c.block_m) * c.block_n / efficiency(c);
+  const double cost = std::max(1.0, static_cast<double>(tiles) / device.sm_count) * per_tile;
+  if (c.schedule == Schedule::mma_sync) return cost * device.tensor_flops / device.mma_sync_flops;
+  return c.gather == GatherMode::fused ? cost * (1 + kGatherCost) : cost;
 }
 
 GradientConfig predict_gradient_config(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device) {

@@ -6,6 +6,7 @@
 
 #include "model/config_space.hpp"
 #include "model/device_profile.hpp"
+#include "varmoe/backward_config.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/kernel_config.hpp"
 #include "varmoe/layer_spec.hpp"
@@ -13,19 +14,8 @@
 /// Configs of the weights' gradients: per expert a product whose summed dimension is its rows.
 namespace varmoe::model {
 
-struct GradientConfig {
-  Schedule schedule = Schedule::mma_sync;  ///< wgmma or mma_sync
-  std::int32_t block_m = 128;              ///< rows of the gradient per tile
-  std::int32_t block_n = 128;              ///< columns of the gradient per tile
-  std::int32_t stages = 3;                 ///< pipeline depth: of 64 routed rows (mma_sync: 32)
-  /// wgmma: rows of x and dout are gathered on the way, or read from copies in expert order. mma_sync
-  /// gathers.
-  GatherMode gather = GatherMode::fused;
-  bool operator==(const GradientConfig&) const = default;
-};
-
-/// "schedule=wgmma,block_m=128,block_n=256,stages=4,gather=fused".
-std::string to_string(const GradientConfig& config);
+using varmoe::GradientConfig;
+using varmoe::to_string;
 
 /// The base with the keys of `text` replaced, in the grammar of to_string; invalid_config names key, value
 /// and choices.
@@ -61,6 +51,8 @@ inline constexpr std::int64_t kMaxWgmmaBackwardAccumulators = 128;
 /// check_gemm_config of fc1 of a backward_layer: with fewer accumulators by wgmma, and as saving_config makes
 /// it by mma_sync.
 Status check_dh_config(const LayerSpec& back, const GemmConfig& config, const DeviceProfile& device);
+/// What of it no device decides beside the shape.
+Status check_dh_accumulators(const GemmConfig& config);
 
 /// How dout·W2 leaves each row's ⟨g, h⟩: a sum over each span of columns, those of one warp (mma_sync) or
 /// warpgroup.
@@ -78,10 +70,26 @@ constexpr std::int64_t most_partials(std::int64_t max_width) {
 /// backward_down_layer.
 LayerConfig predict_backward_config(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device);
 
+/// The cost model's choice of all four products, which go together.
+BackwardConfig predict_products(const LayerSpec& spec, std::int64_t tokens, const DeviceProfile& device);
+/// dout·W2 reads the copy of dout where a gradient reads copies.
+BackwardConfig with_copies(BackwardConfig config);
+/// Whether the four exist for the layer and go together on this device: invalid_config names the product, its
+/// value and what is allowed; unsupported for a layer without a backward pass. `spec` is valid.
+Status check_backward_config(const LayerSpec& spec, const BackwardConfig& config,
+                             const DeviceProfile& device);
+
+/// What of check_backward_config does not depend on a device.
+Status check_backward_shape(const LayerSpec& spec, const BackwardConfig& config);
+
 /// Every config of the space that this device runs.
 std::vector<GradientConfig> gradient_configs(const DeviceProfile& device);
 /// invalid_config unless it is one of them; the message has the choices.
 Status check_gradient_config(const GradientConfig& config, const DeviceProfile& device);
+/// What orders the configs of a weight's gradient, in time of an arbitrary unit; with what gathering on the
+/// way and slower main loops cost.
+double predict_gradient_cost(const LayerSpec& spec, GemmStage stage, const GradientConfig& config,
+                             const DeviceProfile& device);
 /// The cost model's choice: fewest computed elements, waves counted.
 GradientConfig predict_gradient_config(const LayerSpec& spec, GemmStage stage, const DeviceProfile& device);
 

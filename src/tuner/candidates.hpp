@@ -6,6 +6,7 @@
 
 #include "model/config_space.hpp"
 #include "model/device_profile.hpp"
+#include "varmoe/backward_config.hpp"
 #include "varmoe/kernel_config.hpp"
 #include "varmoe/layer_spec.hpp"
 
@@ -27,9 +28,15 @@ struct CandidateLimits {
 std::vector<GemmConfig> ranked_candidates(const LayerSpec& spec, model::GemmStage stage, std::int64_t bucket,
                                           const model::DeviceProfile& device, const CandidateLimits& limits);
 
-/// The config with one field of sort, gather or combine changed, or the whole layer in one launch: what of these kernels is worth a try for a
-/// layer with these GEMMs and this bucket. Grouped by kernel; each passes check_layer_config where `config`
-/// does.
+/// The same of a weight's gradient: by predicted cost, deeper pipelines first among equals. Each passes
+/// check_gradient_config.
+std::vector<GradientConfig> ranked_gradients(const LayerSpec& spec, model::GemmStage stage,
+                                             const model::DeviceProfile& device,
+                                             const CandidateLimits& limits);
+
+/// The config with one field of sort, gather or combine changed, or the whole layer in one launch: what of
+/// these kernels is worth a try for a layer with these GEMMs and this bucket. Grouped by kernel; each passes
+/// check_layer_config where `config` does.
 struct BlockVariants {
   std::vector<LayerConfig> sort, gather, combine, one_launch;
 };

@@ -2,12 +2,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "varmoe/error.hpp"
 #include "varmoe/kernel_config.hpp"
 #include "varmoe/layer_spec.hpp"
+#include "varmoe/tuning.hpp"
 
 /// What the search asks of whoever times configs, and what it gets back. Who measures (a GPU in this
 /// process, one in a child, a test's landscape) is hidden behind Measurer.
@@ -20,12 +22,23 @@ enum class Effort : std::uint8_t {
   final_,  ///< many replays, the configs of the request in turn, so that drifting clocks meet them all alike
 };
 
-/// Configs of one layer and token bucket, to be measured with `bucket` tokens.
+/// Configs of one pass of a layer at a token bucket, to be measured with `bucket` tokens.
 struct MeasureRequest {
   LayerSpec spec;
   std::int64_t bucket = 1;
   Effort effort = Effort::quick;
-  std::vector<LayerConfig> configs;
+  std::vector<LayerConfig> configs = {};  ///< of a forward
+  TuningPass pass = TuningPass::forward;
+  GradientType gradient_type = GradientType::layer_dtype;  ///< of a backward pass
+  std::vector<BackwardConfig> products = {};               ///< of a backward pass, in place of `configs`
+
+  std::size_t count() const noexcept {
+    return pass == TuningPass::backward ? products.size() : configs.size();
+  }
+  /// The same request of these of its configs alone.
+  MeasureRequest only(const std::vector<std::size_t>& indices) const;
+  /// For messages: `fc1 …, fc2 …`.
+  std::string config_text(std::size_t index) const;
 };
 
 /// What came of one config. With an empty `failure` every time is a median in µs.
@@ -40,6 +53,9 @@ struct Measurement {
   double err1 = 0;  ///< share (0 … 1) of the elements of h beyond the tolerance; 0 where h was not compared
   double err2 = 0;  ///< share of the elements of out beyond the tolerance
   std::string failure;  ///< why there are no figures; empty: there are
+  /// Of a backward pass, in place of fc1_us, fc2_us, err1 and err2: what each product adds to the pass, dh
+  /// with the gathers. `us` and `skewed_us` are those of a whole backward.
+  std::optional<BackwardFigures> products = {};
 };
 
 /// Times beyond these are no times of a kernel: nothing runs in a nanosecond, and nobody waits for a
@@ -74,6 +90,10 @@ class Measurer {
   /// For messages: which device, which process.
   virtual std::string description() const = 0;
 };
+
+/// For messages: `fc1 …, fc2 …`; `dh …, dx …, fc1_gradient …, fc2_gradient …`.
+std::string text_of(const LayerConfig& config);
+std::string text_of(const BackwardConfig& config);
 
 /// The answers in the order of the request's configs; one that did not come says so in its `failure`.
 Result<std::vector<Measurement>> measure_all(Measurer& measurer, const MeasureRequest& request);

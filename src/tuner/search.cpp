@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <optional>
 #include <span>
@@ -13,24 +12,13 @@
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
 #include "model/token_bucket.hpp"
+#include "tuner/backward_search.hpp"
+#include "tuner/trials.hpp"
 
 namespace varmoe::tuner {
 namespace {
 
 using model::GemmStage;
-
-template <class T>
-bool contains(const std::vector<T>& list, const T& value) {
-  return std::find(list.begin(), list.end(), value) != list.end();
-}
-template <class T>
-void add_once(std::vector<T>& list, const T& value) {
-  if (!contains(list, value)) list.push_back(value);
-}
-template <class T>
-std::size_t place_of(const std::vector<T>& list, const T& value) {
-  return static_cast<std::size_t>(std::find(list.begin(), list.end(), value) - list.begin());
-}
 
 /// One of the two GEMMs of a layer: where its config and its time lie, and what is still in the race.
 struct Gemm {
@@ -44,22 +32,22 @@ class Search {
  public:
   Search(Measurer& measurer, const TuningItem& item, const model::DeviceProfile& device,
          const SearchOptions& options)
-      : measurer_(measurer), item_(item), device_(device), options_(options) {
+      : item_(item), device_(device), options_(options), trials_(measurer, item, options) {
     finalists_ = std::max<std::size_t>(options.finalists, 1);
   }
 
   Result<SearchOutcome> run() {
     collect_candidates();
     if (Status status = halve(); !status) return status.error();
-    if (best(trials_) == nullptr) return nothing_found();
+    if (trials_.best() == nullptr) return trials_.nothing_found();
     auto leaders = together();
     if (!leaders) return leaders.error();
-    if (leaders->empty()) return nothing_found();
+    if (leaders->empty()) return trials_.nothing_found();
     auto finals = with_block_sizes(*std::move(leaders));
     if (!finals) return finals.error();
     auto confirmed = confirm(*std::move(finals));
     if (!confirmed) return confirmed.error();
-    if (best(*confirmed) == nullptr) return nothing_found();
+    if (trials_.best(*confirmed) == nullptr) return trials_.nothing_found();
     return outcome(*confirmed);
   }
 
@@ -68,24 +56,6 @@ class Search {
   std::int64_t bucket() const { return item_.key.token; }
   bool sound(const LayerConfig& config) const {
     return model::check_layer_config(spec(), config, device_).ok();
-  }
-
-  double score(const Measurement& m) const {
-    return (1 - options_.skew_weight) * m.us + options_.skew_weight * m.skewed_us;
-  }
-  /// The right trial of the least score, the first of equals; null without any.
-  const Trial* best(const std::vector<Trial>& trials) const {
-    const Trial* found = nullptr;
-    for (const Trial& trial : trials) {
-      if (!trial.failure.empty()) continue;
-      if (found == nullptr || score(trial.measurement) < score(found->measurement)) found = &trial;
-    }
-    return found;
-  }
-  /// Whether the two differ by less than can be told from what was measured.
-  bool tied(const Measurement& a, const Measurement& b) const {
-    const double share = std::min(std::max(a.spread, b.spread), options_.max_tie);
-    return std::abs(score(a) - score(b)) <= share * std::min(score(a), score(b));
   }
 
   void collect_candidates() {
@@ -134,7 +104,7 @@ class Search {
     const std::vector<GemmConfig> fc1 = missing(fc1_), fc2 = missing(fc2_);
     const auto add = [&](const GemmConfig& a, const GemmConfig& b) {
       const LayerConfig config = with(base, a, b);
-      if (!sound(config) || contains(wrong_, config)) return false;
+      if (!sound(config) || trials_.is_wrong(config)) return false;
       add_once(result, config);
       return true;
     };
@@ -153,39 +123,8 @@ class Search {
     }
   }
 
-  /// Measures configs that were never found wrong, in requests of `batch` (0: one request), and keeps the
-  /// trials.
-  Result<std::vector<Trial>> measure(const std::vector<LayerConfig>& configs, Effort effort,
-                                     std::size_t batch) {
-    std::vector<LayerConfig> list;
-    for (const LayerConfig& config : configs) {
-      if (!contains(wrong_, config)) add_once(list, config);
-    }
-    std::vector<Trial> trials;
-    if (batch == 0) batch = std::max<std::size_t>(list.size(), 1);
-    for (std::size_t begin = 0; begin < list.size(); begin += batch) {
-      if (options_.stop && options_.stop()) return {ErrorCode::cancelled, "the search was stopped"};
-      const std::size_t end = std::min(begin + batch, list.size());
-      MeasureRequest request{spec(), bucket(), effort, {list.data() + begin, list.data() + end}};
-      auto measured = measure_all(measurer_, request);
-      if (!measured) return measured.error();
-      for (std::size_t i = 0; i < request.configs.size(); ++i) {
-        Trial trial{request.configs[i], effort, std::move((*measured)[i]), {}};
-        trial.failure = fault_of(trial.measurement);
-        add_once(tried_, trial.config);
-        if (!trial.failure.empty()) {
-          if (first_failure_.empty()) first_failure_ = trial.failure;
-          add_once(wrong_, trial.config);
-        }
-        if (options_.on_trial) options_.on_trial(trial);
-        trials.push_back(std::move(trial));
-      }
-    }
-    trials_.insert(trials_.end(), trials.begin(), trials.end());
-    return trials;
-  }
   Result<std::vector<Trial>> measure(const std::vector<LayerConfig>& configs, Effort effort) {
-    return measure(configs, effort, std::max<std::size_t>(options_.batch, 1));
+    return trials_.measure(configs, effort);
   }
 
   static bool was_right(const std::vector<Trial>& trials, const Gemm& gemm, const GemmConfig& config) {
@@ -196,7 +135,7 @@ class Search {
   /// A pair fails as a whole, though one GEMM of it may be sound: each that was never right is tried beside
   /// one that was.
   Status second_chances(std::vector<Trial>& round, Effort effort) {
-    const Trial* good = best(round);
+    const Trial* good = trials_.best(round);
     if (good == nullptr) return {};
     std::vector<LayerConfig> again;
     for (const Trial& trial : round) {
@@ -238,7 +177,7 @@ class Search {
     Effort effort = Effort::quick;
     for (;;) {
       const std::size_t before = fc1_.left.size() + fc2_.left.size();
-      const Trial* good = best(trials_);
+      const Trial* good = trials_.best();
       const LayerConfig base = good == nullptr ? baseline_ : good->config;
       auto round =
           measure(pairs(base, effort == Effort::quick ? whole_ : std::vector<LayerConfig>()), effort);
@@ -262,13 +201,10 @@ class Search {
       }
     }
     // The winner so far is right for certain, whatever its GEMMs are worth beside others.
-    if (const Trial* good = best(trials_)) configs.push_back(good->config);
+    if (const Trial* good = trials_.best()) configs.push_back(good->config);
     auto trials = measure(configs, Effort::normal);
     if (!trials) return trials.error();
-    std::erase_if(*trials, [](const Trial& t) { return !t.failure.empty(); });
-    std::stable_sort(trials->begin(), trials->end(), [this](const Trial& a, const Trial& b) {
-      return score(a.measurement) < score(b.measurement);
-    });
+    trials_.keep_right(*trials);
     return trials;
   }
 
@@ -296,8 +232,8 @@ class Search {
       const Trial* fastest = of_leader;
       for (const Trial& trial : *trials) {
         if (!trial.failure.empty() || !contains(list, trial.config)) continue;
-        if (score(trial.measurement) < score(fastest->measurement) &&
-            !tied(trial.measurement, of_leader->measurement))
+        if (trials_.score(trial.measurement) < trials_.score(fastest->measurement) &&
+            !trials_.tied(trial.measurement, of_leader->measurement))
           fastest = &trial;
       }
       improved.*kernel = fastest->config.*kernel;
@@ -317,41 +253,25 @@ class Search {
                       c.combine.block_threads, c.one_launch.max_tokens, c.one_launch.teams);
   }
 
-  /// Interleaved, in one request. After a failure the others were not interleaved as they should be: once
-  /// more without it.
   Result<std::vector<Trial>> confirm(std::vector<LayerConfig> finals) {
     std::sort(finals.begin(), finals.end(),
               [this](const LayerConfig& a, const LayerConfig& b) { return order(a) < order(b); });
-    for (;;) {
-      auto trials = measure(finals, Effort::final_, 0);
-      if (!trials) return trials.error();
-      const auto failed = std::erase_if(*trials, [](const Trial& t) { return !t.failure.empty(); });
-      if (failed == 0 || trials->empty()) return trials;
-    }
+    return trials_.confirm(finals);
   }
 
   /// `finals`: right, in the order in which equals are taken, at least one.
   SearchOutcome outcome(const std::vector<Trial>& finals) const {
-    const Trial& fastest = *best(finals);
-    const Trial* winner = &*std::find_if(finals.begin(), finals.end(), [&](const Trial& t) {
-      return tied(t.measurement, fastest.measurement);
-    });
     double baseline_us = 0;
-    if (finals.front().config == baseline_) {
-      const Measurement& baseline = finals.front().measurement;
-      baseline_us = baseline.us;
-      if (score(winner->measurement) > (1 - options_.min_improvement) * score(baseline))
-        winner = &finals.front();
-    }
-    const Measurement& m = winner->measurement;
-    SearchOutcome result = counts();
+    const Trial& winner = trials_.winner(finals, baseline_, baseline_us);
+    const Measurement& m = winner.measurement;
+    SearchOutcome result = trials_.counts();
     result.found = true;
     TuningRecord& record = result.record;
     record.key = item_.key;
-    record.config = winner->config;
+    record.config = winner.config;
     record.us = m.us;
     // One launch for the layer has neither a time of fc1 nor an h to compare.
-    const bool apart = item_.key.token > winner->config.one_launch.max_tokens;
+    const bool apart = item_.key.token > winner.config.one_launch.max_tokens;
     record.us1 = apart ? m.fc1_us : 0;
     record.us2 = apart ? m.fc2_us : 0;
     record.err1 = apart ? m.err1 : 0;
@@ -366,20 +286,6 @@ class Search {
     record.candidates = static_cast<std::int32_t>(result.tried);
     return result;
   }
-  SearchOutcome nothing_found() const {
-    SearchOutcome result = counts();
-    result.failure =
-        fmt::format("none of {} configs was right; the first to fail: {}", tried_.size(), first_failure_);
-    return result;
-  }
-  SearchOutcome counts() const {
-    SearchOutcome result;
-    result.tried = tried_.size();
-    result.failed = wrong_.size();
-    return result;
-  }
-
-  Measurer& measurer_;
   const TuningItem& item_;
   const model::DeviceProfile& device_;
   const SearchOptions& options_;
@@ -388,9 +294,7 @@ class Search {
   std::vector<LayerConfig> whole_;  ///< the baseline and the hints
   Gemm fc1_{&LayerConfig::fc1, &Measurement::fc1_us, {}, {}},
       fc2_{&LayerConfig::fc2, &Measurement::fc2_us, {}, {}};
-  std::vector<Trial> trials_;
-  std::vector<LayerConfig> tried_, wrong_;
-  std::string first_failure_;
+  Trials<LayerConfig> trials_;
 };
 
 }  // namespace
@@ -403,6 +307,7 @@ Result<SearchOutcome> search_item(Measurer& measurer, const TuningItem& item,
     return {ErrorCode::invalid_argument,
             fmt::format("token is {}; must be a bucket: a power of two", item.key.token)};
   }
+  if (item.key.pass == TuningPass::backward) return search_backward(measurer, item, device, options);
   return Search(measurer, item, device, options).run();
 }
 

@@ -14,8 +14,9 @@
 /// The search for the best config of one layer and token bucket.
 namespace varmoe::tuner {
 
-/// One thing to tune: a layer on a device at a token bucket. The key is make_tuning_key's, made by the
-/// caller, since what a key is belongs to the store of records; `key.token` is the bucket that is measured.
+/// One thing to tune: a pass of a layer on a device at a token bucket. The key is make_tuning_key's or
+/// make_backward_tuning_key's, made by the caller, since what a key is belongs to the store of records;
+/// `key.token` is the bucket that is measured.
 struct TuningItem {
   LayerSpec spec;
   TuningKey key;
@@ -27,6 +28,8 @@ struct Trial {
   Effort effort = Effort::quick;
   Measurement measurement;
   std::string failure;  ///< why it may not be chosen (fault_of); empty: it may
+  TuningPass pass = TuningPass::forward;
+  BackwardConfig products = {};  ///< of a backward pass, in place of `config`
 };
 
 struct SearchOptions {
@@ -46,6 +49,7 @@ struct SearchOptions {
   /// Configs to try beside the candidates, e.g. of a near record; those outside the config space are passed
   /// over.
   std::vector<LayerConfig> hints;
+  std::vector<BackwardConfig> backward_hints;  ///< likewise, for an item whose pass is backward
   std::function<void(const Trial&)> on_trial;  ///< each trial, as soon as its batch is done; may be null
   std::function<bool()> stop;                  ///< asked before each batch: true ends the search; may be null
 };
@@ -73,6 +77,8 @@ struct SearchOutcome {
 /// Equal ones (SearchOptions::max_tie) are taken in a fixed order: the baseline, then by fc1's and then
 /// fc2's place among hints and candidates, then by the block sizes, smaller ones first. The same
 /// measurements give the same outcome.
+///
+/// A backward pass is searched by search_backward (backward_search.hpp).
 ///
 /// Finding nothing is an outcome. Errors: the measurer's own; cancelled when `stop` said so;
 /// invalid_argument for a spec that is not valid or a bucket that is no power of two.

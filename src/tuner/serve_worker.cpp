@@ -56,8 +56,8 @@ class Replies final : public MeasureEvents {
   Replies(int out, const WorkerRequest& request) : out_(out), request_(request) {}
   void turn(std::size_t index) override { send(turn_line(request_.id, index)); }
   void answer(std::size_t index, const Measurement& measurement) override {
-    if (index < request_.request.configs.size())
-      send(answer_line(request_.id, index, request_.request.configs[index], measurement));
+    if (index < request_.request.count())
+      send(answer_line(request_.id, index, request_.request, measurement));
   }
   const Status& status() const { return status_; }
 

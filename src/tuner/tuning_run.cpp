@@ -89,7 +89,13 @@ class TuningRun::Work {
     } else {
       search.on_trial = nullptr;
     }
-    if (callbacks_.hints) {
+    const bool backward = item.key.pass == TuningPass::backward;
+    if (backward && callbacks_.backward_hints) {
+      const std::lock_guard lock(mutex_);
+      for (const BackwardConfig& hint : callbacks_.backward_hints(item))
+        search.backward_hints.push_back(hint);
+    }
+    if (!backward && callbacks_.hints) {
       const std::lock_guard lock(mutex_);
       for (const LayerConfig& hint : callbacks_.hints(item)) search.hints.push_back(hint);
     }

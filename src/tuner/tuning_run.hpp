@@ -35,6 +35,8 @@ struct TuningCallbacks {
   std::function<bool(const TuningKey&)> is_fresh;
   /// Configs to try beside SearchOptions::hints: of near records, of an import.
   std::function<std::vector<LayerConfig>(const TuningItem&)> hints;
+  /// The same for an item whose pass is backward.
+  std::function<std::vector<BackwardConfig>(const TuningItem&)> backward_hints;
   /// Changes the options of one item's search, e.g. to fewer candidates where a near layer was tuned. After
   /// hints.
   std::function<void(const TuningItem&, SearchOptions&)> adjust;

@@ -43,9 +43,7 @@ class WorkerProcess::Exchange {
 
   /// Returns why the child is no longer fit for use; empty: all is answered.
   std::string run(std::int64_t id) {
-    MeasureRequest asked{request_.spec, request_.bucket, request_.effort, {}};
-    for (const std::size_t index : asked_) asked.configs.push_back(request_.configs[index]);
-    child_.send(request_line(id, asked));
+    child_.send(request_line(id, request_.only(asked_)));
     const auto begin = ChildProcess::Clock::now();
     // However often it turns from one config to another, all of them have this long.
     const auto end = begin + options_.config_timeout * static_cast<std::int64_t>(asked_.size());
@@ -105,7 +103,10 @@ class WorkerProcess::Exchange {
       events_.turn(index);
       return {};
     }
-    if (reply->config != request_.configs[index]) return "the worker answered about another config";
+    const bool same = request_.pass == TuningPass::backward
+                          ? reply->products == request_.products[index]
+                          : !reply->products && reply->config == request_.configs[index];
+    if (!same) return "the worker answered about another config";
     if (named_ == index) named_.reset();
     std::erase(wanted_, index);
     faults_in_row_ = 0;
@@ -182,7 +183,7 @@ Status WorkerProcess::ensure_started() {
 
 Status WorkerProcess::measure(const MeasureRequest& request, MeasureEvents& events) {
   std::vector<std::size_t> pending;
-  for (std::size_t i = 0; i < request.configs.size(); ++i) pending.push_back(i);
+  for (std::size_t i = 0; i < request.count(); ++i) pending.push_back(i);
   const auto fail = [&](std::size_t index, std::string reason) {
     std::erase(pending, index);
     Measurement failed;
@@ -215,8 +216,7 @@ Status WorkerProcess::measure(const MeasureRequest& request, MeasureEvents& even
       one_by_one = true;
       continue;
     }
-    options_.log.warn("{}: fc1 {}, fc2 {}: {}", description(), to_string(request.configs[*blamed].fc1),
-                      to_string(request.configs[*blamed].fc2), reason);
+    options_.log.warn("{}: {}: {}", description(), request.config_text(*blamed), reason);
     fail(*blamed, reason);
     if (++faults_in_row_ < options_.most_faults_in_row) continue;
     const std::vector<std::size_t> rest = pending;

@@ -8,6 +8,7 @@
 #include "base/text.hpp"
 #include "model/config_json.hpp"
 #include "model/config_space.hpp"
+#include "model/gradient_config.hpp"
 #include "model/json_fields.hpp"
 #include "model/json_writer.hpp"
 
@@ -102,15 +103,26 @@ LayerConfig read_config(const JsonFields& fields) {
   return model::read_layer_config(fields, model::ConfigKeys::all);
 }
 
-std::vector<LayerConfig> read_configs(const JsonFields& fields, const LayerSpec& spec) {
+BackwardConfig read_backward(const JsonFields& fields) {
+  fields.refuse_unknown({"dh", "dx", "fc1_gradient", "fc2_gradient"});
+  return model::read_backward_config(fields, model::ConfigKeys::all);
+}
+
+std::vector<JsonFields> config_list(const JsonFields& fields) {
   const Json& value = required(fields, "configs");
   const auto* array = value.as<Json::Array>();
   if (array == nullptr || array->empty() || array->size() > kMaxRequestConfigs)
     fields.fail("configs", value, fmt::format("must be a list of 1 to {} configs", kMaxRequestConfigs));
-  std::vector<LayerConfig> configs;
-  for (std::size_t i = 0; i < array->size(); ++i) {
-    const JsonFields one((*array)[i], fmt::format("{}: configs[{}]", fields.where(), i),
+  std::vector<JsonFields> configs;
+  for (std::size_t i = 0; i < array->size(); ++i)
+    configs.emplace_back((*array)[i], fmt::format("{}: configs[{}]", fields.where(), i),
                          model::NullField::is_wrong);
+  return configs;
+}
+
+std::vector<LayerConfig> read_configs(const JsonFields& fields, const LayerSpec& spec) {
+  std::vector<LayerConfig> configs;
+  for (const JsonFields& one : config_list(fields)) {
     const LayerConfig config = read_config(one);
     for (const auto& [stage, gemm] :
          {std::pair(model::GemmStage::fc1, config.fc1), std::pair(model::GemmStage::fc2, config.fc2)}) {
@@ -122,18 +134,60 @@ std::vector<LayerConfig> read_configs(const JsonFields& fields, const LayerSpec&
   return configs;
 }
 
+std::vector<BackwardConfig> read_products(const JsonFields& fields, const LayerSpec& spec) {
+  std::vector<BackwardConfig> configs;
+  for (const JsonFields& one : config_list(fields)) {
+    const BackwardConfig config = read_backward(one);
+    if (Status status = model::check_backward_shape(spec, config); !status)
+      one.fail(status.error().message());
+    configs.push_back(config);
+  }
+  return configs;
+}
+
+constexpr const char* kGradients = "gradients";
+
+GradientType read_gradient_type(const JsonFields& fields) {
+  const std::string name = fields.string(kGradients);
+  if (name == "fp32") return GradientType::fp32;
+  if (name != "layer_dtype") fields.fail("gradients: must be layer_dtype or fp32");
+  return GradientType::layer_dtype;
+}
+
 std::size_t read_index(const JsonFields& fields, std::string_view name) {
   return static_cast<std::size_t>(fields.integer(name, 0, kMaxRequestConfigs - 1));
 }
 
-Measurement read_figures(const JsonFields& fields) {
+struct ProductFigure {
+  const char* us_name;
+  const char* err_name;
+  double BackwardFigures::*us;
+  double BackwardFigures::*err;
+};
+constexpr ProductFigure kProductFigures[] = {
+    {"us_dh", "err_dh", &BackwardFigures::us_dh, &BackwardFigures::err_dh},
+    {"us_dx", "err_dx", &BackwardFigures::us_dx, &BackwardFigures::err_dx},
+    {"us_fc1_gradient", "err_fc1_gradient", &BackwardFigures::us_fc1_gradient,
+     &BackwardFigures::err_fc1_gradient},
+    {"us_fc2_gradient", "err_fc2_gradient", &BackwardFigures::us_fc2_gradient,
+     &BackwardFigures::err_fc2_gradient}};
+
+Measurement read_figures(const JsonFields& fields, bool backward) {
   Measurement m;
   m.us = fields.real("us", kLeastMicroseconds, kMostMicroseconds);
   m.skewed_us = fields.real("skewed_us", kLeastMicroseconds, kMostMicroseconds);
-  m.fc1_us = fields.real("fc1_us", kLeastMicroseconds, kMostMicroseconds);
-  m.fc2_us = fields.real("fc2_us", kLeastMicroseconds, kMostMicroseconds);
   m.spread = fields.real("spread", 0, kMostSpread);
   m.verified = boolean(fields, "verified");
+  if (backward) {
+    BackwardFigures& products = m.products.emplace();
+    for (const ProductFigure& figure : kProductFigures) {
+      products.*figure.us = fields.real(figure.us_name, kLeastMicroseconds, kMostMicroseconds);
+      products.*figure.err = fields.real(figure.err_name, 0, 1);
+    }
+    return m;
+  }
+  m.fc1_us = fields.real("fc1_us", kLeastMicroseconds, kMostMicroseconds);
+  m.fc2_us = fields.real("fc2_us", kLeastMicroseconds, kMostMicroseconds);
   m.err1 = fields.real("err1", 0, 1);
   m.err2 = fields.real("err2", 0, 1);
   return m;
@@ -188,11 +242,14 @@ std::string hello_line() {
 }
 
 std::string request_line(std::int64_t id, const MeasureRequest& request) {
-  return reply(id)
-      .text("effort", to_string(request.effort))
+  Fields fields = reply(id);
+  fields.text("effort", to_string(request.effort))
       .integer("bucket", request.bucket)
-      .raw("spec", spec_json(request.spec))
-      .raw("configs", list(request.configs, model::layer_config_json))
+      .raw("spec", spec_json(request.spec));
+  if (request.pass == TuningPass::forward)
+    return fields.raw("configs", list(request.configs, model::layer_config_json)).object();
+  return fields.text(kGradients, request.gradient_type == GradientType::fp32 ? "fp32" : "layer_dtype")
+      .raw("configs", list(request.products, model::backward_config_json))
       .object();
 }
 
@@ -200,24 +257,39 @@ std::string turn_line(std::int64_t id, std::size_t index) {
   return reply(id).integer("turn", static_cast<std::int64_t>(index)).object();
 }
 
-std::string answer_line(std::int64_t id, std::size_t index, const LayerConfig& config, const Measurement& m) {
+namespace {
+
+std::string answer_text(std::int64_t id, std::size_t index, const std::string& config, const Measurement& m) {
   Fields fields = reply(id);
-  fields.integer("answer", static_cast<std::int64_t>(index)).raw("config", model::layer_config_json(config));
+  fields.integer("answer", static_cast<std::int64_t>(index)).raw("config", config);
   Measurement figures = m;
   figures.verified = true;  // what is only not verified can be written
-  figures.err1 = figures.err2 = 0;
-  const bool shares = m.err1 >= 0 && m.err1 <= 1 && m.err2 >= 0 && m.err2 <= 1;
-  if (!fault_of(figures).empty() || !shares)
-    return fields.text("failure", printable(fault_of(m), kMaxMessage)).object();
-  return fields.real("us", m.us)
-      .real("skewed_us", m.skewed_us)
-      .real("fc1_us", m.fc1_us)
-      .real("fc2_us", m.fc2_us)
-      .real("spread", m.spread)
-      .boolean("verified", m.verified)
-      .real("err1", m.err1)
-      .real("err2", m.err2)
-      .object();
+  if (!fault_of(figures).empty()) return fields.text("failure", printable(fault_of(m), kMaxMessage)).object();
+  fields.real("us", m.us).real("skewed_us", m.skewed_us);
+  if (!m.products) fields.real("fc1_us", m.fc1_us).real("fc2_us", m.fc2_us);
+  fields.real("spread", m.spread).boolean("verified", m.verified);
+  if (!m.products) return fields.real("err1", m.err1).real("err2", m.err2).object();
+  for (const ProductFigure& figure : kProductFigures)
+    fields.real(figure.us_name, *m.products.*figure.us).real(figure.err_name, *m.products.*figure.err);
+  return fields.object();
+}
+
+}  // namespace
+
+std::string answer_line(std::int64_t id, std::size_t index, const LayerConfig& config, const Measurement& m) {
+  return answer_text(id, index, model::layer_config_json(config), m);
+}
+std::string answer_line(std::int64_t id, std::size_t index, const BackwardConfig& config,
+                        const Measurement& m) {
+  Measurement figures = m;
+  // Whoever failed has none.
+  if (!figures.products) figures.products.emplace();
+  return answer_text(id, index, model::backward_config_json(config), figures);
+}
+std::string answer_line(std::int64_t id, std::size_t index, const MeasureRequest& request,
+                        const Measurement& m) {
+  return request.pass == TuningPass::backward ? answer_line(id, index, request.products[index], m)
+                                              : answer_line(id, index, request.configs[index], m);
 }
 
 std::string error_line(std::int64_t id, std::string_view message) {
@@ -236,13 +308,19 @@ Status read_hello(std::string_view line) {
 
 Result<WorkerRequest> read_request(std::string_view line) {
   return read_line<WorkerRequest>(line, "request", kMaxRequestLine, [](const JsonFields& fields) {
-    fields.refuse_unknown({"request", "effort", "bucket", "spec", "configs"});
+    fields.refuse_unknown({"request", "effort", "bucket", "spec", "configs", kGradients});
     WorkerRequest result;
     result.id = fields.integer("request", 0, kMaxId);
     result.request.effort = fields.choice("effort", {Effort::quick, Effort::normal, Effort::final_});
     result.request.bucket = fields.integer("bucket", 1, kMaxBucket);
     result.request.spec = read_spec(object(fields, "spec"));
-    result.request.configs = read_configs(fields, result.request.spec);
+    if (fields.has(kGradients)) {
+      result.request.pass = TuningPass::backward;
+      result.request.gradient_type = read_gradient_type(fields);
+      result.request.products = read_products(fields, result.request.spec);
+    } else {
+      result.request.configs = read_configs(fields, result.request.spec);
+    }
     return result;
   });
 }
@@ -262,15 +340,28 @@ Result<WorkerReply> read_reply(std::string_view line) {
     } else {
       result.kind = WorkerReply::Kind::answer;
       result.index = read_index(fields, "answer");
-      result.config = read_config(object(fields, "config"));
+      const JsonFields config = object(fields, "config");
+      const bool backward = config.has("dh");
+      if (backward) {
+        result.products = read_backward(config);
+      } else {
+        result.config = read_config(config);
+      }
       if (fields.has("failure")) {
         fields.refuse_unknown({"request", "answer", "config", "failure"});
         result.measurement.failure = fields.string("failure");
         if (result.measurement.failure.empty()) fields.fail("failure is empty; must say what failed");
       } else {
-        fields.refuse_unknown({"request", "answer", "config", "us", "skewed_us", "fc1_us", "fc2_us", "spread",
-                               "verified", "err1", "err2"});
-        result.measurement = read_figures(fields);
+        std::vector<std::string_view> known = {"request",   "answer", "config",  "us",
+                                               "skewed_us", "spread", "verified"};
+        if (backward) {
+          for (const ProductFigure& figure : kProductFigures)
+            known.insert(known.end(), {figure.us_name, figure.err_name});
+        } else {
+          known.insert(known.end(), {"fc1_us", "fc2_us", "err1", "err2"});
+        }
+        fields.refuse_unknown(known);
+        result.measurement = read_figures(fields, backward);
       }
     }
     return result;

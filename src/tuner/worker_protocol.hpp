@@ -17,8 +17,10 @@
 ///
 ///     {"protocol": 1, "config_space": 3}
 ///     {"request": 7, "effort": "quick", "bucket": 64, "spec": {…}, "configs": [{…}, …]}
+///     {"request": 8, "effort": "quick", "bucket": 64, "spec": {…}, "gradients": "fp32", "configs": [{…}, …]}
 ///
-/// and the worker replies with these; a turn says what it works on from now on, after an error it exits:
+/// (the second of a backward pass, whose configs are of its four products) and the worker replies with these;
+/// a turn says what it works on from now on, after an error it exits:
 ///
 ///     {"request": 7, "turn": 0}
 ///     {"request": 7, "answer": 0, "config": {…}, "us": 12.5, …}
@@ -28,7 +30,7 @@
 /// A worker ends when its input does.
 namespace varmoe::tuner {
 
-inline constexpr std::int64_t kProtocolVersion = 2;
+inline constexpr std::int64_t kProtocolVersion = 3;
 inline constexpr std::size_t kMaxRequestConfigs = 1024;
 /// A longer line is garbage.
 inline constexpr std::size_t kMaxRequestLine = std::size_t{4} << 20, kMaxReplyLine = std::size_t{64} << 10;
@@ -41,6 +43,11 @@ std::string turn_line(std::int64_t id, std::size_t index);
 /// verified keeps them.
 std::string answer_line(std::int64_t id, std::size_t index, const LayerConfig& config,
                         const Measurement& measurement);
+std::string answer_line(std::int64_t id, std::size_t index, const BackwardConfig& config,
+                        const Measurement& measurement);
+/// The same of a request's config.
+std::string answer_line(std::int64_t id, std::size_t index, const MeasureRequest& request,
+                        const Measurement& measurement);
 std::string error_line(std::int64_t id, std::string_view message);
 
 struct WorkerRequest {
@@ -50,10 +57,11 @@ struct WorkerRequest {
 struct WorkerReply {
   std::int64_t id = 0;
   enum class Kind : std::uint8_t { turn, answer, error } kind = Kind::error;
-  std::size_t index = 0;    ///< turn, answer
-  LayerConfig config;       ///< answer: what was measured, so that a mix-up shows
-  Measurement measurement;  ///< answer
-  std::string message;      ///< error
+  std::size_t index = 0;                   ///< turn, answer
+  LayerConfig config;                      ///< answer: what was measured, so that a mix-up shows
+  std::optional<BackwardConfig> products;  ///< answer of a backward pass, in place of `config`
+  Measurement measurement;                 ///< answer
+  std::string message;                     ///< error
 };
 
 /// The errors (invalid_argument) name the field, its value and what is allowed. A worker of another

@@ -291,6 +291,10 @@ CsvExport export_aiter_csv(std::span<const TuningRecord> records) {
   result.text = fmt::format("{}\n", fmt::join(kColumns, ","));
   std::size_t rows = 0;
   for (const TuningRecord& record : records) {
+    if (record.key.pass == TuningPass::backward) {
+      result.dropped.push_back(fmt::format("{}: no row: the CSV has forwards alone", to_string(record.key)));
+      continue;
+    }
     std::string act_type;
     if (const std::string why = not_expressible(record.key, &act_type); !why.empty()) {
       result.dropped.push_back(fmt::format("{}: no row: the CSV cannot say {}", to_string(record.key), why));

@@ -11,7 +11,7 @@
 
 /// AITER's tuned_fmoe.csv: exchange of what both can express. The CSV names no board, widths are uniform,
 /// weights nk with the gate first; there is no place for batch invariance, validators and provenance. Our
-/// configs travel as kernel names, "varmoe:schedule=…,block_m=…".
+/// configs travel as kernel names, "varmoe:schedule=…,block_m=…". Backward passes have no rows.
 namespace varmoe::tuningdb {
 
 struct CsvExport {

@@ -8,6 +8,7 @@
 
 #include "base/text.hpp"
 #include "model/config_space.hpp"
+#include "model/gradient_config.hpp"
 #include "tuningdb/record_file.hpp"
 #include "tuningdb/record_order.hpp"
 
@@ -43,8 +44,11 @@ bool is_device(const TuningDevice& device, const model::DeviceProfile& profile) 
 }
 
 Status check_config(const TuningRecord& record, const model::DeviceProfile* own) {
-  return model::check_layer_config(layer_spec_of(record.key), record.config,
-                                   profile_of(record.key.device, own));
+  const LayerSpec spec = layer_spec_of(record.key);
+  const model::DeviceProfile profile = profile_of(record.key.device, own);
+  return record.key.pass == TuningPass::backward
+             ? model::check_backward_config(spec, record.backward, profile)
+             : model::check_layer_config(spec, record.config, profile);
 }
 
 std::vector<std::string> check_records(std::span<const TuningRecord> records, std::string_view origin) {

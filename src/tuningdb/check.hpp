@@ -16,7 +16,8 @@ TuningDevice tuning_device(const model::DeviceProfile& profile);
 /// Whether a record's device is this profile's, by its name or one of its aliases.
 bool is_device(const TuningDevice& device, const model::DeviceProfile& profile);
 
-/// Whether the record's config exists for its layer on its device (model::check_layer_config). The device's
+/// Whether the record's config exists for its layer on its device (model::check_layer_config,
+/// of a backward pass model::check_backward_config). The device's
 /// limits are those of `own` or of the shipped profile that describes it; of an unknown one, no GPU of its
 /// arch has more. invalid_config.
 Status check_config(const TuningRecord& record, const model::DeviceProfile* own = nullptr);

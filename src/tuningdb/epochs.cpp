@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <vector>
+
 #include "model/config_space.hpp"
 
 namespace varmoe::tuningdb {
@@ -30,6 +32,8 @@ constexpr Family kFamilies[kKernelFamilies] = {
     {KernelFamily::fc1_wgmma, "fc1_wgmma", 3},
     {KernelFamily::fc2_wgmma, "fc2_wgmma", 3},
     {KernelFamily::one_launch, "one_launch", 2},
+    {KernelFamily::gradient_mma_sync, "gradient_mma_sync", 1},
+    {KernelFamily::gradient_wgmma, "gradient_wgmma", 1},
 };
 
 constexpr bool in_enum_order() {
@@ -40,11 +44,40 @@ constexpr bool in_enum_order() {
 }
 static_assert(in_enum_order());
 
-KernelFamily fc1_family(const LayerConfig& config) {
-  return model::uses_wgmma(config.fc1) ? KernelFamily::fc1_wgmma : KernelFamily::fc1_mma_sync;
+KernelFamily fc1_family(const GemmConfig& config) {
+  return model::uses_wgmma(config) ? KernelFamily::fc1_wgmma : KernelFamily::fc1_mma_sync;
 }
-KernelFamily fc2_family(const LayerConfig& config) {
-  return model::uses_wgmma(config.fc2) ? KernelFamily::fc2_wgmma : KernelFamily::fc2_mma_sync;
+KernelFamily fc2_family(const GemmConfig& config) {
+  return model::uses_wgmma(config) ? KernelFamily::fc2_wgmma : KernelFamily::fc2_mma_sync;
+}
+KernelFamily gradient_family(const GradientConfig& config) {
+  return config.schedule == Schedule::wgmma ? KernelFamily::gradient_wgmma : KernelFamily::gradient_mma_sync;
+}
+
+struct Measured {
+  const char* kernel;
+  std::int32_t epoch;
+  KernelFamily family;
+  bool runs = true;
+};
+
+/// What a record's figures depend on.
+std::vector<Measured> measured_kernels(const TuningRecord& record) {
+  const TuningEpochs& epochs = record.epochs;
+  if (record.key.pass == TuningPass::backward) {
+    const BackwardConfig& config = record.backward;
+    return {{"dh", epochs.dh, fc1_family(config.dh)},
+            {"dx", epochs.dx, fc2_family(config.dx)},
+            {"fc1_gradient", epochs.fc1_gradient, gradient_family(config.fc1_gradient)},
+            {"fc2_gradient", epochs.fc2_gradient, gradient_family(config.fc2_gradient)}};
+  }
+  const LayerConfig& config = record.config;
+  return {{"fc1", epochs.fc1, fc1_family(config.fc1)},
+          {"fc2", epochs.fc2, fc2_family(config.fc2)},
+          {"sort", epochs.sort, KernelFamily::sort},
+          {"gather", epochs.gather, KernelFamily::gather, config.fc1.gather == GatherMode::copy},
+          {"combine", epochs.combine, KernelFamily::combine},
+          {"one_launch", epochs.one_launch, KernelFamily::one_launch, config.one_launch.max_tokens > 0}};
 }
 
 }  // namespace
@@ -62,9 +95,18 @@ TuningEpochs current_epochs(const LayerConfig& config) noexcept {
   epochs.sort = performance_epoch(KernelFamily::sort);
   epochs.gather = performance_epoch(KernelFamily::gather);
   epochs.combine = performance_epoch(KernelFamily::combine);
-  epochs.fc1 = performance_epoch(fc1_family(config));
-  epochs.fc2 = performance_epoch(fc2_family(config));
+  epochs.fc1 = performance_epoch(fc1_family(config.fc1));
+  epochs.fc2 = performance_epoch(fc2_family(config.fc2));
   epochs.one_launch = performance_epoch(KernelFamily::one_launch);
+  return epochs;
+}
+
+TuningEpochs current_epochs(const BackwardConfig& config) noexcept {
+  TuningEpochs epochs;
+  epochs.dh = performance_epoch(fc1_family(config.dh));
+  epochs.dx = performance_epoch(fc2_family(config.dx));
+  epochs.fc1_gradient = performance_epoch(gradient_family(config.fc1_gradient));
+  epochs.fc2_gradient = performance_epoch(gradient_family(config.fc2_gradient));
   return epochs;
 }
 
@@ -73,22 +115,7 @@ std::string staleness(const TuningRecord& record) {
     return fmt::format("it was measured in version {} of the config space, which is now at {}",
                        record.config_space, model::kConfigSpaceVersion);
   }
-  const LayerConfig& config = record.config;
-  struct Measured {
-    const char* kernel;
-    std::int32_t epoch;
-    KernelFamily family;
-    bool runs;
-  };
-  const Measured all[] = {
-      {"fc1", record.epochs.fc1, fc1_family(config), true},
-      {"fc2", record.epochs.fc2, fc2_family(config), true},
-      {"sort", record.epochs.sort, KernelFamily::sort, true},
-      {"gather", record.epochs.gather, KernelFamily::gather, config.fc1.gather == GatherMode::copy},
-      {"combine", record.epochs.combine, KernelFamily::combine, true},
-      {"one_launch", record.epochs.one_launch, KernelFamily::one_launch, config.one_launch.max_tokens > 0},
-  };
-  for (const Measured& m : all) {
+  for (const Measured& m : measured_kernels(record)) {
     if (!m.runs || m.epoch == performance_epoch(m.family)) continue;
     return fmt::format("{} was measured at epoch {} of {}, which is now at {}", m.kernel, m.epoch,
                        to_string(m.family), performance_epoch(m.family));

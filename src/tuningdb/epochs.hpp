@@ -17,8 +17,10 @@ enum class KernelFamily : std::uint8_t {
   fc1_wgmma,  ///< both schedules of Hopper
   fc2_wgmma,
   one_launch,
+  gradient_mma_sync,  ///< both gradients of weights
+  gradient_wgmma,
 };
-inline constexpr int kKernelFamilies = 8;
+inline constexpr int kKernelFamilies = 10;
 
 const char* to_string(KernelFamily) noexcept;
 
@@ -27,6 +29,9 @@ std::int32_t performance_epoch(KernelFamily) noexcept;
 
 /// Today's epochs of the kernels that a config runs: what a record made now carries.
 TuningEpochs current_epochs(const LayerConfig& config) noexcept;
+
+/// The same of a backward pass. dh and dx are kernels of fc1's and fc2's families.
+TuningEpochs current_epochs(const BackwardConfig& config) noexcept;
 
 /// Why the record's figures may no longer hold, e.g. "fc1 was measured at epoch 1 of fc1_wgmma, which is now
 /// at 2"; empty where they do. The gather and the whole-layer kernel count only where the config runs them.

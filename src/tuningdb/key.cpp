@@ -3,8 +3,10 @@
 #include <cmath>
 
 #include "base/text.hpp"
+#include "model/backward_layer.hpp"
 #include "model/token_bucket.hpp"
 #include "tuningdb/limits.hpp"
+#include "tuningdb/record_order.hpp"
 #include "varmoe/tuning.hpp"
 
 namespace varmoe {
@@ -105,6 +107,14 @@ TuningKey make_tuning_key(const LayerSpec& spec, const TuningDevice& device, std
   return key;
 }
 
+TuningKey make_backward_tuning_key(const LayerSpec& spec, const TuningDevice& device, std::int64_t tokens,
+                                   GradientType gradient_type) {
+  TuningKey key = make_tuning_key(spec, device, tokens);
+  key.pass = TuningPass::backward;
+  key.gradient_type = gradient_type;
+  return key;
+}
+
 LayerSpec layer_spec_of(const TuningKey& key) {
   LayerSpec spec;
   spec.hidden_size = key.model_dim;
@@ -138,7 +148,15 @@ Status validate(const TuningKey& key) {
   if (auto status = check_fixed(key); !status) return status;
   const LayerSpec spec = layer_spec_of(key);
   if (auto status = spec.validate(); !status) return bad_key(status.error().message());
-  const TuningKey canonical = make_tuning_key(spec, key.device, key.token);
+  const bool backward = key.pass == TuningPass::backward;
+  if (backward) {
+    if (auto status = model::check_trainable(spec); !status) return bad_key(status.error().message());
+  } else if (key.gradient_type != GradientType::layer_dtype) {
+    return bad_key("gradient_dtype is given, and a forward has no gradients");
+  }
+  const TuningKey canonical = backward
+                                  ? make_backward_tuning_key(spec, key.device, key.token, key.gradient_type)
+                                  : make_tuning_key(spec, key.device, key.token);
   if (key.use_g1u1 != canonical.use_g1u1) {
     return bad_key(fmt::format("use_g1u1 is {}; must be {} with act_type {}", key.use_g1u1,
                                canonical.use_g1u1, to_string(key.act_type)));
@@ -154,8 +172,12 @@ Status validate(const TuningKey& key) {
 }
 
 std::string to_string(const TuningKey& key) {
-  return fmt::format("{}, {} SMs, {}; {} tokens; {}", printable(key.device.arch, 32), key.device.cu_num,
-                     printable(key.device.name, 64), key.token, tuning_signature(layer_spec_of(key)));
+  std::string text =
+      fmt::format("{}, {} SMs, {}; {} tokens; {}", printable(key.device.arch, 32), key.device.cu_num,
+                  printable(key.device.name, 64), key.token, tuning_signature(layer_spec_of(key)));
+  if (key.pass == TuningPass::backward)
+    text += fmt::format("; backward, {} gradients", tuningdb::gradient_dtype(key));
+  return text;
 }
 
 const char* to_string(MatchQuality value) noexcept {
@@ -176,6 +198,10 @@ const char* to_string(MatchQuality value) noexcept {
       return "predicted";
   }
   return "invalid";
+}
+
+const char* to_string(TuningPass value) noexcept {
+  return value == TuningPass::forward ? "forward" : value == TuningPass::backward ? "backward" : "invalid";
 }
 
 const char* to_string(QuantType value) noexcept {

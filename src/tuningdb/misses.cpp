@@ -147,4 +147,9 @@ std::string tune_command(const LayerSpec& spec, std::int64_t tokens) {
   return text + fmt::format(" --tokens {}", tokens);
 }
 
+std::string tune_training_command(const LayerSpec& spec, std::int64_t tokens, GradientType gradient_type) {
+  return tune_command(spec, tokens) + " --training" +
+         (gradient_type == GradientType::fp32 ? " --fp32-gradients" : "");
+}
+
 }  // namespace varmoe::tuningdb

@@ -40,5 +40,7 @@ Result<MissList> read_misses(const std::string& path);
 
 /// The command that tunes one layer at one token count: `varmoe-tune tune --hidden-size … --tokens 64`.
 std::string tune_command(const LayerSpec& spec, std::int64_t tokens);
+/// The same for forward and backward of a layer that learns: `… --training --fp32-gradients`.
+std::string tune_training_command(const LayerSpec& spec, std::int64_t tokens, GradientType gradient_type);
 
 }  // namespace varmoe::tuningdb

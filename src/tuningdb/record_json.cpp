@@ -9,6 +9,7 @@
 #include "model/config_space.hpp"
 #include "model/json_writer.hpp"
 #include "tuningdb/limits.hpp"
+#include "tuningdb/record_order.hpp"
 
 namespace varmoe::tuningdb {
 namespace {
@@ -44,16 +45,8 @@ const std::vector<std::string_view> kFields = {"arch",
                                                "batch_invariant",
                                                "shared_inter_dim",
                                                "shared_gate",
-                                               "fc1",
-                                               "fc2",
-                                               "sort",
-                                               "gather",
-                                               "combine",
-                                               "one_launch",
-                                               "us1",
-                                               "err1",
-                                               "us2",
-                                               "err2",
+                                               "pass",
+                                               "gradient_dtype",
                                                "us",
                                                "tflops",
                                                "bw",
@@ -70,6 +63,32 @@ const std::vector<std::string_view> kFields = {"arch",
                                                "sm_clock_mhz",
                                                "memory_clock_mhz",
                                                "candidates"};
+
+/// Of one pass alone; in a record of the other pass they are unknown fields.
+const std::vector<std::string_view> kForwardFields = {"fc1",        "fc2", "sort", "gather", "combine",
+                                                      "one_launch", "us1", "err1", "us2",    "err2"};
+const std::vector<std::string_view> kBackwardFields = {
+    "dh",    "dx",     "fc1_gradient",    "fc2_gradient",     "us_dh",           "err_dh",
+    "us_dx", "err_dx", "us_fc1_gradient", "err_fc1_gradient", "us_fc2_gradient", "err_fc2_gradient"};
+
+/// Time and error of one kernel: the names of their fields, and where they lie.
+template <class Of>
+struct KernelFigures {
+  const char* us_name;
+  const char* err_name;
+  double Of::*us;
+  double Of::*err;
+};
+constexpr KernelFigures<TuningRecord> kForwardFigures[] = {
+    {"us1", "err1", &TuningRecord::us1, &TuningRecord::err1},
+    {"us2", "err2", &TuningRecord::us2, &TuningRecord::err2}};
+constexpr KernelFigures<BackwardFigures> kProductFigures[] = {
+    {"us_dh", "err_dh", &BackwardFigures::us_dh, &BackwardFigures::err_dh},
+    {"us_dx", "err_dx", &BackwardFigures::us_dx, &BackwardFigures::err_dx},
+    {"us_fc1_gradient", "err_fc1_gradient", &BackwardFigures::us_fc1_gradient,
+     &BackwardFigures::err_fc1_gradient},
+    {"us_fc2_gradient", "err_fc2_gradient", &BackwardFigures::us_fc2_gradient,
+     &BackwardFigures::err_fc2_gradient}};
 
 std::int32_t narrow(std::int64_t value) {
   return static_cast<std::int32_t>(value);
@@ -134,6 +153,23 @@ std::vector<WidthClass> read_shared_inter_dim(const JsonFields& fields) {
   return read_classes(fields, "shared_inter_dim", *value, *list, kMaxSharedExperts);
 }
 
+/// A record of a forward says neither.
+void read_pass(const JsonFields& fields, TuningKey& key) {
+  if (!fields.has("pass")) {
+    if (const Json* value = fields.find("gradient_dtype"))
+      fields.fail("gradient_dtype", *value, "is of records whose pass is backward");
+    return;
+  }
+  key.pass = fields.choice("pass", {TuningPass::backward});
+  const std::string type = fields.string("gradient_dtype");
+  if (type == "fp32") {
+    key.gradient_type = GradientType::fp32;
+  } else if (type != to_string(key.dtype)) {
+    fields.fail("gradient_dtype", *fields.find("gradient_dtype"),
+                fmt::format("must be {}, as dtype, or fp32", to_string(key.dtype)));
+  }
+}
+
 TuningKey read_key(const JsonFields& fields) {
   TuningKey key;
   key.device.arch = fields.string("arch");
@@ -169,6 +205,7 @@ TuningKey read_key(const JsonFields& fields) {
   key.batch_invariant = read_boolean(fields, "batch_invariant");
   key.shared_inter_dim = read_shared_inter_dim(fields);
   key.shared_gate = fields.boolean_or("shared_gate", false);
+  read_pass(fields, key);
   if (const Status status = validate(key); !status) fields.fail(status.error().message());
   return key;
 }
@@ -179,17 +216,28 @@ JsonFields nested(const JsonFields& fields, std::string_view name) {
                     NullField::is_wrong);
 }
 
-LayerConfig read_config(const JsonFields& fields, std::int32_t config_space) {
-  return model::read_layer_config(fields, config_space < model::kConfigSpaceVersion
-                                              ? model::ConfigKeys::of_older_space
-                                              : model::ConfigKeys::all);
+void read_config(const JsonFields& fields, TuningRecord& record) {
+  const auto keys = record.config_space < model::kConfigSpaceVersion ? model::ConfigKeys::of_older_space
+                                                                     : model::ConfigKeys::all;
+  if (record.key.pass == TuningPass::backward) {
+    record.backward = model::read_backward_config(fields, keys);
+  } else {
+    record.config = model::read_layer_config(fields, keys);
+  }
 }
 
 void read_figures(const JsonFields& fields, TuningRecord& record) {
-  record.us1 = fields.real_or("us1", 0, kMaxMicroseconds, 0);
-  record.err1 = fields.real_or("err1", 0, 1, 0);
-  record.us2 = fields.real_or("us2", 0, kMaxMicroseconds, 0);
-  record.err2 = fields.real_or("err2", 0, 1, 0);
+  const auto of_kernels = [&fields](auto& of, const auto& list) {
+    for (const auto& figure : list) {
+      of.*figure.us = fields.real_or(figure.us_name, 0, kMaxMicroseconds, 0);
+      of.*figure.err = fields.real_or(figure.err_name, 0, 1, 0);
+    }
+  };
+  if (record.key.pass == TuningPass::backward) {
+    of_kernels(record.of_products, kProductFigures);
+  } else {
+    of_kernels(record, kForwardFigures);
+  }
   record.us = fields.real("us", kLeastTime, kMaxMicroseconds);
   record.tflops = fields.real_or("tflops", 0, kMaxRate, 0);
   record.bw = fields.real_or("bw", 0, kMaxRate, 0);
@@ -198,11 +246,19 @@ void read_figures(const JsonFields& fields, TuningRecord& record) {
   record.verified = read_boolean(fields, "verified");
 }
 
-TuningEpochs read_epochs(const JsonFields& record) {
+TuningEpochs read_epochs(const JsonFields& record, TuningPass pass) {
   const JsonFields fields = nested(record, "epochs");
-  fields.refuse_unknown({"fc1", "fc2", "sort", "gather", "combine", "one_launch"});
   const auto epoch = [&fields](std::string_view name) { return narrow(fields.integer(name, 1, kMaxEpoch)); };
   TuningEpochs epochs;
+  if (pass == TuningPass::backward) {
+    fields.refuse_unknown({"dh", "dx", "fc1_gradient", "fc2_gradient"});
+    epochs.dh = epoch("dh");
+    epochs.dx = epoch("dx");
+    epochs.fc1_gradient = epoch("fc1_gradient");
+    epochs.fc2_gradient = epoch("fc2_gradient");
+    return epochs;
+  }
+  fields.refuse_unknown({"fc1", "fc2", "sort", "gather", "combine", "one_launch"});
   epochs.fc1 = epoch("fc1");
   epochs.fc2 = epoch("fc2");
   epochs.sort = epoch("sort");
@@ -267,16 +323,24 @@ std::string key_fields(const TuningKey& key) {
     fields.raw("shared_inter_dim", classes_text(key.shared_inter_dim))
         .boolean("shared_gate", key.shared_gate);
   }
+  if (key.pass == TuningPass::backward) {
+    fields.text("pass", to_string(key.pass)).text("gradient_dtype", gradient_dtype(key));
+  }
   return fields.fields();
 }
 
 std::string figure_fields(const TuningRecord& record) {
-  return model::JsonFieldList()
-      .real("us1", record.us1)
-      .real("err1", record.err1)
-      .real("us2", record.us2)
-      .real("err2", record.err2)
-      .real("us", record.us)
+  model::JsonFieldList fields;
+  const auto of_kernels = [&fields](const auto& of, const auto& list) {
+    for (const auto& figure : list)
+      fields.real(figure.us_name, of.*figure.us).real(figure.err_name, of.*figure.err);
+  };
+  if (record.key.pass == TuningPass::backward) {
+    of_kernels(record.of_products, kProductFigures);
+  } else {
+    of_kernels(record, kForwardFigures);
+  }
+  return fields.real("us", record.us)
       .real("tflops", record.tflops)
       .real("bw", record.bw)
       .real("baseline_us", record.baseline_us)
@@ -285,17 +349,28 @@ std::string figure_fields(const TuningRecord& record) {
       .fields();
 }
 
-std::string provenance_fields(const TuningRecord& record) {
-  const TuningEpochs& epochs = record.epochs;
+std::string epochs_text(const TuningEpochs& epochs, TuningPass pass) {
+  if (pass == TuningPass::backward) {
+    return model::JsonFieldList()
+        .integer("dh", epochs.dh)
+        .integer("dx", epochs.dx)
+        .integer("fc1_gradient", epochs.fc1_gradient)
+        .integer("fc2_gradient", epochs.fc2_gradient)
+        .object();
+  }
   return model::JsonFieldList()
-      .raw("epochs", model::JsonFieldList()
-                         .integer("fc1", epochs.fc1)
-                         .integer("fc2", epochs.fc2)
-                         .integer("sort", epochs.sort)
-                         .integer("gather", epochs.gather)
-                         .integer("combine", epochs.combine)
-                         .integer("one_launch", epochs.one_launch)
-                         .object())
+      .integer("fc1", epochs.fc1)
+      .integer("fc2", epochs.fc2)
+      .integer("sort", epochs.sort)
+      .integer("gather", epochs.gather)
+      .integer("combine", epochs.combine)
+      .integer("one_launch", epochs.one_launch)
+      .object();
+}
+
+std::string provenance_fields(const TuningRecord& record) {
+  return model::JsonFieldList()
+      .raw("epochs", epochs_text(record.epochs, record.key.pass))
       .integer("config_space", record.config_space)
       .text("library", record.library)
       .text("kernel_digest", record.kernel_digest)
@@ -316,12 +391,17 @@ StoredRecord read_record(const Json& value, const std::string& where) {
   stored.record.key = read_key(fields);
   stored.record.config_space =
       narrow(fields.integer_or("config_space", 0, std::numeric_limits<std::int32_t>::max(), 0));
-  stored.record.config = read_config(fields, stored.record.config_space);
+  read_config(fields, stored.record);
   read_figures(fields, stored.record);
-  stored.record.epochs = read_epochs(fields);
+  stored.record.epochs = read_epochs(fields, stored.record.key.pass);
   read_provenance(fields, stored.record);
+  const std::vector<std::string_view>& of_pass =
+      stored.record.key.pass == TuningPass::backward ? kBackwardFields : kForwardFields;
+  const auto has = [](const std::vector<std::string_view>& names, const std::string& name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
   for (const auto& [name, field] : *value.as<Json::Object>()) {
-    if (std::find(kFields.begin(), kFields.end(), name) == kFields.end()) stored.unknown.emplace(name, field);
+    if (!has(kFields, name) && !has(of_pass, name)) stored.unknown.emplace(name, field);
   }
   return stored;
 }
@@ -329,9 +409,19 @@ StoredRecord read_record(const Json& value, const std::string& where) {
 std::string record_text(const TuningRecord& record, const Json::Object& unknown) {
   std::string text = "{" + key_fields(record.key);
   const auto line = [&text](const std::string& fields) { text += ",\n " + fields; };
-  line(model::JsonFieldList().raw("fc1", model::gemm_config_json(record.config.fc1)).fields());
-  line(model::JsonFieldList().raw("fc2", model::gemm_config_json(record.config.fc2)).fields());
-  line(model::block_config_fields(record.config));
+  const auto config = [&line](std::string_view name, const std::string& json) {
+    line(model::JsonFieldList().raw(name, json).fields());
+  };
+  if (record.key.pass == TuningPass::backward) {
+    config("dh", model::gemm_config_json(record.backward.dh));
+    config("dx", model::gemm_config_json(record.backward.dx));
+    config("fc1_gradient", model::gradient_config_json(record.backward.fc1_gradient));
+    config("fc2_gradient", model::gradient_config_json(record.backward.fc2_gradient));
+  } else {
+    config("fc1", model::gemm_config_json(record.config.fc1));
+    config("fc2", model::gemm_config_json(record.config.fc2));
+    line(model::block_config_fields(record.config));
+  }
   line(figure_fields(record));
   line(provenance_fields(record));
   if (!unknown.empty()) {
@@ -360,8 +450,22 @@ Status check_record(const TuningRecord& record) {
   if (Status status = validate(record.key); !status) return status;
   // Finite first: other numbers cannot be written. Then what the reader says of it is the check: what it
   // refuses must not be written.
-  for (const double figure : {record.us1, record.us2, record.err1, record.err2, record.us, record.tflops,
-                              record.bw, record.baseline_us, record.spread}) {
+  // What the other pass has would be lost.
+  const bool backward = record.key.pass == TuningPass::backward;
+  if (backward ? record.config != LayerConfig() || record.us1 != 0 || record.us2 != 0 || record.err1 != 0 ||
+                     record.err2 != 0
+               : record.backward != BackwardConfig() || record.of_products != BackwardFigures()) {
+    return Error(
+        ErrorCode::invalid_argument,
+        fmt::format("a record of a {} pass has config or figures of the other", to_string(record.key.pass)));
+  }
+  std::vector<double> figures = {record.us1,    record.us2, record.err1,        record.err2,  record.us,
+                                 record.tflops, record.bw,  record.baseline_us, record.spread};
+  for (const auto& figure : kProductFigures) {
+    figures.push_back(record.of_products.*figure.us);
+    figures.push_back(record.of_products.*figure.err);
+  }
+  for (const double figure : figures) {
     if (!(figure >= 0 && figure <= std::numeric_limits<double>::max())) {
       return Error(ErrorCode::invalid_argument,
                    fmt::format("a figure is {}; must be finite and not negative", figure));

@@ -8,6 +8,10 @@
 
 namespace varmoe::tuningdb {
 
+const char* gradient_dtype(const TuningKey& key) noexcept {
+  return key.gradient_type == GradientType::fp32 ? "fp32" : to_string(key.dtype);
+}
+
 std::string sort_key(const TuningKey& key) {
   // Numbers are padded so that they order as texts. 0x01 separates: it occurs in no name, and is less than
   // any character that does.
@@ -30,6 +34,8 @@ std::string sort_key(const TuningKey& key) {
       fmt::format_to(std::back_inserter(text), "{:010}x{:05},", c.width, c.count);
     text += key.shared_gate ? "gate" : "plain";
   }
+  if (key.pass == TuningPass::backward)
+    fmt::format_to(std::back_inserter(text), "\x01{} {}", to_string(key.pass), gradient_dtype(key));
   fmt::format_to(std::back_inserter(text), "\x01{:020}", key.token);
   return text;
 }

@@ -7,6 +7,9 @@
 /// How records are ordered in files, and which of two with one key is kept.
 namespace varmoe::tuningdb {
 
+/// "bf16", "fp16", "fp32": what the gradients of a backward pass's key are made of.
+const char* gradient_dtype(const TuningKey& key) noexcept;
+
 /// A text that orders keys as files do: by device, then layer, then token bucket, so that a layer's buckets
 /// lie side by side. Equal exactly for equal keys.
 std::string sort_key(const TuningKey& key);

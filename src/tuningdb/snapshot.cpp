@@ -9,6 +9,7 @@
 #include <map>
 
 #include "model/config_space.hpp"
+#include "model/gradient_config.hpp"
 #include "tuningdb/check.hpp"
 #include "tuningdb/epochs.hpp"
 #include "tuningdb/limits.hpp"
@@ -126,7 +127,19 @@ TuningSnapshot TuningSnapshot::load(const TuningSources& sources, const Log& log
 std::optional<TunedMatch> TuningSnapshot::find(const LayerSpec& spec, const model::DeviceProfile& device,
                                                std::int64_t tokens) const {
   if (state_ == nullptr) return std::nullopt;
-  const TuningKey asked = make_tuning_key(spec, tuning_device(device), tokens);
+  return match(make_tuning_key(spec, tuning_device(device), tokens), spec, device);
+}
+
+std::optional<TunedMatch> TuningSnapshot::find_backward(const LayerSpec& spec,
+                                                        const model::DeviceProfile& device,
+                                                        std::int64_t tokens,
+                                                        GradientType gradient_type) const {
+  if (state_ == nullptr) return std::nullopt;
+  return match(make_backward_tuning_key(spec, tuning_device(device), tokens, gradient_type), spec, device);
+}
+
+std::optional<TunedMatch> TuningSnapshot::match(const TuningKey& asked, const LayerSpec& spec,
+                                                const model::DeviceProfile& device) const {
   const auto group = state_->groups.find(group_of(asked));
   if (group == state_->groups.end()) return std::nullopt;
   std::vector<Candidate> candidates;
@@ -141,7 +154,10 @@ std::optional<TunedMatch> TuningSnapshot::find(const LayerSpec& spec, const mode
   for (const Candidate& candidate : candidates) {
     const Entry& entry = *candidate.entry;
     const std::string key = to_string(entry.record->key);
-    if (Status sound = model::check_layer_config(spec, entry.record->config, device); !sound) {
+    const Status sound = asked.pass == TuningPass::backward
+                             ? model::check_backward_config(spec, entry.record->backward, device)
+                             : model::check_layer_config(spec, entry.record->config, device);
+    if (!sound) {
       const std::string text = fmt::format("{}: the record of {} is not used on {}: {}", place(entry), key,
                                            device.name, sound.error().message());
       state_->log.once("tuningdb:" + text, LogLevel::warn, text);
@@ -155,6 +171,7 @@ std::optional<TunedMatch> TuningSnapshot::find(const LayerSpec& spec, const mode
       state_->log.once("tuningdb:" + text, LogLevel::warn, text);
     }
     return TunedMatch{entry.record->config,
+                      entry.record->backward,
                       candidate.judgements[0],
                       state_->layers[entry.layer].text(),
                       state_->files[entry.file],

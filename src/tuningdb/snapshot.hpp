@@ -17,7 +17,8 @@ namespace varmoe::tuningdb {
 
 /// An answer of a snapshot.
 struct TunedMatch {
-  LayerConfig config;
+  LayerConfig config;       ///< of a forward
+  BackwardConfig backward;  ///< of a backward pass
   MatchQuality quality = MatchQuality::exact;
   std::string layer;  ///< "user /home/me/.cache/varmoe/tuning", "shipped"
   std::string file;   ///< the path, or a shipped file's name
@@ -61,6 +62,11 @@ class TuningSnapshot {
   std::optional<TunedMatch> find(const LayerSpec& spec, const model::DeviceProfile& device,
                                  std::int64_t tokens) const;
 
+  /// The same for the backward pass with gradients of weights of this type: check_backward_config takes the
+  /// config.
+  std::optional<TunedMatch> find_backward(const LayerSpec& spec, const model::DeviceProfile& device,
+                                          std::int64_t tokens, GradientType gradient_type) const;
+
   /// What could not be read or used, a sentence each.
   const std::vector<std::string>& problems() const noexcept;
   /// Where was looked, for the message about a miss: "user /home/me/.cache/varmoe/tuning, shipped".
@@ -70,6 +76,8 @@ class TuningSnapshot {
 
  private:
   struct State;
+  std::optional<TunedMatch> match(const TuningKey& asked, const LayerSpec& spec,
+                                  const model::DeviceProfile& device) const;
   explicit TuningSnapshot(std::shared_ptr<const State> state) : state_(std::move(state)) {}
   std::shared_ptr<const State> state_;  ///< null: no records
 };

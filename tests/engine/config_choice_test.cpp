@@ -6,6 +6,7 @@
 
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
+#include "model/gradient_config.hpp"
 #include "support/capture_log.hpp"
 #include "support/temp_dir.hpp"
 #include "tuningdb/check.hpp"
@@ -67,7 +68,114 @@ tuningdb::TuningSnapshot saved_records(const std::string& folder, std::int64_t t
   return snapshot;
 }
 
+/// In the space, and not what the cost model would take.
+BackwardConfig tuned_products() {
+  BackwardConfig config = model::predict_products(kSpec, 4096, h200());
+  config.dh.raster = config.dx.raster = 13;
+  config.fc1_gradient = {Schedule::wgmma, 128, 128, 3, GatherMode::copy};
+  config.fc2_gradient = {Schedule::wgmma, 256, 64, 2, GatherMode::fused};
+  return model::with_copies(config);
+}
+
+tuningdb::TuningSnapshot saved_backward(const std::string& folder, GradientType type) {
+  TuningRecord record;
+  record.key = make_backward_tuning_key(kSpec, tuningdb::tuning_device(h200()), 4096, type);
+  record.backward = tuned_products();
+  record.us = 123;
+  record.verified = true;
+  record.epochs = tuningdb::current_epochs(record.backward);
+  record.config_space = model::kConfigSpaceVersion;
+  record.date = "2026-11-21T12:00:00Z";
+  const auto saved = tuningdb::TuningStore(folder, Log()).save({&record, 1});
+  REQUIRE_MESSAGE(saved.ok(), (saved.ok() ? "" : saved.error().message()));
+  tuningdb::TuningSources sources;
+  sources.paths = {folder};
+  sources.shipped = {};
+  return tuningdb::TuningSnapshot::load(sources, Log());
+}
+
+BackwardConfig products(const engine::BackwardChoice& choice) {
+  return {choice.config.fc1, choice.config.fc2, choice.fc1_gradient, choice.fc2_gradient};
+}
+
 }  // namespace
+
+TEST_CASE("a backward pass without records and overrides is the cost model's") {
+  const auto choice = chooser({}).choose_backward(kSpec, 4096, GradientType::layer_dtype);
+  REQUIRE(choice.ok());
+  CHECK(choice->source == ConfigSource::predicted);
+  CHECK(choice->quality == MatchQuality::predicted);
+  CHECK(products(*choice) == model::predict_products(kSpec, 4096, h200()));
+}
+
+TEST_CASE("a backward pass takes the record of its gradients, near ones too, and tells what it has not") {
+  test::TempDir folder;
+  const auto records = saved_backward(folder.path(), GradientType::fp32);
+  REQUIRE(records.size() == 1);
+  test::CaptureLog lines;
+  auto made = engine::ConfigChooser::create(h200(), {}, records, lines.log());
+  REQUIRE(made.ok());
+  const auto exact = made->choose_backward(kSpec, 4096, GradientType::fp32);
+  REQUIRE(exact.ok());
+  CHECK(exact->source == ConfigSource::tuned);
+  CHECK(exact->quality == MatchQuality::exact);
+  CHECK(products(*exact) == tuned_products());
+  CHECK(engine::to_string(*exact).find("tuned (exact, ") == 0);
+  CHECK(times(lines, "backward") == 0);
+
+  const auto near = made->choose_backward(kSpec, 8192, GradientType::fp32);
+  REQUIRE(near.ok());
+  CHECK(near->quality == MatchQuality::near_bucket);
+  CHECK(products(*near) == tuned_products());
+  CHECK(times(lines, "record of match quality \"near_bucket\"") == 1);
+
+  for (int twice = 0; twice < 2; ++twice) {
+    const auto other = made->choose_backward(kSpec, 4096, GradientType::layer_dtype);
+    REQUIRE(other.ok());
+    CHECK(other->source == ConfigSource::predicted);
+  }
+  CHECK(times(lines, "backward with bf16 gradients on NVIDIA H200: no tuning record in ") == 1);
+  CHECK(times(lines, "--tokens 4096 --training") == 1);
+  // A record of the backward pass says nothing of the forward.
+  const auto forward = made->choose(kSpec, 4096);
+  REQUIRE(forward.ok());
+  CHECK(forward->source == ConfigSource::predicted);
+}
+
+TEST_CASE("overrides go before the record of a backward pass, key by key") {
+  test::TempDir folder;
+  const auto records = saved_backward(folder.path(), GradientType::layer_dtype);
+  engine::OverrideTexts texts;
+  texts.dx = {"tokens=1-4096,raster=7", "VARMOE_DX_CONFIG", ErrorCode::invalid_environment};
+  texts.dw2 = {"stages=3", "EngineOptions::dw2_config", ErrorCode::invalid_config};
+  auto made = engine::ConfigChooser::create(h200(), texts, records);
+  REQUIRE(made.ok());
+  const auto choice = made->choose_backward(kSpec, 4096, GradientType::layer_dtype);
+  REQUIRE(choice.ok());
+  BackwardConfig expected = tuned_products();
+  expected.dx.raster = 7;
+  expected.fc2_gradient.stages = 3;
+  CHECK(products(*choice) == expected);
+  CHECK(choice->source == ConfigSource::override_);
+  CHECK(choice->quality == MatchQuality::exact);
+  CHECK(engine::to_string(*choice).find("override (VARMOE_DX_CONFIG \"tokens=1-4096,raster=7\" and "
+                                        "EngineOptions::dw2_config \"stages=3\") of tuned (exact, ") == 0);
+  // The range of tokens limits the override, not the record.
+  const auto beyond = made->choose_backward(kSpec, 8192, GradientType::layer_dtype);
+  REQUIRE(beyond.ok());
+  CHECK(beyond->config.fc2.raster == 13);
+}
+
+TEST_CASE("fault 24: an override that no backward kernel is made for is refused with its origin") {
+  engine::OverrideTexts texts;
+  texts.dx = {"schedule=mma_sync,block_m=64,block_n=64,block_k=128,stages=2,warps_m=2,warps_n=2",
+              "VARMOE_DX_CONFIG", ErrorCode::invalid_environment};
+  const auto choice = chooser(texts).choose_backward(kSpec, 64, GradientType::layer_dtype);
+  REQUIRE_FALSE(choice.ok());
+  CHECK(choice.error().message().find("VARMOE_DX_CONFIG") != std::string::npos);
+  CHECK(choice.error().message().find("block_k is 128; must be at most 64 in a gated layer") !=
+        std::string::npos);
+}
 
 TEST_CASE("without overrides the cost model chooses") {
   const auto choice = chooser({}).choose(kSpec, 64);

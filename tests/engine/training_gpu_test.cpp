@@ -6,6 +6,11 @@
 
 #include "cuda/graph.hpp"
 #include "engine_fixture.hpp"
+#include "model/config_space.hpp"
+#include "model/gradient_config.hpp"
+#include "tuningdb/check.hpp"
+#include "tuningdb/epochs.hpp"
+#include "tuningdb/store.hpp"
 #include "varmoe/training.hpp"
 
 using namespace varmoe;
@@ -119,6 +124,58 @@ TEST_CASE_FIXTURE(GpuTraining, "a prepared layer launches forward, then the back
     CHECK(stages().empty());
   }
   CHECK(fake_nvrtc::compiles() == compiles);
+}
+
+TEST_CASE_FIXTURE(GpuTraining, "prepare takes a backward pass from its tuning record, and says so") {
+  fake_cuda::FakeDevice h200;
+  h200.name = "NVIDIA H200";
+  fake_cuda::set_devices({h200});
+  const LayerSpec spec = test::small_spec();
+  const auto profile = model::find_profile("h200");
+  REQUIRE(profile.ok());
+  TuningRecord record;
+  record.key = make_backward_tuning_key(spec, tuningdb::tuning_device(*profile), 64, GradientType::fp32);
+  record.backward = model::predict_products(spec, 64, *profile);
+  record.backward.dh.raster = record.backward.dx.raster = 13;
+  record.backward.fc1_gradient = {Schedule::wgmma, 128, 64, 2, GatherMode::fused};
+  record.us = 100;
+  record.verified = true;
+  record.epochs = tuningdb::current_epochs(record.backward);
+  record.config_space = model::kConfigSpaceVersion;
+  record.date = "2026-11-21T12:00:00Z";
+  test::TempDir records;
+  require_ok(tuningdb::TuningStore(records.path(), Log()).save({&record, 1}));
+  options.tuning_db = {records.path()};
+  Engine engine = make_engine();
+  TrainingOptions training;
+  training.gradient_type = GradientType::fp32;
+  TrainingLayer layer = make(engine, spec, training);
+  PrepareOptions prepare;
+  prepare.tokens = {64, 1024};
+  const auto report = layer.prepare(prepare);
+  require_ok(report);
+  int tuned = 0;
+  for (const KernelReport& kernel : report->kernels) {
+    const bool of_record = kernel.token_buckets.front() == 64;
+    const auto has = [&](const std::string& config) {
+      CAPTURE(kernel.stage);
+      CHECK(kernel.config == config);
+      CHECK(kernel.config_source == ConfigSource::tuned);
+      ++tuned;
+    };
+    if (kernel.stage == "dh" && of_record) has(to_string(record.backward.dh));
+    if (kernel.stage == "dx" && of_record) has(to_string(record.backward.dx));
+    if (kernel.stage == "fc1_gradient" && of_record) has(to_string(record.backward.fc1_gradient));
+    if (kernel.stage == "fc1" || kernel.stage == "fc2")
+      CHECK(kernel.config_source == ConfigSource::predicted);
+  }
+  CHECK(tuned == 3);
+  CHECK(said("prepared training of ") == 1);
+  CHECK(said("; backward configs by tokens: 64 tuned (exact, ") == 1);
+  CHECK(said("; 1024 predicted") == 1);
+  CHECK(said("forward configs by tokens: 64-1024 predicted; backward") == 1);
+  // The miss of 1024 tokens names the command that tunes both passes.
+  CHECK(said("--tokens 1024 --training --fp32-gradients") == 1);
 }
 
 TEST_CASE_FIXTURE(GpuTraining, "recomputing runs fc1 again, on kernels of its own") {

@@ -48,6 +48,65 @@ TEST_CASE("a gradient config's text is read as it is written, and partly") {
   }
 }
 
+TEST_CASE("the cost model's four products exist and go together, for every layer and device") {
+  LayerSpec uneven = gated(1024, 512);
+  uneven.expert_widths = {8, 72, 512, 512, 520, 768, 1000, 1024};
+  LayerSpec ungated = gated(1024, 512);
+  ungated.activation = Activation::relu2;
+  LayerSpec shared = gated(2048, 768);
+  shared.shared_widths = {1536};
+  for (const DeviceProfile& profile : shipped_profiles()) {
+    for (const LayerSpec& spec :
+         {gated(2048, 768), gated(4096, 14336), uneven, ungated, shared, gated(2048, 768, WeightLayout::kn),
+          gated(2048, 768, WeightLayout::kn, GateOrder::interleaved)}) {
+      for (const std::int64_t tokens : {1, 64, 4096}) {
+        CAPTURE(profile.id);
+        CAPTURE(tuning_signature(spec));
+        const BackwardConfig config = predict_products(spec, tokens, profile);
+        const Status sound = check_backward_config(spec, config, profile);
+        CHECK_MESSAGE(sound.ok(), (sound.ok() ? "" : sound.error().message()));
+        CHECK(with_copies(config) == config);
+      }
+    }
+  }
+}
+
+TEST_CASE("products that do not exist or do not go together are told by name") {
+  const DeviceProfile h200 = device("h200");
+  const LayerSpec spec = gated(2048, 768);
+  const BackwardConfig good = predict_products(spec, 4096, h200);
+  const auto refusal = [&](auto change, const LayerSpec& of) {
+    BackwardConfig config = good;
+    change(config);
+    const Status status = check_backward_config(of, config, h200);
+    return status.ok() ? std::string() : status.error().message();
+  };
+  CHECK(refusal([](BackwardConfig&) {}, spec) == "");
+  CHECK(refusal([](BackwardConfig& c) { c.dh.stages = 99; }, spec).rfind("dh: ", 0) == 0);
+  CHECK(refusal([](BackwardConfig& c) { c.dx.block_m = 3; }, spec).rfind("dx: ", 0) == 0);
+  CHECK(refusal([](BackwardConfig& c) { c.fc1_gradient.stages = 1; }, spec).rfind("fc1_gradient: ", 0) == 0);
+  CHECK(refusal([](BackwardConfig& c) { c.fc2_gradient.block_m = 32; }, spec).rfind("fc2_gradient: ", 0) ==
+        0);
+  const auto deep = [](BackwardConfig& c) {
+    c.dx = GemmConfig{};
+    c.dx.block_m = c.dx.block_n = 64;
+    c.dx.block_k = 128;
+    c.dx.stages = 2;
+  };
+  CHECK(refusal(deep, spec).find("dx: block_k is 128; must be at most 64 in a gated layer") == 0);
+  LayerSpec ungated = spec;
+  ungated.activation = Activation::relu2;
+  CHECK(refusal(deep, ungated) == "");
+  LayerSpec weighted = spec;
+  weighted.weight_on_input = true;
+  CHECK(check_backward_config(weighted, good, h200).error().code() == ErrorCode::unsupported);
+  const auto apart = [](BackwardConfig& c) {
+    c.fc1_gradient = {Schedule::wgmma, 128, 128, 4, GatherMode::copy};
+    c.dh.gather = GatherMode::fused;
+  };
+  CHECK(refusal(apart, spec).find("dh: gather is fused; must be copy") == 0);
+}
+
 TEST_CASE("the space keeps to the device, and what is outside is told the choices") {
   for (const DeviceProfile& profile : shipped_profiles()) {
     CAPTURE(profile.id);

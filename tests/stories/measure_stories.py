@@ -211,6 +211,104 @@ class Misses(GpuStory):
         self.assertEqual(bucket["match_quality"], "exact")
 
 
+class TuneTraining(GpuStory):
+    PRODUCTS = ("dh", "dx", "fc1_gradient", "fc2_gradient")
+
+    def backward(self, *arguments):
+        return [b for b in self.plan("--training", *arguments) if b["pass"] == "backward"]
+
+    def test_both_passes_are_tuned_and_found_by_a_training_layer(self):
+        result = self.run_tune("--tokens", "64,2048", "--training")
+        items = self.lines(result, "item")
+        self.assertEqual([(i["tokens"], i["pass"]) for i in items],
+                         [(64, "forward"), (64, "backward, bf16 gradients"), (2048, "forward"), (2048, "backward, bf16 gradients")])
+        for item in items[1::2]:
+            self.assertTrue(item["found"] and item["verified"])
+            for product in self.PRODUCTS:
+                self.assertIn("stages=", item[product])
+                self.assertIn("us_" + product, item)
+        self.tune("check", self.records)
+        records = json.loads((self.records / "nvidia-h200.json").read_text())["records"]
+        self.assertEqual([r.get("pass") for r in records], [None, None, "backward", "backward"])
+        self.assertEqual(records[2]["gradient_dtype"], "bf16")
+        self.assertRegex(records[2]["kernel_digest"], "^[0-9a-f]{32}$")
+        self.assertGreater(records[2]["candidates"], 10)
+        self.assertGreater(records[2]["baseline_us"], 0)
+        for plan in self.backward("--tokens", "64,2048"):
+            self.assertEqual((plan["config_source"], plan["match_quality"]), ("tuned", "exact"))
+        # Gradients of another type are another record; the forward's serves both.
+        self.assertEqual({p["config_source"] for p in self.backward("--tokens", "64", "--fp32-gradients")}, {"predicted"})
+        self.assertEqual({b["config_source"] for b in self.plan("--tokens", "64", "--training", "--fp32-gradients") if b["pass"] == "forward"}, {"tuned"})
+
+    def test_a_second_run_measures_what_is_missing_alone(self):
+        self.assertEqual(self.counts("--tokens", "64"), (1, 0, 0, 0))
+        self.assertEqual(self.counts("--tokens", "64", "--training"), (1, 1, 0, 0))
+        self.assertEqual(self.counts("--tokens", "64", "--training"), (0, 2, 0, 0))
+        self.assertEqual(self.counts("--tokens", "64", "--training", "--fp32-gradients"), (1, 1, 0, 0))
+        # The products are the same where z is computed again.
+        result = self.tune("tune", *LAYER, "--tokens", "64", "--training", "--recompute")
+        self.assert_says(result, "0 of 2 tuned, 2 were there already", "one record serves both")
+        self.assertEqual(self.counts("--tokens", "64", "--training", "--retune"), (2, 0, 0, 0))
+
+    def test_every_trial_is_logged_and_reported(self):
+        self.run_tune("--tokens", "64", "--training")
+        logged = [t for t in self.trials() if "dh" in t]
+        self.assertTrue(logged)
+        for trial in logged:
+            self.assertGreater(trial["fc1_gradient_us"], 0)
+        page = self.root / "report.html"
+        result = self.tune("report", self.records, "--html", page, "--json")
+        (forward, backward) = self.lines(result, "record")
+        self.assertEqual((forward["pass"], backward["pass"]), ("forward", "backward, bf16 gradients"))
+        self.assertEqual(backward["trials"], len(logged))
+        self.assertGreater(backward["floor_us"], forward["floor_us"])
+        for text in ("backward, bf16 gradients", "dh wgmma", "fc2_gradient wgmma: block_m"):
+            self.assertIn(text, page.read_text())
+        shown = self.tune("show", self.records)
+        self.assert_says(shown, "fc1_gradient", "backward, bf16 gradients", "verified")
+        (_, record) = self.lines(self.tune("show", self.records, "--json"), "record")
+        self.assertEqual({p for p in self.PRODUCTS if "block_m=" in record[p]}, set(self.PRODUCTS))
+
+    def test_fault_31_a_product_that_crashes_or_is_wrong_costs_itself_alone(self):
+        for what, word in (("CRASH", "signal"), ("WRONG", "wrong result")):
+            with self.subTest(what):
+                result = self.run_tune("--tokens", "64", "--training", "--into", self.root / what, env={"FAKE_GPU_" + what: "fc1_gradient_wgmma_m128n64"})
+                (item,) = [i for i in self.lines(result, "item") if i["pass"] != "forward"]
+                self.assertTrue(item["found"])
+                self.assertGreater(item["failed_configs"], 0)
+                self.assertNotIn("schedule=wgmma,block_m=128,block_n=64,", item["fc1_gradient"])
+                failures = {t["failure"] for t in self.trials(self.root / what) if "failure" in t}
+                self.assertTrue(any(word in f for f in failures), failures)
+
+    def test_verify_runs_backward_passes_too(self):
+        self.run_tune("--tokens", "64", "--training")
+        summary = self.summary(self.tune("verify", "--json"))
+        self.assertEqual((summary["records"], summary["right"], summary["wrong"]), (2, 2, 0))
+        result = self.tune("verify", "--json", status=1, env={"FAKE_GPU_WRONG": "fc2_gradient"})
+        (bad,) = [r for r in self.lines(result, "record") if not r["right"]]
+        self.assertEqual(bad["pass"], "backward, bf16 gradients")
+        self.assertIn("wrong result", bad["fault"])
+
+    def test_wrong_options(self):
+        self.assert_says(self.run_tune("--tokens", "64", "--training", "--weight-on-input", status=2), "weight_on_input")
+        self.run_tune("--tokens", "64", "--fp32-gradients", status=2)
+        self.assert_says(self.tune("tune", "--misses", "/dev/null", "--training", status=2), "--training goes with layers")
+
+    def test_a_pack_for_training_has_the_kernels_of_both_passes_and_their_records(self):
+        self.run_tune("--tokens", "64", "--training")
+        packed = self.summary(self.tune("pack", *LAYER, "--device", "h200", "--tokens", "64", "--training", "--out", self.root / "pack", "--json",
+                                        "--tuning-db", self.records, "--cache-dir", self.root / "one"))
+        self.assertEqual(packed["records"], 2)
+        made = self.tune("compile", *LAYER, "--device", "h200", "--tokens", "64", "--training", "--tuning-db", self.root / "pack" / "tuning",
+                         "--cache-dir", self.root / "two", "--json")
+        kernels = self.lines(made, "kernel")
+        self.assertEqual(len(kernels), packed["kernels"])
+        self.assertEqual({k["config_source"] for k in kernels if k["stage"] in self.PRODUCTS}, {"tuned"})
+        forward = self.summary(self.tune("pack", *LAYER, "--device", "h200", "--tokens", "64", "--out", self.root / "forward", "--json"))
+        self.assertEqual(forward["records"], 1)
+        self.assertLess(forward["kernels"], packed["kernels"])
+
+
 class Verify(GpuStory):
     def test_every_record_is_run(self):
         self.run_tune("--tokens", "1,64")

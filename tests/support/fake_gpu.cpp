@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "support/fake_cuda.hpp"
+#include "tools/gpu/backward_reference.hpp"
 #include "tools/gpu/reference_kernels.hpp"
 
 /// A libcuda.so.1 for stories: the fake driver with an H200 on which every comparison of varmoe-tune's worker
@@ -26,11 +27,21 @@ bool wrong = false;
 void run_gemm(const varmoe::fake_cuda::Launch& launch) {
   if (named("FAKE_GPU_CRASH", launch.name)) std::raise(SIGKILL);
   while (named("FAKE_GPU_HANG", launch.name)) std::this_thread::sleep_for(std::chrono::seconds(1));
-  wrong = named("FAKE_GPU_WRONG", launch.name) || (wrong && launch.name.rfind("varmoe_fc2", 0) == 0);
+  wrong = wrong || named("FAKE_GPU_WRONG", launch.name);
 }
 
+/// Begins a pass.
+void run_sort(const varmoe::fake_cuda::Launch&) {
+  wrong = false;
+}
+void run_whole_layer(const varmoe::fake_cuda::Launch& launch) {
+  wrong = false;
+  run_gemm(launch);
+}
+
+template <class Params>
 void compare(const varmoe::fake_cuda::Launch& launch) {
-  varmoe::tools::CompareParams params;
+  Params params;
   if (launch.arguments.size() != 1 || launch.arguments[0].size() != sizeof params) std::abort();
   std::memcpy(&params, launch.arguments[0].data(), sizeof params);
   auto* results = reinterpret_cast<double*>(params.results);
@@ -49,10 +60,12 @@ void compare(const varmoe::fake_cuda::Launch& launch) {
   device.name = "NVIDIA H200";
   fake_cuda::set_devices(
       std::vector<fake_cuda::FakeDevice>(count == nullptr ? 1 : std::strtoul(count, nullptr, 10), device));
+  fake_cuda::on_launch("varmoe_sort", run_sort);
   fake_cuda::on_launch("varmoe_fc1", run_gemm);
   fake_cuda::on_launch("varmoe_fc2", run_gemm);
-  fake_cuda::on_launch("varmoe_whole_layer", run_gemm);
-  fake_cuda::on_launch("varmoe_tool_compare", compare);
+  fake_cuda::on_launch("varmoe_whole_layer", run_whole_layer);
+  fake_cuda::on_launch("varmoe_tool_compare", compare<tools::CompareParams>);
+  fake_cuda::on_launch("varmoe_tool_backward_compare", compare<tools::BackwardCompareParams>);
 }
 
 }  // namespace

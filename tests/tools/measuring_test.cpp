@@ -104,5 +104,8 @@ TEST_CASE("medians, spread and range of samples; steps of kernels by their names
   CHECK(Timing::of({}).median_us == 0);
   CHECK(step_of("varmoe_sort_single_t1024_1c7c3b90d91b60a8") == "sort_single");
   CHECK(step_of("varmoe_fc1_wgmma_m64") == "fc1");
+  CHECK(step_of("varmoe_fc1_gradient_wgmma_m128n256") == "fc1_gradient");
+  CHECK(step_of("varmoe_fc2_bias_gradient_1c7c3b90d91b60a8") == "fc2_bias_gradient");
+  CHECK(step_of("varmoe_gradient_schedule_1c7c3b90d91b60a8") == "gradient_schedule");
   CHECK(step_of("other") == "other");
 }

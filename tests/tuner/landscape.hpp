@@ -10,6 +10,7 @@
 
 #include "model/cost_model.hpp"
 #include "model/device_profile.hpp"
+#include "model/gradient_config.hpp"
 #include "tuner/measurer.hpp"
 #include "tuner/search.hpp"
 
@@ -68,6 +69,36 @@ inline tuner::Measurement rugged(const LayerConfig& config, std::uint64_t seed =
   return figures(100 + 50 * share_of(config.fc1, seed), 60 + 30 * share_of(config.fc2, seed + 1));
 }
 
+/// A backward pass: a right measurement.
+inline tuner::Measurement backward_figures(double dh, double dx, double fc1_gradient, double fc2_gradient,
+                                           double rest_us = 20) {
+  tuner::Measurement m;
+  m.products = BackwardFigures{dh, dx, fc1_gradient, fc2_gradient, 0, 0, 0, 0};
+  m.us = dh + dx + fc1_gradient + fc2_gradient + rest_us;
+  m.skewed_us = 1.25 * m.us;
+  m.spread = 0.002;
+  m.verified = true;
+  return m;
+}
+inline tuner::TuningItem backward_item_of(const LayerSpec& spec, std::int64_t bucket,
+                                          GradientType type = GradientType::layer_dtype) {
+  tuner::TuningItem item = item_of(spec, bucket);
+  item.key.pass = TuningPass::backward;
+  item.key.gradient_type = type;
+  return item;
+}
+inline double share_of(const GradientConfig& config, std::uint64_t seed = 0) {
+  const std::string text = to_string(config) + std::to_string(seed);
+  std::seed_seq sequence(text.begin(), text.end());
+  std::mt19937 random(sequence);
+  return static_cast<double>(random()) / static_cast<double>(std::mt19937::max());
+}
+inline tuner::Measurement rugged(const BackwardConfig& config) {
+  return backward_figures(100 + 50 * share_of(config.dh), 100 + 50 * share_of(config.dx, 1),
+                          100 + 50 * share_of(config.fc1_gradient, 2),
+                          60 + 30 * share_of(config.fc2_gradient, 3));
+}
+
 class Landscape : public tuner::Measurer {
  public:
   using Of = std::function<tuner::Measurement(const LayerConfig&, tuner::Effort)>;
@@ -76,6 +107,10 @@ class Landscape : public tuner::Measurer {
 
   Status measure(const tuner::MeasureRequest& request, tuner::MeasureEvents& events) override {
     requests.push_back(request);
+    for (std::size_t i = 0; i < request.products.size(); ++i) {
+      events.turn(i);
+      events.answer(i, of_products(request.products[i], request.effort));
+    }
     for (std::size_t i = 0; i < request.configs.size(); ++i) {
       events.turn(i);
       events.answer(i, of_(request.configs[i], request.effort));
@@ -85,6 +120,8 @@ class Landscape : public tuner::Measurer {
   std::string description() const override { return "landscape"; }
 
   std::vector<tuner::MeasureRequest> requests;
+  std::function<tuner::Measurement(const BackwardConfig&, tuner::Effort)> of_products =
+      [](const BackwardConfig& config, tuner::Effort) { return rugged(config); };
 
  private:
   Of of_;

@@ -155,6 +155,16 @@ int misbehave() {
       std::cerr << "bad request: " << request.error().message() << "\n";
       return 9;
     }
+    for (std::size_t i = 0; i < request->request.products.size(); ++i) {
+      say(tuner::turn_line(request->id, i) + "\n");
+      const BackwardConfig& products = request->request.products[i];
+      if (products.dh.raster == test::kCrashingRaster) std::abort();
+      tuner::Measurement m;
+      m.us = m.skewed_us = 100 + products.dx.raster;
+      m.products = BackwardFigures{1, 2, 3, 4, 0, 0, 0, 0};
+      m.verified = true;
+      say(tuner::answer_line(request->id, i, request->request, m) + "\n");
+    }
     const auto& configs = request->request.configs;
     for (const LayerConfig& config : configs) {
       if (chosen(config) == Misbehaviour::compile_crash) std::abort();

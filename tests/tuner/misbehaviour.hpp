@@ -8,6 +8,9 @@
 /// combine kernel, so that a restarted worker knows as much as the first one.
 namespace varmoe::test {
 
+/// A backward pass whose dh has this raster ends the worker.
+inline constexpr std::int32_t kCrashingRaster = 37;
+
 enum class Misbehaviour : std::int32_t {
   crash = 1,
   exit_quietly,

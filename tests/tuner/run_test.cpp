@@ -335,3 +335,49 @@ TEST_CASE("the options of one item's search can be changed; the others keep thei
     if (token != 4) CHECK(count > tried[4]);
   }
 }
+
+TEST_CASE("forward and backward passes of a layer lie in one list, and each gets its own hints") {
+  TuningOptions with = options();
+  TuningCallbacks callbacks;
+  std::vector<TuningKey> asked, saved;
+  std::vector<std::string> hinted;
+  callbacks.is_fresh = [&](const TuningKey& key) {
+    asked.push_back(key);
+    return key.token == 1024;
+  };
+  callbacks.hints = [&](const TuningItem& item) {
+    hinted.push_back(item.key.pass == TuningPass::forward ? "forward" : "wrong");
+    return std::vector<LayerConfig>();
+  };
+  BackwardConfig near = model::predict_products(kUniform, 2048, h200());
+  near.dx.raster = 13;
+  callbacks.backward_hints = [&](const TuningItem& item) {
+    hinted.push_back(item.key.pass == TuningPass::backward ? "backward" : "wrong");
+    return std::vector<BackwardConfig>{near};
+  };
+  callbacks.save = [&](const TuningRecord& record) {
+    saved.push_back(record.key);
+    return Status();
+  };
+  TuningRun run(h200(), std::move(with), std::move(callbacks));
+  CHECK(run.add(item_of(kUniform, 2048)));
+  CHECK(run.add(backward_item_of(kUniform, 2048)));
+  CHECK(run.add(backward_item_of(kUniform, 2048, GradientType::fp32)));
+  CHECK(!run.add(backward_item_of(kUniform, 2048, GradientType::fp32)));
+  CHECK(run.add(backward_item_of(kUniform, 1024)));
+  Landscape landscape;
+  Measurer* const one[] = {&landscape};
+  const TuningReport report = run.run(one);
+  check_consistent(report);
+  CHECK(report.tuned == 3);
+  CHECK(report.fresh == 1);
+  CHECK(hinted == std::vector<std::string>{"forward", "backward", "backward"});
+  CHECK(saved == std::vector<TuningKey>{item_of(kUniform, 2048).key, backward_item_of(kUniform, 2048).key,
+                                        backward_item_of(kUniform, 2048, GradientType::fp32).key});
+  bool tried_hint = false;
+  for (const MeasureRequest& request : landscape.requests) {
+    CHECK((request.configs.empty() || request.products.empty()));
+    tried_hint = tried_hint || std::count(request.products.begin(), request.products.end(), near) > 0;
+  }
+  CHECK(tried_hint);
+}

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <fstream>
@@ -50,6 +51,34 @@ TEST_CASE("one worker serves many requests, and answers come to their configs") 
       CHECK((*answers)[c].fc1_us == 100 + request.configs[c].fc1.block_m);
   }
   CHECK(worker.starts() == 1);
+}
+
+TEST_CASE("a worker measures backward passes, and a crash costs one config of them") {
+  MeasureRequest request{kUniform, 4096, Effort::normal};
+  request.pass = TuningPass::backward;
+  request.gradient_type = GradientType::fp32;
+  for (const int raster : {3, kCrashingRaster, 5}) {
+    BackwardConfig config = model::predict_products(kUniform, 4096, h200());
+    config.dh.raster = config.dx.raster = raster;
+    request.products.push_back(config);
+  }
+  CaptureLog lines;
+  WorkerOptions options = worker_options();
+  options.log = lines.log();
+  WorkerProcess worker(options);
+  const auto answers = measure_all(worker, request);
+  REQUIRE_MESSAGE(answers.ok(), (answers.ok() ? "" : answers.error().message()));
+  REQUIRE(answers->size() == 3);
+  CHECK(fault_of((*answers)[0]).empty());
+  CHECK((*answers)[0].us == 103);
+  CHECK((*answers)[0].products->us_fc2_gradient == 4);
+  CHECK((*answers)[1].failure.find("signal") != std::string::npos);
+  CHECK((*answers)[2].us == 105);
+  CHECK(worker.starts() == 2);
+  const auto said = lines.lines();
+  CHECK(std::any_of(said.begin(), said.end(), [&](const auto& line) {
+    return line.text.find(request.config_text(1)) != std::string::npos;
+  }));
 }
 
 TEST_CASE("turns and answers are passed on as they come, with the request's numbers") {

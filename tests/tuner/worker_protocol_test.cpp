@@ -262,3 +262,80 @@ TEST_CASE("a worker of another protocol or config space is refused") {
   CHECK(!read_hello(R"({"protocol": 2, "config_space": 3})").ok());
   CHECK(!read_hello(R"({"protocol": 1, "config_space": 2})").ok());
 }
+
+TEST_CASE("requests and answers of backward passes are read as they are written") {
+  LayerSpec ungated = uniform_spec(1024, 8, 512, 2, Activation::relu2);
+  for (const LayerSpec& spec : {kUniform, ungated}) {
+    for (const GradientType type : {GradientType::layer_dtype, GradientType::fp32}) {
+      MeasureRequest request{spec, 4096, Effort::normal};
+      request.pass = TuningPass::backward;
+      request.gradient_type = type;
+      request.products = {model::predict_products(spec, 4096, h200()),
+                          model::predict_products(spec, 64, h200())};
+      request.products[1].fc2_gradient = {Schedule::wgmma, 256, 64, 2, GatherMode::copy};
+      request.products[1] = model::with_copies(request.products[1]);
+      const std::string line = request_line(3, request);
+      CHECK(line.find('\n') == std::string::npos);
+      const auto read = read_request(line);
+      REQUIRE_MESSAGE(read.ok(), (read.ok() ? "" : read.error().message()));
+      CHECK(read->request.pass == TuningPass::backward);
+      CHECK(read->request.gradient_type == type);
+      CHECK(read->request.products == request.products);
+      CHECK(read->request.configs.empty());
+      CHECK(read->request.only({1}).products == std::vector<BackwardConfig>{request.products[1]});
+      for (const std::string& bad : damaged(line)) {
+        CAPTURE(bad);
+        const auto refused = read_request(bad);
+        // A number that is another one's may be a request, but never this one.
+        if (refused.ok()) CHECK(request_line(refused->id, refused->request) != line);
+      }
+
+      Measurement m = backward_figures(12.345678901234567, 1.0 / 3, 40, 20);
+      m.products->err_fc1_gradient = 1e-7;
+      const std::string answered = answer_line(3, 1, request, m);
+      const auto answer = read_reply(answered);
+      REQUIRE_MESSAGE(answer.ok(), (answer.ok() ? "" : answer.error().message()));
+      CHECK(answer->index == 1);
+      REQUIRE(answer->products);
+      CHECK(*answer->products == request.products[1]);
+      REQUIRE(answer->measurement.products);
+      CHECK(*answer->measurement.products == *m.products);
+      CHECK(answer->measurement.us == m.us);
+      CHECK(answer->measurement.verified);
+      for (const std::string& bad : damaged(answered)) {
+        const auto refused = read_reply(bad);
+        if (refused.ok() && refused->kind == WorkerReply::Kind::answer)
+          CHECK((refused->id != 3 || refused->index != 1 || refused->products != answer->products ||
+                 refused->measurement.products != m.products || refused->measurement.us != m.us ||
+                 refused->measurement.skewed_us != m.skewed_us || refused->measurement.spread != m.spread ||
+                 !refused->measurement.failure.empty() || !refused->measurement.verified));
+      }
+    }
+  }
+}
+
+TEST_CASE("a backward pass's figures that are out of range go as a failure, and its configs are checked") {
+  MeasureRequest request{kUniform, 4096, Effort::normal};
+  request.pass = TuningPass::backward;
+  request.products = {model::predict_products(kUniform, 4096, h200())};
+  Measurement m = backward_figures(1, 2, 3, 4);
+  m.products->us_dx = std::numeric_limits<double>::quiet_NaN();
+  auto read = read_reply(answer_line(1, 0, request, m));
+  REQUIRE(read.ok());
+  CHECK(read->measurement.failure.find("us_dx is nan") != std::string::npos);
+  Measurement failed;
+  failed.failure = "does not compile";
+  read = read_reply(answer_line(1, 0, request, failed));
+  REQUIRE(read.ok());
+  CHECK(read->products);
+  CHECK(read->measurement.failure == "does not compile");
+  m = backward_figures(1, 2, 3, 4);
+  m.verified = false;
+  m.products->err_dx = 0.25;
+  CHECK(fault_of(m) ==
+        "wrong result: 0 of dtopk_weights, 0.25 of dx, 0 of dW1 and 0 of dW2 are beyond the tolerance");
+  request.products[0].fc1_gradient.block_n = 96;
+  const auto refused = read_request(request_line(1, request));
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.error().message().find("configs[0]: fc1_gradient: ") != std::string::npos);
+}

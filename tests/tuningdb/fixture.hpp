@@ -11,6 +11,7 @@
 #include "base/file_system.hpp"
 #include "model/config_space.hpp"
 #include "model/device_profile.hpp"
+#include "model/gradient_config.hpp"
 #include "support/capture_log.hpp"
 #include "support/temp_dir.hpp"
 #include "tuningdb/check.hpp"
@@ -79,6 +80,19 @@ inline TuningRecord record_of(const LayerSpec& spec, std::int64_t tokens, double
   record.sm_clock_mhz = 1755;
   record.memory_clock_mhz = 3201;
   record.candidates = 412;
+  return record;
+}
+
+/// What the cost model would take for the backward pass, as a record.
+inline TuningRecord backward_record_of(const LayerSpec& spec, std::int64_t tokens,
+                                       GradientType type = GradientType::layer_dtype, double us = 300,
+                                       const model::DeviceProfile& device = profile()) {
+  TuningRecord record = record_of(spec, tokens, us, device);
+  record.key = make_backward_tuning_key(spec, tuningdb::tuning_device(device), tokens, type);
+  record.us1 = record.us2 = 0;
+  record.backward = model::predict_products(spec, tokens, device);
+  record.of_products = {us * 0.25, us * 0.25, us * 0.3, us * 0.125, 0, 0, 0, 0.0009765625};
+  record.epochs = tuningdb::current_epochs(record.backward);
   return record;
 }
 

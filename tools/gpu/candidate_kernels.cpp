@@ -4,17 +4,14 @@
 #include <utility>
 
 #include "engine/kernel_plan.hpp"
+#include "model/cost_model.hpp"
 
 namespace varmoe::tools {
 
 CandidateKernels::CandidateKernels(engine::KernelBuilder& builder, engine::KernelTable& table,
                                    const LayerSpec& spec, std::int64_t bucket,
                                    const std::vector<LayerConfig>& configs)
-    : builder_(builder),
-      table_(table),
-      spec_(spec),
-      configs_(configs),
-      runtime_width_(engine::needs_runtime_width(spec)) {
+    : configs_(configs), runtime_width_(engine::needs_runtime_width(spec)) {
   for (const LayerConfig& config : configs) {
     std::vector<std::size_t>& own = of_config_.emplace_back();
     for (const emit::KernelRequest& request : emit::required_kernels(spec, config, bucket, runtime_width_)) {
@@ -23,86 +20,54 @@ CandidateKernels::CandidateKernels(engine::KernelBuilder& builder, engine::Kerne
       if (at == requests_.end()) requests_.push_back(request);
     }
   }
-  thread_ = std::thread([this] { build(); });
-}
-
-CandidateKernels::~CandidateKernels() {
-  cancel_ = true;
-  thread_.join();
-}
-
-void CandidateKernels::build() {
-  engine::BuildHooks hooks;
-  hooks.cancel = &cancel_;
-  const auto publish = [this](const Digest& key, engine::BuiltKernel kernel) {
-    const std::lock_guard lock(mutex_);
-    ready_.try_emplace(key, std::move(kernel));
-    changed_.notify_all();
-  };
-  hooks.have = [&](const engine::KernelUnit& unit, KernelReport&) {
-    if (table_.find(unit.key) == nullptr) return false;
-    publish(unit.key, {});
-    return true;
-  };
-  hooks.finish = [&](engine::BuiltKernel& kernel) -> Status {
-    publish(kernel.unit->key, kernel);
-    return {};
-  };
-  auto built = builder_.build(spec_, requests_, hooks);
-  const std::lock_guard lock(mutex_);
-  for (std::size_t i = 0; i < requests_.size(); ++i) {
-    if (!built) {
-      outcome_.emplace_back(built.error());
-    } else if ((*built)[i].error) {
-      outcome_.emplace_back(*(*built)[i].error);
-    } else {
-      outcome_.emplace_back();
-    }
-  }
-  done_ = true;
-  changed_.notify_all();
-}
-
-Status CandidateKernels::wait(std::size_t index) {
-  std::vector<Digest> keys;
-  for (const std::size_t i : of_config_[index]) {
-    auto unit = builder_.unit(spec_, requests_[i]);
-    if (!unit) return unit.error();
-    keys.push_back((*unit)->key);
-  }
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] {
-    return done_ ||
-           std::all_of(keys.begin(), keys.end(), [&](const Digest& k) { return ready_.contains(k); });
-  });
-  if (!done_) return {};
-  for (const std::size_t i : of_config_[index]) {
-    if (!outcome_[i]) return outcome_[i];
-  }
-  return {};
+  std::vector<engine::UnitRequest> units;
+  for (const emit::KernelRequest& request : requests_)
+    units.push_back({emit::to_string(request.stage), engine::config_text(request), request.runtime_width,
+                     builder.unit(spec, request)});
+  stream_ = std::make_unique<KernelStream>(builder, table, std::move(units), of_config_);
 }
 
 Result<plan::KernelSet> CandidateKernels::load(std::size_t index) {
+  if (auto status = stream_->load(index); !status) return status.error();
   plan::KernelSet set;
   set.config = configs_[index];
   set.runtime_width = runtime_width_;
-  for (const std::size_t i : of_config_[index]) {
-    auto unit = builder_.unit(spec_, requests_[i]);
-    if (!unit) return unit.error();
-    const Digest& key = (*unit)->key;
-    if (table_.find(key) == nullptr) {
-      engine::BuiltKernel kernel;
-      {
-        const std::lock_guard lock(mutex_);
-        const auto found = ready_.find(key);
-        if (found == ready_.end()) return {ErrorCode::internal, "a kernel was loaded before it was ready"};
-        kernel = found->second;
-      }
-      if (auto status = table_.load(kernel, &cancel_); !status) return status.error();
-    }
-    set[(*unit)->emitted.stage] = table_.find(key)->launch;
-  }
+  for (const std::size_t i : of_config_[index]) set[requests_[i].stage] = stream_->kernel(i);
   return set;
+}
+
+CandidateTraining::CandidateTraining(engine::KernelBuilder& builder, engine::KernelTable& table,
+                                     const LayerSpec& spec, std::int64_t bucket, GradientType gradient_type,
+                                     const std::vector<BackwardConfig>& configs,
+                                     const model::DeviceProfile& device) {
+  TrainingOptions options;
+  options.gradient_type = gradient_type;
+  engine::ConfigChoice forward;
+  forward.config = model::predict_layer_config(spec, bucket, device);
+  engine::TrainingPlan plan;
+  std::vector<std::vector<std::size_t>> of_config;
+  for (const BackwardConfig& config : configs) {
+    engine::add_training_bucket(plan, spec, options, bucket, forward,
+                                engine::backward_choice(spec, bucket, config, device), builder);
+    std::vector<std::size_t>& own = of_config.emplace_back();
+    for (const engine::TrainingPart& part : plan.buckets.back().parts) own.push_back(part.kernel);
+  }
+  buckets_ = std::move(plan.buckets);
+  stream_ = std::make_unique<KernelStream>(builder, table, std::move(plan.requests), std::move(of_config));
+}
+
+Result<plan::TrainingKernels> CandidateTraining::load(std::size_t index) {
+  if (auto status = stream_->load(index); !status) return status.error();
+  plan::TrainingKernels kernels = buckets_[index].kernels;
+  for (const engine::TrainingPart& part : buckets_[index].parts) {
+    const plan::LoadedKernel kernel = stream_->kernel(part.kernel);
+    if (part.own) {
+      kernels.*part.own = kernel;
+    } else {
+      (part.backward ? kernels.backward : kernels.forward)[part.stage] = kernel;
+    }
+  }
+  return kernels;
 }
 
 }  // namespace varmoe::tools

@@ -50,9 +50,19 @@ const std::vector<std::string>& forward_steps() {
   return steps;
 }
 
+const std::vector<std::string>& backward_steps() {
+  static const std::vector<std::string> steps = {
+      "topk_weight_gradient", "gradient_schedule", "fc2_gradient",        "fc1_gradient",
+      "fc1_bias_gradient",    "fc2_bias_gradient", "shared_gate_gradient"};
+  return steps;
+}
+
 std::string step_of(const std::string& kernel) {
-  for (const std::string& step : forward_steps()) {
-    if (kernel.rfind("varmoe_" + step + "_", 0) == 0) return step;
+  // Those of the backward pass first: "fc1_gradient" begins as "fc1" does.
+  for (const auto* steps : {&backward_steps(), &forward_steps()}) {
+    for (const std::string& step : *steps) {
+      if (kernel.rfind("varmoe_" + step + "_", 0) == 0) return step;
+    }
   }
   return kernel;
 }

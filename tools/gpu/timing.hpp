@@ -54,6 +54,8 @@ Result<cuda::Graph> capture_graph(const std::shared_ptr<cuda::Device>& device, v
 
 /// The steps of a layer's forward, in the order in which they run.
 const std::vector<std::string>& forward_steps();
+/// The steps that a backward pass has beside sort, gather, fc1 (dout·W2), fc2 (dz·W1) and combine.
+const std::vector<std::string>& backward_steps();
 /// "varmoe_sort_single_t1024_…" → "sort_single"; another kernel's name as it is.
 std::string step_of(const std::string& kernel);
 

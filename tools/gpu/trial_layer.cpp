@@ -8,6 +8,7 @@
 
 #include "cuda/stream.hpp"
 #include "model/config_space.hpp"
+#include "tools/gpu/trial_weights.hpp"
 #include "tools/gpu/weight_copies.hpp"
 #include "varmoe/weights.hpp"
 
@@ -16,10 +17,7 @@ namespace {
 
 /// Tokens that are compared, and pairs of them and their slots at most.
 constexpr std::int64_t kMostSamples = 32, kMostPairs = 512;
-constexpr std::uint64_t kWeightSeed = 0x51ed270b00000001, kInputSeed = 0x51ed270b00000002,
-                        kBiasSeed = 0x51ed270b10000003;
-/// Standard deviation of biases; sums have about 1.
-constexpr double kBiasScale = 0.5;
+constexpr std::uint64_t kInputSeed = 0x51ed270b00000002;
 /// NaN in both dtypes; small integers, which pass for indices and counts.
 constexpr std::uint8_t kPoisonNan = 0xFF, kPoisonSmall = 0x01;
 /// From here on one copy of the weights is enough: its second half drives the first half out of L2.
@@ -37,26 +35,6 @@ Bars bars_of(DType dtype) {
   return b;
 }
 
-/// Standard deviation of h where gate and up are of unit variance, roughly: keeps out at that scale.
-double activation_scale(Activation activation) {
-  return activation == Activation::relu2 ? 1.2 : activation == Activation::identity ? 1.0 : 0.6;
-}
-
-Status allocate(const std::shared_ptr<cuda::Device>& device, cuda::DeviceBuffer& buffer, std::size_t bytes) {
-  buffer = cuda::DeviceBuffer();
-  auto made = cuda::DeviceBuffer::allocate(device, bytes);
-  if (!made) return made.error();
-  buffer = *std::move(made);
-  return {};
-}
-
-template <class T>
-Status upload(const std::shared_ptr<cuda::Device>& device, cuda::DeviceBuffer& buffer,
-              const std::vector<T>& values) {
-  if (auto status = allocate(device, buffer, values.size() * sizeof(T)); !status) return status;
-  return cuda::copy_to_device(*device, buffer.address(), values.data(), values.size() * sizeof(T));
-}
-
 }  // namespace
 
 TrialLayer::TrialLayer(std::shared_ptr<cuda::Device> device, const ReferenceKernels& kernels, void* stream,
@@ -72,97 +50,28 @@ Result<std::unique_ptr<TrialLayer>> TrialLayer::create(std::shared_ptr<cuda::Dev
 }
 
 Status TrialLayer::add_copy() {
-  std::int64_t total = spec_.total_width();
-  for (const std::int64_t width : spec_.shared_widths) total += width;
-  const auto weights = static_cast<std::size_t>(total * spec_.hidden_size);
   Copy copy;
-  if (auto status = allocate(device_, copy.fc1, weights * (spec_.gated() ? 4 : 2)); !status) return status;
-  if (auto status = allocate(device_, copy.fc2, weights * 2); !status) return status;
-  if (spec_.shared_gate) {
-    if (auto status = allocate(device_, copy.shared_gate, static_cast<std::size_t>(spec_.hidden_size) * 2);
-        !status)
-      return status;
-  }
-  auto lie = Weights::blocks(spec_, copy.fc1.data(), copy.fc2.data());
-  if (lie && spec_.bias) {
-    const auto fc1 = static_cast<std::size_t>(spec_.total_width() * (spec_.gated() ? 2 : 1));
-    const auto fc2 = static_cast<std::size_t>(spec_.num_experts() * spec_.hidden_size);
-    if (auto status = allocate(device_, copy.fc1_bias, fc1 * 2); !status) return status;
-    if (auto status = allocate(device_, copy.fc2_bias, fc2 * 2); !status) return status;
-    lie = lie->with_biases(spec_, copy.fc1_bias.data(), copy.fc2_bias.data());
-  }
-  if (!lie) return lie.error();
-  if (!spec_.shared_widths.empty()) {
-    // Behind the routed ones.
-    const auto routed = static_cast<std::size_t>(spec_.total_width() * spec_.hidden_size) * 2;
-    const auto behind = [](const cuda::DeviceBuffer& buffer, std::size_t bytes) {
-      return reinterpret_cast<const void*>(buffer.address() + bytes);
-    };
-    const void* gate = spec_.shared_gate ? copy.shared_gate.data() : nullptr;
-    if (auto status = lie->set_shared_blocks(spec_, behind(copy.fc1, routed * (spec_.gated() ? 2 : 1)),
-                                             behind(copy.fc2, routed), gate);
-        !status)
-      return status;
-  }
+  auto weights = allocate_weights(device_, spec_);
+  if (!weights) return weights.error();
+  copy.weights = *std::move(weights);
   const bool tensor_maps = device_->attributes().compute_major == 9;
   auto table = [&] {
     const cuda::ContextScope current(*device_);  // encoding a tensor map asks for one
-    return plan::make_expert_table(spec_, *lie, tensor_maps ? &device_->driver() : nullptr);
+    return plan::make_expert_table(spec_, copy.weights.lie, tensor_maps ? &device_->driver() : nullptr);
   }();
   if (!table) return table.error();
   if (auto status = upload(device_, copy.table, *table); !status) return status;
   copy.context = plan::run_context(*device_, spec_, 0);
   copy.context.expert_table = copy.table.address();
-  if (auto status = fill_weights(copy); !status) return status;
+  if (auto status = fill_weights(kernels_, spec_, copy.weights, stream_); !status) return status;
   if (copies_.empty()) {
-    std::vector<ReferenceExpert> experts;
-    for (const auto* kind : {&lie->experts, &lie->shared}) {
-      for (const ExpertWeights& w : *kind) {
-        const auto address = [](const void* p) { return reinterpret_cast<std::uint64_t>(p); };
-        const std::int64_t width = spec_.width_of(static_cast<std::int64_t>(experts.size()));
-        experts.push_back({address(w.gate), address(w.up), address(w.down), width, w.fc1_stride, w.fc2_stride,
-                           address(w.gate_bias), address(w.up_bias), address(w.down_bias),
-                           w.fc1_bias_stride});
-      }
-    }
-    if (auto status = upload(device_, experts_, experts); !status) return status;
+    if (auto status = upload(device_, experts_, reference_experts(spec_, copy.weights.lie)); !status)
+      return status;
   }
   copies_.push_back(std::move(copy));
   // A copy from pageable memory may still be under way when its call has returned, and this stream does not
   // wait for it.
   return device_->synchronize();
-}
-
-Status TrialLayer::fill_weights(const Copy& copy) {
-  const double uniform = std::sqrt(3.0);  // of standard deviation 1 when uniform in ± this
-  const std::int32_t fp16 = spec_.dtype == DType::fp16 ? 1 : 0;
-  const double hidden = static_cast<double>(spec_.hidden_size);
-  FillParams fc1{copy.fc1.address(), copy.fc1.size() / 2, kWeightSeed,
-                 static_cast<float>(uniform / std::sqrt(hidden)), fp16};
-  if (auto status = kernels_.fill(fc1, stream_); !status) return status;
-  if (spec_.shared_gate) {
-    const FillParams gate{copy.shared_gate.address(), copy.shared_gate.size() / 2, kWeightSeed ^ 1,
-                          static_cast<float>(2 * uniform / std::sqrt(hidden)), fp16};
-    if (auto status = kernels_.fill(gate, stream_); !status) return status;
-  }
-  std::uint64_t begin = 0;
-  for (std::int64_t e = 0; e < spec_.all_experts(); ++e) {
-    const std::int64_t width = spec_.width_of(e);
-    const auto count = static_cast<std::uint64_t>(width * spec_.hidden_size);
-    const double scale =
-        uniform / (activation_scale(spec_.activation) * std::sqrt(static_cast<double>(width)));
-    const FillParams fc2{copy.fc2.address() + begin * 2, count, ~kWeightSeed + begin,
-                         static_cast<float>(scale), fp16};
-    if (auto status = kernels_.fill(fc2, stream_); !status) return status;
-    begin += count;
-  }
-  if (!spec_.bias) return {};
-  for (const cuda::DeviceBuffer* bias : {&copy.fc1_bias, &copy.fc2_bias}) {
-    const FillParams fill{bias->address(), bias->size() / 2, kBiasSeed,
-                          static_cast<float>(uniform * kBiasScale), fp16};
-    if (auto status = kernels_.fill(fill, stream_); !status) return status;
-  }
-  return {};
 }
 
 Status TrialLayer::set_bucket(std::int64_t bucket) {
@@ -228,7 +137,7 @@ Status TrialLayer::try_bucket(std::int64_t bucket) {
 
   const bool one = hit >= kOneCopyL2s * static_cast<double>(l2_bytes_);
   const std::size_t wanted = one ? 1 : weight_copies(hit, l2_bytes_, 2);
-  const std::size_t bytes = copies_.front().fc1.size() + copies_.front().fc2.size();
+  const std::size_t bytes = copies_.front().weights.bytes();
   while (copies_.size() < wanted) {
     auto memory = cuda::memory_info(*device_);
     if (!memory) return memory.error();
@@ -270,7 +179,7 @@ Status TrialLayer::make_reference(RoutingKind kind) {
   p.top_k = static_cast<std::int32_t>(spec_.top_k);
   p.num_experts = static_cast<std::int32_t>(spec_.num_experts());
   p.num_shared = static_cast<std::int32_t>(spec_.num_shared());
-  if (spec_.shared_gate) p.shared_gate = copies_.front().shared_gate.address();
+  if (spec_.shared_gate) p.shared_gate = copies_.front().weights.shared_gate.address();
   p.activation = static_cast<std::int32_t>(spec_.activation);
   p.gated = spec_.gated() ? 1 : 0;
   p.fp16 = spec_.dtype == DType::fp16 ? 1 : 0;

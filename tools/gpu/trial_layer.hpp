@@ -12,6 +12,7 @@
 #include "plan/plan.hpp"
 #include "tools/gpu/reference_kernels.hpp"
 #include "tools/gpu/routing.hpp"
+#include "tools/gpu/trial_weights.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
 
@@ -52,7 +53,8 @@ class TrialLayer {
 
  private:
   struct Copy {
-    cuda::DeviceBuffer fc1, fc2, shared_gate, fc1_bias, fc2_bias, table;
+    TrialWeights weights;
+    cuda::DeviceBuffer table;
     plan::RunContext context;
   };
   struct Routed {
@@ -65,7 +67,6 @@ class TrialLayer {
              const LayerSpec& spec, std::int64_t l2_bytes);
   Status try_bucket(std::int64_t bucket);
   Status add_copy();
-  Status fill_weights(const Copy& copy);
   Status make_reference(RoutingKind kind);
   Status run_poisoned(const plan::KernelSet& kernels, RoutingKind routing, std::uint8_t poison);
   std::int64_t samples() const noexcept { return static_cast<std::int64_t>(sample_.size()); }

@@ -59,22 +59,45 @@ bool KnownRecords::is_fresh(const TuningKey& key) const {
                      [&](const TuningRecord& r) { return r.key == key && is_usable(r); });
 }
 
-std::vector<LayerConfig> KnownRecords::hints(const TuningKey& key) const {
-  const TuningKey shape = shape_of(key);
-  std::vector<std::pair<int, const TuningRecord*>> near;
+std::vector<const TuningRecord*> KnownRecords::near(const TuningKey& key) const {
+  const auto without_gradients = [](TuningKey of) {
+    of.gradient_type = GradientType::layer_dtype;
+    return of;
+  };
+  const TuningKey shape = without_gradients(shape_of(key));
+  std::vector<std::pair<int, const TuningRecord*>> rated;
   // What this run made comes last and is the freshest.
   for (auto record = records_.rbegin(); record != records_.rend(); ++record) {
-    if (shape_of(record->key) != shape) continue;
+    if (without_gradients(shape_of(record->key)) != shape) continue;
     const int buckets = bucket_distance(record->key, key);
     if (buckets > kFarthestBucket) continue;
-    near.emplace_back(2 * buckets + (record->key.inter_dim == key.inter_dim ? 0 : 1), &*record);
+    rated.emplace_back(4 * buckets + (record->key.inter_dim == key.inter_dim ? 0 : 2) +
+                           (record->key.gradient_type == key.gradient_type ? 0 : 1),
+                       &*record);
   }
-  std::stable_sort(near.begin(), near.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::stable_sort(rated.begin(), rated.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<const TuningRecord*> records;
+  for (const auto& [distance, record] : rated) records.push_back(record);
+  return records;
+}
+
+std::vector<LayerConfig> KnownRecords::hints(const TuningKey& key) const {
   std::vector<LayerConfig> configs;
-  for (const auto& [distance, record] : near) {
+  for (const TuningRecord* record : near(key)) {
     if (configs.size() == kMostHints) break;
     if (std::find(configs.begin(), configs.end(), record->config) == configs.end())
       configs.push_back(record->config);
+  }
+  return configs;
+}
+
+std::vector<BackwardConfig> KnownRecords::backward_hints(const TuningKey& key) const {
+  std::vector<BackwardConfig> configs;
+  for (const TuningRecord* record : near(key)) {
+    if (configs.size() == kMostHints) break;
+    if (std::find(configs.begin(), configs.end(), record->backward) == configs.end())
+      configs.push_back(record->backward);
   }
   return configs;
 }

@@ -24,11 +24,15 @@ class KnownRecords {
   /// Configs of the nearest records: of the key itself, of near buckets, of layers with the same set of
   /// widths; distinct, nearest first.
   std::vector<LayerConfig> hints(const TuningKey& key) const;
+  /// The same of a backward pass; those with gradients of the other type too, after those of its own.
+  std::vector<BackwardConfig> backward_hints(const TuningKey& key) const;
   /// Whether a layer with the same widths in other numbers has a fresh record at this bucket: its tiles are
   /// as good a guess as there is.
   bool has_sibling(const TuningKey& key) const;
 
  private:
+  /// Records that say something of a key, nearest first.
+  std::vector<const TuningRecord*> near(const TuningKey& key) const;
   model::DeviceProfile device_;
   std::vector<TuningRecord> records_;
   std::vector<std::string> problems_;

@@ -17,6 +17,7 @@
 #include "cubin/entry_folder.hpp"
 #include "engine/kernel_plan.hpp"
 #include "engine/layer_build.hpp"
+#include "engine/training_build.hpp"
 #include "model/json_writer.hpp"
 #include "tools/common/output.hpp"
 #include "tools/common/session.hpp"
@@ -89,13 +90,19 @@ Result<std::uint64_t> bytes_below(const std::string& folder) {
 /// The records that answer for these layers and buckets, into files of their devices.
 Result<std::size_t> write_records(const std::string& folder, const std::vector<InputLayer>& layers,
                                   const std::vector<std::int64_t>& buckets,
-                                  const engine::Toolchain& toolchain, const model::DeviceProfile& device) {
+                                  const engine::Toolchain& toolchain, const model::DeviceProfile& device,
+                                  const PackFor& training) {
   const tuningdb::TuningSnapshot snapshot = toolchain.load_tuning(device);
   std::map<std::string, tuningdb::RecordFile> files;
   for (const InputLayer& layer : layers) {
     for (const std::int64_t bucket : buckets) {
-      if (const auto match = snapshot.find(layer.spec, device, bucket))
-        tuningdb::merge_record(files[tuningdb::record_file_name(match->record->key.device)], *match->record);
+      const auto add = [&files](const std::optional<tuningdb::TunedMatch>& match) {
+        if (match)
+          tuningdb::merge_record(files[tuningdb::record_file_name(match->record->key.device)],
+                                 *match->record);
+      };
+      add(snapshot.find(layer.spec, device, bucket));
+      if (training) add(snapshot.find_backward(layer.spec, device, bucket, training->gradient_type));
     }
   }
   std::size_t records = 0;
@@ -118,9 +125,18 @@ Result<std::size_t> write_records(const std::string& folder, const std::vector<I
 Result<std::set<std::string>> planned_keys(const std::vector<InputLayer>& layers,
                                            const std::vector<std::int64_t>& buckets,
                                            const engine::ConfigChooser& chooser,
-                                           engine::KernelBuilder& builder) {
+                                           engine::KernelBuilder& builder, const PackFor& training) {
   std::set<std::string> keys;
   for (const InputLayer& layer : layers) {
+    if (training) {
+      auto plan = engine::plan_training(layer.spec, *training, buckets, chooser, builder);
+      if (!plan) return plan.error();
+      for (const engine::UnitRequest& request : plan->requests) {
+        if (!request.unit) return request.unit.error();
+        keys.insert((*request.unit)->key.hex());
+      }
+      continue;
+    }
     auto plan = engine::plan_kernels(layer.spec, buckets, chooser, engine::needs_runtime_width(layer.spec));
     if (!plan) return plan.error();
     for (const emit::KernelRequest& request : plan->requests) {
@@ -130,6 +146,25 @@ Result<std::set<std::string>> planned_keys(const std::vector<InputLayer>& layers
     }
   }
   return keys;
+}
+
+/// All kernels of one layer, or why one is missing.
+Result<std::vector<KernelReport>> build_kernels(const LayerSpec& spec,
+                                                const std::vector<std::int64_t>& buckets,
+                                                const PackFor& training, const engine::ConfigChooser& chooser,
+                                                engine::KernelBuilder& builder,
+                                                const engine::BuildHooks& hooks) {
+  if (!training) {
+    auto build = engine::build_layer(spec, buckets, chooser, builder, hooks);
+    if (!build) return build.error();
+    if (!build->complete()) return engine::build_error(*build);
+    return std::move(build->kernels);
+  }
+  auto build = engine::build_training(spec, *training, buckets, chooser, builder, hooks);
+  if (!build) return build.error();
+  for (const engine::BuiltKernel& kernel : build->built)
+    if (kernel.error) return *kernel.error;
+  return std::move(build->reports);
 }
 
 std::string mark_text(const std::vector<KernelReport>& kernels, const std::vector<std::int64_t>& buckets,
@@ -156,7 +191,7 @@ std::string mark_text(const std::vector<KernelReport>& kernels, const std::vecto
 
 Result<PackReport> write_pack(const std::string& folder, const std::vector<InputLayer>& layers,
                               const std::vector<std::int64_t>& buckets, const engine::Toolchain& toolchain,
-                              const model::DeviceProfile& device, bool progress) {
+                              const model::DeviceProfile& device, const PackFor& training, bool progress) {
   if (Status place = check_place(folder); !place) return place.error();
   auto chooser = toolchain.chooser(device);
   if (!chooser) return chooser.error();
@@ -187,15 +222,14 @@ Result<PackReport> write_pack(const std::string& folder, const std::vector<Input
   for (const InputLayer& layer : layers) {
     Progress line("packing " + layer.label, progress);
     hooks.progress = [&](std::size_t done, std::size_t total) { line.update(done, total); };
-    auto build = engine::build_layer(layer.spec, buckets, *chooser, builder, hooks);
-    if (!build) return build.error();
-    if (!build->complete()) return engine::build_error(*build);
-    for (KernelReport& kernel : build->kernels) {
+    auto kernels = build_kernels(layer.spec, buckets, training, *chooser, builder, hooks);
+    if (!kernels) return kernels.error();
+    for (KernelReport& kernel : *kernels) {
       if (seen.insert(kernel.key).second) report.kernels.push_back(std::move(kernel));
     }
   }
   if (toolchain.tune != TuneMode::off) {
-    auto records = write_records(staging.path() + "/tuning", layers, buckets, toolchain, device);
+    auto records = write_records(staging.path() + "/tuning", layers, buckets, toolchain, device, training);
     if (!records) return records.error();
     report.records = *records;
   }
@@ -207,7 +241,7 @@ Result<PackReport> write_pack(const std::string& folder, const std::vector<Input
   if (report.records > 0) server.tuning_sources.environment = {staging.path() + "/tuning"};
   auto there = server.chooser(device);
   if (!there) return there.error();
-  auto asked = planned_keys(layers, buckets, *there, builder);
+  auto asked = planned_keys(layers, buckets, *there, builder, training);
   if (!asked) return asked.error();
   if (*asked != seen) {
     return Error(ErrorCode::internal,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "tools/common/layer_input.hpp"
 #include "varmoe/engine.hpp"
 #include "varmoe/error.hpp"
+#include "varmoe/training.hpp"
 
 namespace varmoe::tools {
 
@@ -18,6 +20,9 @@ struct PackReport {
   std::size_t records = 0;
   std::uint64_t bytes = 0;
 };
+
+/// What a pack is for: a Layer, or a TrainingLayer with these options.
+using PackFor = std::optional<TrainingOptions>;
 
 /// Writes a folder that a server needs for these layers and token buckets on this device:
 ///
@@ -33,6 +38,6 @@ struct PackReport {
 /// refused (io_error). Errors: those of planning and compiling; cancelled.
 Result<PackReport> write_pack(const std::string& folder, const std::vector<InputLayer>& layers,
                               const std::vector<std::int64_t>& buckets, const engine::Toolchain& toolchain,
-                              const model::DeviceProfile& device, bool progress);
+                              const model::DeviceProfile& device, const PackFor& training, bool progress);
 
 }  // namespace varmoe::tools

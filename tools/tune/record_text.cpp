@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "tuningdb/record_order.hpp"
+
 namespace varmoe::tools {
 
 std::string brief(const GemmConfig& c) {
@@ -10,6 +12,29 @@ std::string brief(const GemmConfig& c) {
   if (c.cluster > 1) text += fmt::format(", cluster {}", c.cluster);
   if (c.gather == GatherMode::copy) text += ", copied x";
   return text;
+}
+
+std::string brief(const GradientConfig& c) {
+  return fmt::format("{} {}x{}, {} stages{}", to_string(c.schedule), c.block_m, c.block_n, c.stages,
+                     c.gather == GatherMode::copy ? ", copied rows" : "");
+}
+
+std::vector<ProductText> products_of(const TuningRecord& r) {
+  const auto product = [](const char* name, const auto& config, double us) {
+    return ProductText{name, to_string(config), brief(config), us};
+  };
+  if (r.key.pass == TuningPass::backward) {
+    return {product("dh", r.backward.dh, r.of_products.us_dh),
+            product("dx", r.backward.dx, r.of_products.us_dx),
+            product("fc1_gradient", r.backward.fc1_gradient, r.of_products.us_fc1_gradient),
+            product("fc2_gradient", r.backward.fc2_gradient, r.of_products.us_fc2_gradient)};
+  }
+  return {product("fc1", r.config.fc1, r.us1), product("fc2", r.config.fc2, r.us2)};
+}
+
+std::string pass_text(const TuningKey& key) {
+  if (key.pass == TuningPass::forward) return to_string(key.pass);
+  return fmt::format("{}, {} gradients", to_string(key.pass), tuningdb::gradient_dtype(key));
 }
 
 std::string one_launch_text(const LayerConfig& config) {

@@ -25,6 +25,10 @@ std::string trial_log_of(const std::string& record_file) {
 std::optional<double> floor_us(const TuningKey& key) {
   const auto profile = model::find_profile(key.device.name);
   if (!profile) return std::nullopt;
+  if (key.pass == TuningPass::backward) {
+    const std::int64_t bytes = key.gradient_type == GradientType::fp32 ? 4 : 2;
+    return model::backward_floor(layer_spec_of(key), key.token, *profile, bytes).seconds * 1e6;
+  }
   return model::layer_floor(layer_spec_of(key), key.token, *profile).seconds * 1e6;
 }
 
@@ -67,6 +71,7 @@ ReportData collect_report(const tuningdb::TuningSources& sources,
     std::string name = layer_text(k);
     if (k.fc1_layout != WeightLayout::nk || k.fc2_layout != WeightLayout::nk)
       name += fmt::format(", weights {} and {}", to_string(k.fc1_layout), to_string(k.fc2_layout));
+    if (k.pass == TuningPass::backward) name += ", " + pass_text(k);
     if (data.layers.empty() || data.layers.back().device != k.device.name || data.layers.back().layer != name)
       data.layers.push_back({k.device.name, name, {}});
     data.layers.back().buckets.push_back(std::move(bucket));

@@ -122,8 +122,11 @@ std::string table_html(const ReportLayer& layer) {
   std::string html =
       "<table><tr><th>tokens</th><th>µs</th><th>floor µs</th><th>share of floor</th><th>cost model's "
       "µs</th><th>gain</th>"
-      "<th>fc1 µs</th><th>fc2 µs</th><th>spread</th><th>TFLOP/s</th><th>GB/s</th><th class=\"text\">fc1</th>"
-      "<th class=\"text\">fc2</th><th class=\"text\">state</th></tr>\n";
+      "<th>spread</th><th>TFLOP/s</th><th>GB/s</th>";
+  const std::vector<ProductText> products = products_of(layer.buckets.front().record);
+  for (const ProductText& product : products) html += fmt::format("<th>{} µs</th>", product.name);
+  for (const ProductText& product : products) html += fmt::format("<th class=\"text\">{}</th>", product.name);
+  html += "<th class=\"text\">state</th></tr>\n";
   for (const ReportBucket& b : layer.buckets) {
     const TuningRecord& r = b.record;
     const std::string state = !b.stale.empty()
@@ -131,23 +134,24 @@ std::string table_html(const ReportLayer& layer) {
                               : r.verified ? std::string("verified")
                                            : std::string("<span class=\"bad\">not verified</span>");
     html += fmt::format(
-        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</"
-        "td><td>{:.1f} %</td>"
-        "<td>{}</td><td>{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td><td "
-        "class=\"text\">{}</td></tr>\n",
+        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.1f} %</td>"
+        "<td>{}</td><td>{}</td>",
         r.key.token, number(r.us), number(b.floor_us.value_or(0)),
         b.floor_us ? fmt::format("{:.2f}", *b.floor_us / r.us) : "–", number(r.baseline_us),
-        r.baseline_us > 0 ? fmt::format("{:+.1f} %", (r.baseline_us / r.us - 1) * 100) : "–", number(r.us1),
-        number(r.us2), r.spread * 100, number(r.tflops), number(r.bw, 0), escaped(brief(r.config.fc1)),
-        escaped(brief(r.config.fc2)), state);
+        r.baseline_us > 0 ? fmt::format("{:+.1f} %", (r.baseline_us / r.us - 1) * 100) : "–", r.spread * 100,
+        number(r.tflops), number(r.bw, 0));
+    const std::vector<ProductText> of = products_of(r);
+    for (const ProductText& product : of) html += fmt::format("<td>{}</td>", number(product.us));
+    for (const ProductText& product : of)
+      html += fmt::format("<td class=\"text\">{}</td>", escaped(product.brief));
+    html += fmt::format("<td class=\"text\">{}</td></tr>\n", state);
   }
   return html + "</table>\n";
 }
 
 /// One GEMM's landscape: the best time of each tile, a table a schedule, by colour from the fastest (green)
 /// to twice as slow and more (red).
-std::string landscape_html(const ReportBucket& bucket, const char* gemm, std::string LoggedTrial::*config,
-                           double LoggedTrial::*us) {
+std::string landscape_html(const ReportBucket& bucket, const std::string& gemm) {
   struct Cell {
     double us = 0;
     std::string config;
@@ -155,13 +159,18 @@ std::string landscape_html(const ReportBucket& bucket, const char* gemm, std::st
   std::map<Schedule, std::map<std::pair<int, int>, Cell>> tables;
   double fastest = std::numeric_limits<double>::max();
   for (const LoggedTrial& trial : bucket.trials) {
-    if (!trial.failure.empty() || trial.*us <= 0) continue;
-    const auto parsed = parse_gemm_overrides(trial.*config);
+    const auto config = trial.configs.find(gemm);
+    const auto time = trial.gemm_us.find(gemm);
+    if (!trial.failure.empty() || config == trial.configs.end() || time == trial.gemm_us.end()) continue;
+    const double us = time->second;
+    if (us <= 0) continue;
+    // A gradient's config is in the grammar of a GEMM's, and has fewer keys.
+    const auto parsed = parse_gemm_overrides(config->second);
     if (!parsed || parsed->size() != 1) continue;
     const GemmConfig c = parsed->front().apply({});
     Cell& cell = tables[c.schedule][{c.block_m, c.block_n}];
-    if (cell.us == 0 || trial.*us < cell.us) cell = {trial.*us, trial.*config};
-    fastest = std::min(fastest, trial.*us);
+    if (cell.us == 0 || us < cell.us) cell = {us, config->second};
+    fastest = std::min(fastest, us);
   }
   std::string html;
   for (const auto& [schedule, cells] : tables) {
@@ -200,8 +209,7 @@ std::string trials_html(const ReportBucket& bucket) {
   }
   std::string html = fmt::format("<details><summary>{} tokens: {} trials</summary>\n",
                                  bucket.record.key.token, bucket.trials.size());
-  html += landscape_html(bucket, "fc1", &LoggedTrial::fc1, &LoggedTrial::fc1_us);
-  html += landscape_html(bucket, "fc2", &LoggedTrial::fc2, &LoggedTrial::fc2_us);
+  for (const ProductText& product : products_of(bucket.record)) html += landscape_html(bucket, product.name);
   std::vector<const LoggedTrial*> finals;
   for (const LoggedTrial& trial : bucket.trials) {
     if (trial.effort == "final" && trial.failure.empty()) finals.push_back(&trial);
@@ -210,9 +218,14 @@ std::string trials_html(const ReportBucket& bucket) {
   if (!finals.empty()) {
     html += "<table><tr><th class=\"text\">leaders</th><th>µs</th><th>skewed µs</th><th>spread</th></tr>\n";
     for (const LoggedTrial* t : finals) {
-      html += fmt::format(
-          "<tr><td class=\"text\">{}<br>{}</td><td>{:.2f}</td><td>{:.2f}</td><td>{:.1f} %</td></tr>\n",
-          escaped(t->fc1), escaped(t->fc2), t->us, t->skewed_us, t->spread * 100);
+      std::string configs;
+      for (const ProductText& product : products_of(bucket.record)) {
+        const auto config = t->configs.find(product.name);
+        if (config != t->configs.end()) configs += (configs.empty() ? "" : "<br>") + escaped(config->second);
+      }
+      html +=
+          fmt::format("<tr><td class=\"text\">{}</td><td>{:.2f}</td><td>{:.2f}</td><td>{:.1f} %</td></tr>\n",
+                      configs, t->us, t->skewed_us, t->spread * 100);
     }
     html += "</table>\n";
   }
@@ -231,11 +244,12 @@ std::string report_html(const ReportData& data) {
   html += kStyle;
   html += "</style></head><body>\n<h1>varmoe tuning report</h1>\n";
   html +=
-      "<p class=\"note\">Times are of whole forwards on uniform routing. The floor is what memory or tensor "
+      "<p class=\"note\">Times are of whole forwards, or whole backward passes, on uniform routing. The "
+      "floor is what memory or tensor "
       "cores allow at best; "
       "gain is over the cost model's choice, measured in the same session. Tables of trials show the best "
       "time that any config "
-      "with that tile had, in µs that the GEMM adds to the forward.</p>\n";
+      "with that tile had, in µs that the GEMM adds to the pass.</p>\n";
   for (const ReportLayer& layer : data.layers) {
     html += fmt::format("<h2>{}: {}</h2>\n", escaped(layer.device), escaped(layer.layer));
     html += curve_svg(layer) + "\n" + table_html(layer);

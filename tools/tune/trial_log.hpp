@@ -33,8 +33,10 @@ class TrialLog {
 
 /// A line of the log.
 struct LoggedTrial {
-  std::string effort, fc1, fc2, failure;
-  double us = 0, skewed_us = 0, fc1_us = 0, fc2_us = 0, spread = 0;
+  std::string effort, failure;
+  std::map<std::string, std::string> configs;  ///< by GEMM: fc1, fc2; dh, dx, fc1_gradient, fc2_gradient
+  std::map<std::string, double> gemm_us;       ///< of those; none where the trial failed
+  double us = 0, skewed_us = 0, spread = 0;
 };
 /// By key_digest. Lines that are no trials are passed over: the last one of a killed run may be cut.
 /// io_error; a file that is not there is empty.

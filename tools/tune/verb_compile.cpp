@@ -18,6 +18,7 @@
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
+#include "tools/tune/training_options.hpp"
 #include "tools/tune/verbs.hpp"
 
 namespace varmoe::tools {
@@ -27,7 +28,7 @@ struct CompileOptions {
   SessionOptions session;
   LayerInput input;
   std::string tokens = "1,64,4096";
-  bool training = false, recompute = false, fp32_gradients = false;
+  TrainingFlags training;
   bool blocks = false, weighted_down = false;
 };
 
@@ -233,11 +234,7 @@ int compile_verb(const CompileOptions& options, const Output& out) {
   const auto start = std::chrono::steady_clock::now();
   engine::KernelBuilder builder(toolchain->builder_settings(device->arch));
   Purpose purpose;
-  if (options.training) {
-    purpose.training.emplace();
-    purpose.training->save_preactivation = !options.recompute;
-    if (options.fp32_gradients) purpose.training->gradient_type = GradientType::fp32;
-  }
+  purpose.training = options.training.options();
   if (options.blocks) {
     purpose.blocks.emplace();
     purpose.blocks->weighted_down = options.weighted_down;
@@ -315,16 +312,11 @@ void add_compile(CLI::App& app, Action& run) {
   options->session.add_build(*verb);
   verb->add_option("--tokens", options->tokens, "token counts to prepare for, e.g. 1,64,4096")
       ->capture_default_str();
-  auto* training = verb->add_flag("--training", options->training,
-                                  "what layers that learn need (TrainingLayer), forward and backward");
-  verb->add_flag("--recompute", options->recompute,
-                 "of layers whose backward computes the pre-activation again")
-      ->needs(training);
-  verb->add_flag("--fp32-gradients", options->fp32_gradients, "weight gradients of 32 bits")->needs(training);
+  options->training.add_options(*verb, "the kernels of a layer that learns: forward and backward");
   auto* blocks =
       verb->add_flag("--blocks", options->blocks,
                      "what the building blocks need (Blocks): gather, up, down, combine, each alone")
-          ->excludes(training);
+          ->excludes(verb->get_option("--training"));
   verb->add_flag("--weighted-down", options->weighted_down, "of blocks whose down multiplies rows by weights")
       ->needs(blocks);
   verb->callback(

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/text.hpp"
@@ -11,6 +12,7 @@
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
 #include "tools/tune/pack.hpp"
+#include "tools/tune/training_options.hpp"
 #include "tools/tune/verbs.hpp"
 
 namespace varmoe::tools {
@@ -22,6 +24,7 @@ struct PackOptions {
   std::vector<std::string> models;
   std::string tokens = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096";
   std::string out, path = "/opt/varmoe";
+  TrainingFlags training;
 };
 
 /// The layers of the models named, or of the other options.
@@ -56,7 +59,8 @@ int pack_verb(const PackOptions& options, const Output& out) {
   auto buckets = engine::buckets_to_prepare(prepare);
   if (!buckets) return out.fail(buckets.error());
 
-  auto pack = write_pack(absolute_path(options.out), *layers, *buckets, *toolchain, *device, !out.json());
+  auto pack = write_pack(absolute_path(options.out), *layers, *buckets, *toolchain, *device,
+                         options.training.options(), !out.json());
   if (!pack) return out.fail(pack.error());
   std::size_t hits = 0;
   for (const KernelReport& kernel : pack->kernels) hits += kernel.hit ? 1 : 0;
@@ -65,12 +69,19 @@ int pack_verb(const PackOptions& options, const Output& out) {
   if (tuned) environment.push_back("VARMOE_TUNING_DB=" + options.path + "/tuning");
   environment.emplace_back("VARMOE_JIT=cached_only");
   const engine::OverrideTexts& o = toolchain->overrides;
-  const std::string overrides[] = {o.api_fc1.empty() ? o.env_fc1 : o.api_fc1,
-                                   o.api_fc2.empty() ? o.env_fc2 : o.api_fc2, o.env_both};
-  const char* names[] = {"VARMOE_FC1_CONFIG", "VARMOE_FC2_CONFIG", "VARMOE_CONFIG"};
-  for (int i = 0; i < 3; ++i) {
+  std::vector<std::pair<const char*, std::string>> overrides = {
+      {"VARMOE_FC1_CONFIG", o.api_fc1.empty() ? o.env_fc1 : o.api_fc1},
+      {"VARMOE_FC2_CONFIG", o.api_fc2.empty() ? o.env_fc2 : o.api_fc2},
+      {"VARMOE_CONFIG", o.env_both}};
+  if (options.training.training) {
+    overrides.insert(overrides.end(), {{"VARMOE_DH_CONFIG", o.dh.text},
+                                       {"VARMOE_DX_CONFIG", o.dx.text},
+                                       {"VARMOE_DW1_CONFIG", o.dw1.text},
+                                       {"VARMOE_DW2_CONFIG", o.dw2.text}});
+  }
+  for (const auto& [name, text] : overrides) {
     // The kernels are those of the overrides: the server must have them too.
-    if (!overrides[i].empty()) environment.push_back(fmt::format("{}=\"{}\"", names[i], overrides[i]));
+    if (!text.empty()) environment.push_back(fmt::format("{}=\"{}\"", name, text));
   }
   out.say(fmt::format("{}: {} kernels ({} were cached, {} compiled) and {} tuning records for {} ({}), {}",
                       options.out, pack->kernels.size(), hits, pack->kernels.size() - hits, pack->records,
@@ -106,6 +117,7 @@ void add_pack(CLI::App& app, Action& run) {
   options->input.add_options(*verb);
   options->session.add_device(*verb);
   options->session.add_build(*verb);
+  options->training.add_options(*verb, "for layers that learn: kernels and records of forward and backward");
   verb->callback(
       [options, &run] { run = [options](const Output& out) { return pack_verb(*options, out); }; });
 }

@@ -6,12 +6,15 @@
 
 #include "base/text.hpp"
 #include "engine/kernel_plan.hpp"
+#include "model/backward_layer.hpp"
 #include "model/cost_model.hpp"
 #include "model/token_bucket.hpp"
 #include "plan/plan.hpp"
+#include "plan/training.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
 #include "tools/tune/record_text.hpp"
+#include "tools/tune/training_options.hpp"
 #include "tools/tune/verbs.hpp"
 
 namespace varmoe::tools {
@@ -21,7 +24,51 @@ struct PlanOptions {
   SessionOptions session;
   LayerInput input;
   std::string tokens = "1,64,4096";
+  TrainingFlags training;
 };
+
+/// The backward pass of each bucket, beside the forward's table.
+Status show_backward(const InputLayer& layer, const TrainingOptions& training,
+                     const std::vector<std::int64_t>& buckets, const engine::ConfigChooser& chooser,
+                     const Output& out) {
+  const LayerSpec& spec = layer.spec;
+  const model::DeviceProfile& device = chooser.device();
+  if (Status status = model::check_trainable(spec); !status) return status;
+  const bool fp32 = training.gradient_type == GradientType::fp32;
+  const std::string gradients = fp32 ? "fp32" : to_string(spec.dtype);
+  Table table({"tokens", "backward from", "dh", "dx", "fc1_gradient", "fc2_gradient", "floor us", "workspace",
+               "saved"});
+  for (const std::int64_t bucket : buckets) {
+    auto choice = chooser.choose_backward(spec, bucket, training.gradient_type);
+    if (!choice) return choice.error();
+    const model::Floor floor = model::backward_floor(spec, bucket, device, fp32 ? 4 : 2);
+    const std::size_t workspace = plan::training_workspace_bytes(spec, bucket, training.save_preactivation),
+                      saved = plan::training_saved_bytes(spec, bucket, training.save_preactivation);
+    table.add({std::to_string(bucket), to_string(*choice), to_string(choice->config.fc1),
+               to_string(choice->config.fc2), to_string(choice->fc1_gradient),
+               to_string(choice->fc2_gradient), fmt::format("{:.0f}", floor.seconds * 1e6),
+               format_byte_size(workspace), format_byte_size(saved)});
+    out.event("bucket", Json()
+                            .add("layer", layer.label)
+                            .add("device", device.id)
+                            .add("arch", device.arch)
+                            .add("pass", to_string(TuningPass::backward))
+                            .add("gradient_dtype", gradients)
+                            .add("tokens", bucket)
+                            .add("config_source", to_string(choice->source))
+                            .add("match_quality", to_string(choice->quality))
+                            .add("record", choice->record)
+                            .add("dh", to_string(choice->config.fc1))
+                            .add("dx", to_string(choice->config.fc2))
+                            .add("fc1_gradient", to_string(choice->fc1_gradient))
+                            .add("fc2_gradient", to_string(choice->fc2_gradient))
+                            .add("floor_us", floor.seconds * 1e6)
+                            .add("workspace_bytes", workspace)
+                            .add("saved_bytes", saved));
+  }
+  out.say(table.text());
+  return {};
+}
 
 int plan_verb(const PlanOptions& options, const Output& out) {
   auto toolchain = open_toolchain(options.session);
@@ -63,6 +110,7 @@ int plan_verb(const PlanOptions& options, const Output& out) {
                               .add("layer", layer.label)
                               .add("device", device->id)
                               .add("arch", device->arch)
+                              .add("pass", to_string(TuningPass::forward))
                               .add("tokens", bucket.bucket)
                               .add("config_source", to_string(bucket.choice.source))
                               .add("match_quality", to_string(bucket.choice.quality))
@@ -77,6 +125,10 @@ int plan_verb(const PlanOptions& options, const Output& out) {
                               .add("workspace_bytes", workspace));
     }
     out.say(table.text());
+    if (const auto training = options.training.options()) {
+      if (Status status = show_backward(layer, *training, *buckets, *chooser, out); !status)
+        return out.fail(status.error());
+    }
   }
   return 0;
 }
@@ -90,6 +142,7 @@ void add_plan(CLI::App& app, Action& run) {
   options->session.add_device(*verb);
   options->session.add_build(*verb);
   verb->add_option("--tokens", options->tokens, "token counts, e.g. 1,64,4096")->capture_default_str();
+  options->training.add_options(*verb, "the backward pass of each bucket too");
   verb->callback(
       [options, &run] { run = [options](const Output& out) { return plan_verb(*options, out); }; });
 }

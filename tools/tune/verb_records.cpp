@@ -41,6 +41,8 @@ int show_verb(const RecordsOptions& options, const Output& out) {
   }
   const tuningdb::Layers layers = tuningdb::read_layers(posix_file_system(), *sources);
   Table table({"device", "layer", "tokens", "us", "cost model's us", "fc1", "fc2", "one launch", "state"});
+  Table backward({"device", "layer", "pass", "tokens", "us", "cost model's us", "dh", "dx", "fc1_gradient",
+                  "fc2_gradient", "state"});
   for (const tuningdb::LayerFile& file : layers.files) {
     for (const auto& stored : file.contents.records) {
       const TuningRecord& r = stored.record;
@@ -51,32 +53,38 @@ int show_verb(const RecordsOptions& options, const Output& out) {
                                 : !stale.empty() ? stale
                                 : r.verified     ? "verified"
                                                  : "not verified";
-      table.add({r.key.device.name, layer_text(r.key), std::to_string(r.key.token),
-                 fmt::format("{:.1f}", r.us), r.baseline_us > 0 ? fmt::format("{:.1f}", r.baseline_us) : "-",
-                 brief(r.config.fc1), brief(r.config.fc2), one_launch_text(r.config), state});
-      out.event("record", Json()
-                              .add("from", layers.layers[file.layer].text())
-                              .add("file", file.path)
-                              .add("device", r.key.device.name)
-                              .add("arch", r.key.device.arch)
-                              .add("layer", layer_text(r.key))
-                              .add("tokens", r.key.token)
-                              .add("us", r.us)
-                              .add("baseline_us", r.baseline_us)
-                              .add("fc1", to_string(r.config.fc1))
-                              .add("fc2", to_string(r.config.fc2))
-                              .add("one_launch_tokens", r.config.one_launch.max_tokens)
-                              .add("verified", r.verified)
-                              .add("date", r.date)
-                              .add("state", state));
+      const std::vector<ProductText> products = products_of(r);
+      const std::string tokens = std::to_string(r.key.token), us = fmt::format("{:.1f}", r.us),
+                        baseline = r.baseline_us > 0 ? fmt::format("{:.1f}", r.baseline_us) : "-";
+      if (r.key.pass == TuningPass::backward) {
+        backward.add({r.key.device.name, layer_text(r.key), pass_text(r.key), tokens, us, baseline,
+                      products[0].brief, products[1].brief, products[2].brief, products[3].brief, state});
+      } else {
+        table.add({r.key.device.name, layer_text(r.key), tokens, us, baseline, products[0].brief,
+                   products[1].brief, one_launch_text(r.config), state});
+      }
+      Json json;
+      json.add("from", layers.layers[file.layer].text())
+          .add("file", file.path)
+          .add("device", r.key.device.name)
+          .add("arch", r.key.device.arch)
+          .add("layer", layer_text(r.key))
+          .add("tokens", r.key.token)
+          .add("us", r.us)
+          .add("baseline_us", r.baseline_us)
+          .add("pass", pass_text(r.key));
+      for (const ProductText& product : products) json.add(product.name, product.config);
+      if (r.key.pass == TuningPass::forward) json.add("one_launch_tokens", r.config.one_launch.max_tokens);
+      out.event("record", json.add("verified", r.verified).add("date", r.date).add("state", state));
     }
   }
-  if (table.empty()) {
+  if (table.empty() && backward.empty()) {
     std::vector<std::string> searched;
     for (const tuningdb::Layer& layer : layers.layers) searched.push_back(layer.text());
     out.say("no tuning records in " + join(searched));
   } else {
-    out.say(table.text());
+    if (!table.empty()) out.say(table.text());
+    if (!backward.empty()) out.say(backward.text());
   }
   for (const std::string& problem : layers.problems) fmt::print(stderr, "error: {}\n", problem);
   return layers.problems.empty() ? kDone : kSomeFailed;

@@ -26,22 +26,29 @@ struct ReportOptions {
 void print(const ReportData& data, const Output& out) {
   for (const ReportLayer& layer : data.layers) {
     out.say(fmt::format("{}: {}", layer.device, layer.layer));
-    Table table({"tokens", "us", "floor us", "share of floor", "cost model's us", "gain", "trials", "fc1",
-                 "fc2", ""});
+    std::vector<std::string> columns = {"tokens",          "us",   "floor us", "share of floor",
+                                        "cost model's us", "gain", "trials"};
+    for (const ProductText& product : products_of(layer.buckets.front().record))
+      columns.emplace_back(product.name);
+    columns.emplace_back("");
+    Table table(columns);
     for (const ReportBucket& b : layer.buckets) {
       const TuningRecord& r = b.record;
-      table.add({std::to_string(r.key.token), fmt::format("{:.1f}", r.us),
-                 b.floor_us ? fmt::format("{:.1f}", *b.floor_us) : "-",
-                 b.floor_us ? fmt::format("{:.2f}", *b.floor_us / r.us) : "-",
-                 r.baseline_us > 0 ? fmt::format("{:.1f}", r.baseline_us) : "-",
-                 r.baseline_us > 0 ? fmt::format("{:+.1f} %", (r.baseline_us / r.us - 1) * 100) : "-",
-                 std::to_string(b.trials.size()), brief(r.config.fc1), brief(r.config.fc2),
-                 !b.stale.empty() ? b.stale
-                 : r.verified     ? "verified"
-                                  : "not verified"});
+      std::vector<std::string> cells = {
+          std::to_string(r.key.token),
+          fmt::format("{:.1f}", r.us),
+          b.floor_us ? fmt::format("{:.1f}", *b.floor_us) : "-",
+          b.floor_us ? fmt::format("{:.2f}", *b.floor_us / r.us) : "-",
+          r.baseline_us > 0 ? fmt::format("{:.1f}", r.baseline_us) : "-",
+          r.baseline_us > 0 ? fmt::format("{:+.1f} %", (r.baseline_us / r.us - 1) * 100) : "-",
+          std::to_string(b.trials.size())};
+      for (const ProductText& product : products_of(r)) cells.push_back(product.brief);
+      cells.emplace_back(!b.stale.empty() ? b.stale : r.verified ? "verified" : "not verified");
+      table.add(cells);
       Json json;
       json.add("device", layer.device)
           .add("layer", layer.layer)
+          .add("pass", pass_text(r.key))
           .add("tokens", r.key.token)
           .add("us", r.us)
           .add("baseline_us", r.baseline_us)

@@ -11,6 +11,7 @@
 #include "base/cache_dir.hpp"
 #include "base/text.hpp"
 #include "engine/kernel_plan.hpp"
+#include "model/backward_layer.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
@@ -20,6 +21,7 @@
 #include "tools/tune/known_records.hpp"
 #include "tools/tune/provenance.hpp"
 #include "tools/tune/record_text.hpp"
+#include "tools/tune/training_options.hpp"
 #include "tools/tune/trial_log.hpp"
 #include "tools/tune/verbs.hpp"
 #include "tools/tune/worker_pool.hpp"
@@ -42,6 +44,7 @@ struct TuneOptions {
   std::vector<std::string> hint_files;
   double min_improvement = 0.01;
   bool retune = false, exhaustive = false;
+  TrainingFlags training;
 };
 
 /// How a sibling of a tuned layer is searched: the winners there, and few candidates beside them.
@@ -106,11 +109,24 @@ Result<std::vector<TuningItem>> items_of(const TuneOptions& options, const model
   auto buckets = engine::buckets_to_prepare(prepare);
   if (!buckets) return buckets.error();
   for (const std::string& note : notes) out.say("note: " + note);
+  const auto training = options.training.options();
+  if (training && !training->save_preactivation)
+    out.say(
+        "note: a backward pass's four products are the same with and without --recompute: one record serves "
+        "both");
   for (const InputLayer& layer : *layers) {
+    if (training) {
+      if (Status status = model::check_trainable(layer.spec); !status)
+        return Error(status.error().code(),
+                     fmt::format("--training: {}: {}", layer.label, status.error().message()));
+    }
     for (const std::int64_t bucket : *buckets) {
       TuningKey key = make_tuning_key(layer.spec, here, bucket);
       // The order of experts is no part of a key: layers that share one share its record.
-      items.push_back({layer_spec_of(key), std::move(key)});
+      const LayerSpec spec = layer_spec_of(key);
+      items.push_back({spec, std::move(key)});
+      if (!training) continue;
+      items.push_back({spec, make_backward_tuning_key(layer.spec, here, bucket, training->gradient_type)});
     }
   }
   return items;
@@ -188,6 +204,7 @@ class Tuning {
         hints.push_back(std::move(config));
       return hints;
     };
+    c.backward_hints = [this](const TuningItem& item) { return known_.backward_hints(item.key); };
     c.adjust = [this](const TuningItem& item, tuner::SearchOptions& search) {
       begin(item);
       if (options_.exhaustive || !known_.has_sibling(item.key)) return;
@@ -195,7 +212,7 @@ class Tuning {
       search.finalists = 2;
     };
     c.complete = [this](TuningRecord& record, const tuner::Measurer&) {
-      complete_record(record, provenance_, builder_);
+      complete_record(record, provenance_, builder_, gpus_.profile);
     };
     c.save = [this](const TuningRecord& record) -> Status {
       auto saved = store_.save({&record, 1});
@@ -211,8 +228,12 @@ class Tuning {
     return c;
   }
 
+  static std::string tokens_text(const TuningKey& key) {
+    return fmt::format("{} tokens{}", key.token,
+                       key.pass == TuningPass::backward ? ", " + pass_text(key) : "");
+  }
   void begin(const TuningItem& item) {
-    under_way_ = fmt::format("{} tokens, {}", item.key.token, layer_text(item.key));
+    under_way_ = fmt::format("{}, {}", tokens_text(item.key), layer_text(item.key));
     tried_ = 0;
     progress_.update(done_, total_, under_way_);
   }
@@ -231,16 +252,19 @@ class Tuning {
   void tell(const TuningItem& item, const tuner::Trial& trial) {
     if (trials_) trials_->add(item.key, trial);
     if (!trial.failure.empty())
-      toolchain_.log.info("{} tokens: fc1 {}, fc2 {}: {}", item.key.token, to_string(trial.config.fc1),
-                          to_string(trial.config.fc2), trial.failure);
+      toolchain_.log.info(
+          "{}: {}: {}", tokens_text(item.key),
+          trial.pass == TuningPass::backward ? tuner::text_of(trial.products) : tuner::text_of(trial.config),
+          trial.failure);
     ++tried_;
-    progress_.update(done_, total_, fmt::format("{} tokens: {} trials", item.key.token, tried_));
+    progress_.update(done_, total_, fmt::format("{}: {} trials", tokens_text(item.key), tried_));
   }
   void tell(const TuningItem& item, const tuner::SearchOutcome& outcome) {
     progress_.erase();
     const TuningRecord& r = outcome.record;
     Json json;
     json.add("layer", layer_text(item.key))
+        .add("pass", pass_text(item.key))
         .add("tokens", item.key.token)
         .add("tried", outcome.tried)
         .add("failed_configs", outcome.failed)
@@ -249,22 +273,22 @@ class Tuning {
       out_.event("item", json.add("failure", outcome.failure));
       return;
     }
-    out_.event("item", json.add("us", r.us)
-                           .add("baseline_us", r.baseline_us)
-                           .add("spread", r.spread)
-                           .add("us1", r.us1)
-                           .add("us2", r.us2)
-                           .add("tflops", r.tflops)
-                           .add("gb_per_s", r.bw)
-                           .add("verified", r.verified)
-                           .add("fc1", to_string(r.config.fc1))
-                           .add("fc2", to_string(r.config.fc2))
-                           .add("one_launch_tokens", r.config.one_launch.max_tokens));
+    const bool backward = r.key.pass == TuningPass::backward;
+    json.add("us", r.us).add("baseline_us", r.baseline_us).add("spread", r.spread);
+    std::string configs;
+    for (const ProductText& product : products_of(r)) {
+      json.add(product.name, product.config);
+      if (backward) json.add(fmt::format("us_{}", product.name), product.us);
+      configs += fmt::format("{}{} {}", configs.empty() ? "" : "; ", product.name, product.brief);
+    }
+    if (!backward)
+      json.add("us1", r.us1).add("us2", r.us2).add("one_launch_tokens", r.config.one_launch.max_tokens);
+    out_.event("item", json.add("tflops", r.tflops).add("gb_per_s", r.bw).add("verified", r.verified));
     out_.say(fmt::format(
-        "{:>6} tokens  {:>9.1f} us  ({}; spread {:.1f} %, {} configs, {} failed)  fc1 {}; fc2 {}{}  [{}]",
-        item.key.token, r.us,
+        "{:>6} tokens{}  {:>9.1f} us  ({}; spread {:.1f} %, {} configs, {} failed)  {}{}  [{}]",
+        item.key.token, backward ? ", " + pass_text(item.key) : "", r.us,
         r.baseline_us > 0 ? fmt::format("cost model's choice {:.1f}", r.baseline_us) : "no baseline",
-        r.spread * 100, outcome.tried, outcome.failed, brief(r.config.fc1), brief(r.config.fc2),
+        r.spread * 100, outcome.tried, outcome.failed, configs,
         r.config.one_launch.max_tokens > 0 ? "; one launch " + one_launch_text(r.config) : "",
         layer_text(item.key)));
   }
@@ -324,6 +348,11 @@ int tune_verb(const TuneOptions& options, const Output& out) {
         {ErrorCode::invalid_argument,
          "name what to tune: a layer or model (--model FILE, --set NAME, or flags), or --misses FILE"});
   }
+  if (options.training.training && !options.misses.empty()) {
+    return out.fail(
+        {ErrorCode::invalid_argument,
+         "--training goes with layers; a file of --misses says of each miss which pass it is of"});
+  }
   // What is wrong with the input is told before what is missing on this machine.
   if (options.misses.empty()) {
     if (auto layers = options.input.read(nullptr); !layers) return out.fail(layers.error());
@@ -380,6 +409,8 @@ void add_tune(CLI::App& app, Action& run) {
   verb->add_option(
       "--trial-log", options->trial_log,
       "file that every trial is appended to, for report; none: no log; default beside the records");
+  options->training.add_options(
+      *verb, "tune the backward pass too: a record of its own for the four products of a layer that learns");
   options->session.add_cache(*verb);
   verb->add_option("--jobs,-j", options->session.threads,
                    "compile threads of each GPU's worker; 0: the cores shared out")

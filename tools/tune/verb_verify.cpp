@@ -43,8 +43,14 @@ class Verification {
 
   void serve(tuner::WorkerProcess& worker) {
     while (const TuningRecord* record = take()) {
-      tuner::MeasureRequest request{
-          layer_spec_of(record->key), record->key.token, tuner::Effort::normal, {record->config}};
+      tuner::MeasureRequest request{layer_spec_of(record->key), record->key.token, tuner::Effort::normal};
+      request.pass = record->key.pass;
+      request.gradient_type = record->key.gradient_type;
+      if (request.pass == TuningPass::backward) {
+        request.products = {record->backward};
+      } else {
+        request.configs = {record->config};
+      }
       auto measured = tuner::measure_all(worker, request);
       const std::lock_guard lock(mutex_);
       if (!measured) {
@@ -70,7 +76,10 @@ class Verification {
     const TuningRecord& r = *v.record;
     progress_.erase();
     Json json;
+    const std::string layer =
+        layer_text(r.key) + (r.key.pass == TuningPass::backward ? ", " + pass_text(r.key) : "");
     json.add("layer", layer_text(r.key))
+        .add("pass", pass_text(r.key))
         .add("tokens", r.key.token)
         .add("record_us", r.us)
         .add("right", v.fault.empty());
@@ -79,11 +88,10 @@ class Verification {
           .add("skewed_us", v.measurement.skewed_us)
           .add("spread", v.measurement.spread);
       out_.say(fmt::format("{:>6} tokens  right  {:>9.1f} us, the record says {:.1f} ({:+.1f} %)  [{}]",
-                           r.key.token, v.measurement.us, r.us, (v.measurement.us / r.us - 1) * 100,
-                           layer_text(r.key)));
+                           r.key.token, v.measurement.us, r.us, (v.measurement.us / r.us - 1) * 100, layer));
     } else {
       json.add("fault", v.fault);
-      out_.say(fmt::format("{:>6} tokens  WRONG  {}  [{}]", r.key.token, v.fault, layer_text(r.key)));
+      out_.say(fmt::format("{:>6} tokens  WRONG  {}  [{}]", r.key.token, v.fault, layer));
     }
     out_.event("record", json);
     progress_.update(done_.size(), records_.size());

@@ -23,7 +23,10 @@ const model::DeviceProfile& h200() {
 const char* check_record(const TuningRecord& record) {
   if (!validate(record.key)) return "a record's key is not valid";
   if (!std::isfinite(record.us) || record.us <= 0) return "a record's time is no time";
-  if (make_tuning_key(layer_spec_of(record.key), record.key.device, record.key.token) != record.key)
+  const TuningKey& of = record.key;
+  const LayerSpec spec = layer_spec_of(of);
+  if ((of.pass == TuningPass::backward ? make_backward_tuning_key(spec, of.device, of.token, of.gradient_type)
+                                       : make_tuning_key(spec, of.device, of.token)) != of)
     return "a record's key is not that of its layer";
   if (!tuningdb::check_record(record)) return "a record that was read must not be written";
   const auto key = tuningdb::read_key_text(tuningdb::key_text(record.key), "fuzz");

@@ -3,6 +3,7 @@
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
 #include "model/device_profile.hpp"
+#include "model/gradient_config.hpp"
 #include "tuningdb/aiter_csv.hpp"
 #include "tuningdb/check.hpp"
 #include "tuningdb/epochs.hpp"
@@ -24,6 +25,17 @@ TuningRecord record_of(const LayerSpec& spec, std::int64_t tokens) {
   return record;
 }
 
+TuningRecord backward_of(const LayerSpec& spec, std::int64_t tokens, GradientType type) {
+  const auto device = *model::find_profile("h200");
+  TuningRecord record = record_of(spec, tokens);
+  record.key = make_backward_tuning_key(spec, tuningdb::tuning_device(device), tokens, type);
+  record.config = {};
+  record.backward = model::predict_products(spec, tokens, device);
+  record.of_products = {1, 2, 3, 4, 0, 0, 0.25, 0};
+  record.epochs = tuningdb::current_epochs(record.backward);
+  return record;
+}
+
 std::vector<TuningRecord> records() {
   LayerSpec mixed = uniform_spec(1024, 8, 512, 2);
   mixed.expert_widths = {768, 512, 1024, 512, 768, 512, 768, 512};
@@ -33,9 +45,13 @@ std::vector<TuningRecord> records() {
   LayerSpec shared = uniform_spec(256, 8, 128, 2);
   shared.shared_widths = {256};
   shared.shared_gate = true;
-  return {record_of(uniform_spec(2048, 64, 1024, 8), 64), record_of(mixed, 16),
-          record_of(uniform_spec(256, 8, 128, 2, Activation::relu2), 4096), record_of(oai, 64),
-          record_of(shared, 64)};
+  return {record_of(uniform_spec(2048, 64, 1024, 8), 64),
+          record_of(mixed, 16),
+          record_of(uniform_spec(256, 8, 128, 2, Activation::relu2), 4096),
+          record_of(oai, 64),
+          record_of(shared, 64),
+          backward_of(mixed, 4096, GradientType::fp32),
+          backward_of(shared, 64, GradientType::layer_dtype)};
 }
 
 std::string file_text(const std::vector<TuningRecord>& all) {
