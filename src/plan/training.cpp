@@ -134,7 +134,8 @@ class BackwardRun {
     const bool wanted = a_.dtopk_weights != nullptr || spec_.shared_gate;
     const model::PartialSums sums =
         model::partial_sums(kernels_.backward.config.fc1, context_.forward.max_width);
-    auto* const partials = wanted ? at<float>(workspace_, layout_.partials) : nullptr;
+    // dh leaves them there whether anybody asks or not.
+    auto* const partials = at<float>(workspace_, layout_.partials);
     chain_.turn_back(context_.save_preactivation ? a_.saved : at<const void>(workspace_, layout_.z),
                      at<void>(workspace_, layout_.dz), z_stride(), partials, sums.of_row,
                      spec_.shared_gate ? at<const float>(workspace_, layout_.shared_weight) : nullptr);

