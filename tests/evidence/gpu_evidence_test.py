@@ -167,6 +167,20 @@ class GpuEvidence(unittest.TestCase):
         self.record(pending={"date": TODAY, "reason": "no GPU"}, digest="0", failed=2)
         self.assert_fails("2 GPU tests failed")
 
+    def test_pending_parts_may_be_missing_where_they_are_named(self):
+        pending = {"date": TODAY, "reason": "cut off"}
+        to_come = [{"name": part, "reason": "the run was cut off before it"} for part in ("sanitizer", "disassembly", "benchmark")]
+        missing = {"disassembly": None, "benchmark": None}
+        self.record(pending=pending, skipped=to_come, **missing)
+        self.assertEqual(self.check()[0], 0)
+        self.record(skipped=to_come, **missing)
+        self.assert_fails("disassembly.findings is missing")
+        self.record(pending=pending, skipped=to_come[:2], **missing)
+        self.assert_fails("benchmark is missing")
+        # What is there must be sound.
+        self.record(pending=pending, skipped=to_come, disassembly={"findings": ["LDL"]}, benchmark=None)
+        self.assert_fails("LDL")
+
 
 if __name__ == "__main__":
     unittest.main()

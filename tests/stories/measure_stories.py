@@ -282,9 +282,9 @@ class TuneTraining(GpuStory):
 
     def test_verify_runs_backward_passes_too(self):
         self.run_tune("--tokens", "64", "--training")
-        summary = self.summary(self.tune("verify", "--json"))
+        summary = self.summary(self.tune("verify", self.records, "--json"))
         self.assertEqual((summary["records"], summary["right"], summary["wrong"]), (2, 2, 0))
-        result = self.tune("verify", "--json", status=1, env={"FAKE_GPU_WRONG": "fc2_gradient"})
+        result = self.tune("verify", self.records, "--json", status=1, env={"FAKE_GPU_WRONG": "fc2_gradient"})
         (bad,) = [r for r in self.lines(result, "record") if not r["right"]]
         self.assertEqual(bad["pass"], "backward, bf16 gradients")
         self.assertIn("wrong result", bad["fault"])
@@ -312,14 +312,14 @@ class TuneTraining(GpuStory):
 class Verify(GpuStory):
     def test_every_record_is_run(self):
         self.run_tune("--tokens", "1,64")
-        summary = self.summary(self.tune("verify", "--json"))
+        summary = self.summary(self.tune("verify", self.records, "--json"))
         self.assertEqual((summary["records"], summary["right"], summary["wrong"]), (2, 2, 0))
         self.assert_says(self.tune("verify", self.records, "--gpus", "all", env={"FAKE_GPU_DEVICES": "2"}), "2 right", "the record says")
 
     def test_fault_31_wrong_and_crashing_records_are_named(self):
         self.run_tune("--tokens", "1,64")
         for what, word in (("WRONG", "wrong result"), ("CRASH", "signal")):
-            result = self.tune("verify", "--json", status=1, env={"FAKE_GPU_" + what: "whole_layer_t8"})  # of the bucket 1
+            result = self.tune("verify", self.records, "--json", status=1, env={"FAKE_GPU_" + what: "whole_layer_t8"})  # of the bucket 1
             summary = self.summary(result)
             self.assertEqual((summary["right"], summary["wrong"]), (1, 1))
             (bad,) = [r for r in self.lines(result, "record") if not r["right"]]
@@ -384,7 +384,7 @@ class Report(GpuStory):
             self.assertIn(word, page)
         self.assertEqual(page, self.page())
         self.assert_says(self.tune("report"), "share of floor", "gain", "verified")
-        self.assertEqual(len(self.lines(self.tune("report", "--json"), "record")), 3)
+        self.assertEqual(len(self.lines(self.tune("report", self.records, "--json"), "record")), 3)
 
     def test_without_a_log_and_with_one_elsewhere(self):
         self.run_tune("--tokens", "64", "--into", self.root / "db", "--trial-log", self.root / "log")
