@@ -18,7 +18,7 @@ FAKE_GPU, FAKE_NVRTC = pathlib.Path(sys.argv[3]).resolve(), pathlib.Path(sys.arg
 del sys.argv[3:5]
 
 import story  # noqa: E402 (reads its own arguments when it is imported)
-from story import PROGRAMS, Story  # noqa: E402
+from story import PROGRAMS, SOURCE, Story  # noqa: E402
 
 LAYER = ("--experts", "8", "--width", "128", "--top-k", "2", "--hidden-size", "256")
 
@@ -458,6 +458,17 @@ class Pack(GpuStory):
             path.chmod(0o755 if path.is_dir() else 0o644)
         kernels = self.serve(self.root / "image", tokens="1,64")
         self.assertEqual(len(kernels), len(self.entries(self.root / "image")))
+
+    def test_a_model_s_router_is_in_its_pack(self):
+        model = SOURCE / "models/qwen3-30b-a3b.json"
+        self.tune("pack", model, "--device", "h200", "--tokens", "64", "--out", self.root / "pack")
+        # A server of this pack alone: no cache of its own, no compiler.
+        server = {"VARMOE_CUBIN_PATH": self.root / "pack", "VARMOE_TUNING_DB": self.root / "pack" / "tuning", "VARMOE_CACHE": "off",
+                  "VARMOE_JIT": "cached_only", "VARMOE_NVRTC_LIB": "/nonexistent/libnvrtc.so"}
+        made = self.tune("compile", "--model", model, "--device", "h200", "--tokens", "64", "--json", env=server)
+        kernels = self.lines(made, "kernel")
+        self.assertIn("route", {k["stage"] for k in kernels})
+        self.assertTrue(all(k["hit"] for k in kernels))
 
     def test_fault_38_two_packs_are_the_same_bytes(self):
         self.run_tune("--tokens", "1,64", "--into", self.root / "db")

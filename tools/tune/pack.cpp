@@ -21,6 +21,7 @@
 #include "model/json_writer.hpp"
 #include "tools/common/output.hpp"
 #include "tools/common/session.hpp"
+#include "tools/tune/router_kernels.hpp"
 #include "tuningdb/record_file.hpp"
 #include "tuningdb/snapshot.hpp"
 #include "varmoe/version.hpp"
@@ -226,6 +227,18 @@ Result<PackReport> write_pack(const std::string& folder, const std::vector<Input
     if (!kernels) return kernels.error();
     for (KernelReport& kernel : *kernels) {
       if (seen.insert(kernel.key).second) report.kernels.push_back(std::move(kernel));
+    }
+  }
+  std::set<std::string> of_routers;
+  for (const RouterSpec& router : routers_of(layers)) {
+    auto requests = router_requests(router, builder);
+    if (!requests) return requests.error();
+    hooks.progress = nullptr;
+    auto built = builder.build(*std::move(requests), hooks);
+    if (!built) return built.error();
+    for (engine::BuiltKernel& kernel : *built) {
+      if (kernel.error) return *kernel.error;
+      if (of_routers.insert(kernel.report.key).second) report.kernels.push_back(std::move(kernel.report));
     }
   }
   if (toolchain.tune != TuneMode::off) {

@@ -18,6 +18,7 @@
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
+#include "tools/tune/router_kernels.hpp"
 #include "tools/tune/training_options.hpp"
 #include "tools/tune/verbs.hpp"
 
@@ -79,16 +80,6 @@ void print_kernel(const Row& row, Table& table, const Output& out) {
                           .add("error", k.error));
 }
 
-/// The routers that the layers' file describes, each once.
-std::vector<RouterSpec> routers_of(const std::vector<InputLayer>& layers) {
-  std::map<std::string, RouterSpec> routers;
-  for (const InputLayer& layer : layers)
-    if (layer.router) routers.try_emplace(router_signature(*layer.router), *layer.router);
-  std::vector<RouterSpec> distinct;
-  for (const auto& [signature, router] : routers) distinct.push_back(router);
-  return distinct;
-}
-
 int layers_with(const RouterSpec& router, const std::vector<InputLayer>& layers) {
   int count = 0;
   for (const InputLayer& layer : layers)
@@ -105,12 +96,10 @@ Status build_routers(const std::vector<InputLayer>& layers, engine::KernelBuilde
   std::vector<engine::UnitRequest> requests;
   std::vector<const RouterSpec*> router_of;
   for (const RouterSpec& router : routers) {
-    auto emitted = emit::emit_router_kernels(router);
-    if (!emitted) return emitted.error();
-    for (emit::EmittedKernel& kernel : *emitted) {
-      requests.push_back({emit::to_string(kernel.stage),
-                          fmt::format("block_threads={}", kernel.block_threads), false,
-                          builder.unit(std::move(kernel))});
+    auto of_one = router_requests(router, builder);
+    if (!of_one) return of_one.error();
+    for (engine::UnitRequest& request : *of_one) {
+      requests.push_back(std::move(request));
       router_of.push_back(&router);
     }
   }
