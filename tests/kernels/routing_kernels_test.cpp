@@ -88,7 +88,9 @@ TEST_CASE("a router's product compiles for every pair of types without spills") 
             if (!seen.insert(kernel.entry_name).second) continue;
             const std::string what =
                 std::string(emit::to_string(kernel.stage)) + ", " + router_signature(spec);
-            for (const char* arch : {"sm_80", "sm_90a"}) jobs.push_back({{what, kernel, false, 1}, arch, {}});
+            jobs.push_back({{what, kernel, false, 1}, "sm_90a", {}});
+            // The portable path differs by instructions that do not depend on the type of 16-bit inputs.
+            if (input == DType::bf16) jobs.push_back({{what, kernel, false, 1}, "sm_80", {}});
           }
         }
       }
@@ -156,12 +158,14 @@ TEST_CASE("the gradient of a router's product compiles for every set of types wi
           auto all = emit::emit_router_gradient(spec);
           REQUIRE_MESSAGE(all.ok(), (all.ok() ? std::string() : all.error().message()));
           for (std::size_t i = 1; i < all->size(); ++i) {
-            for (const char* arch : {"sm_80", "sm_90a"})
+            for (const char* arch : {"sm_80", "sm_90a"}) {
+              if (input == DType::fp16 && std::string(arch) == "sm_80") continue;
               jobs.push_back(
                   {{std::string(emit::to_string((*all)[i].stage)) + ", " + router_signature(spec.router),
                     (*all)[i], false, 1},
                    arch,
                    {}});
+            }
           }
         }
       }
