@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Tests of tools/gpu_suite_digest and tools/check_gpu_evidence on made-up trees.
+"""Tests of tools/gpu_suite_digest and tools/check_gpu_evidence on made-up trees, and of how gpu_suite merges records.
 
 usage: gpu_evidence_test.py REPOSITORY
 """
+import importlib.machinery
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -180,6 +182,20 @@ class GpuEvidence(unittest.TestCase):
         # What is there must be sound.
         self.record(pending=pending, skipped=to_come, disassembly={"findings": ["LDL"]}, benchmark=None)
         self.assert_fails("LDL")
+
+    def test_a_merged_record_has_both_runs_parts_and_is_pending_no_more(self):
+        sys.dont_write_bytecode = True
+        loader = importlib.machinery.SourceFileLoader("gpu_suite", str(TOOLS / "gpu_suite"))
+        suite = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+        loader.exec_module(suite)
+        earlier = {"passed": 127, "failed": 0, "worst_errors": {"bf16": {}}, "pending": {"date": TODAY, "reason": "cut off"}, "failures": [],
+                   "skipped": [{"name": "benchmark", "reason": "the run was cut off before it"}, {"name": "racecheck of a", "reason": "two streams"}]}
+        record = {"passed": 30, "failed": 0, "skipped": [], "failures": [], "benchmark": [{"us": 1.0}]}
+        suite.merge(record, earlier, ["benchmark"])
+        self.assertEqual(record["passed"], 157)
+        self.assertEqual([s["name"] for s in record["skipped"]], ["racecheck of a"])
+        self.assertIn("worst_errors", record)
+        self.assertNotIn("pending", record)
 
 
 if __name__ == "__main__":

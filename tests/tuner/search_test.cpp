@@ -332,6 +332,25 @@ TEST_CASE("the record holds the figures of the last measurement and what the lay
   CHECK(record.bw == doctest::Approx(floor.bytes / 155e-6 / 1e9));
 }
 
+TEST_CASE("a record of one launch for the layer says nothing of fc1, fc2 and h, which it has not") {
+  for (const bool one_launch_wins : {true, false}) {
+    Landscape landscape([&](const LayerConfig& config, Effort) {
+      Measurement m = figures(30, 20);
+      m.err1 = 1e-5;
+      if ((config.one_launch.max_tokens > 0) == one_launch_wins) m.us /= 2, m.skewed_us /= 2;
+      return m;
+    });
+    const auto outcome = search_item(landscape, item_of(kUniform, 1), h200(), {});
+    REQUIRE(outcome.ok());
+    const TuningRecord& record = outcome->record;
+    REQUIRE((record.config.one_launch.max_tokens > 0) == one_launch_wins);
+    CHECK(record.us > 0);
+    CHECK((record.us1 == 0) == one_launch_wins);
+    CHECK((record.us2 == 0) == one_launch_wins);
+    CHECK((record.err1 == 0) == one_launch_wins);
+  }
+}
+
 TEST_CASE("the same measurements give the same record and the same requests") {
   const auto run = [](std::vector<MeasureRequest>& requests) {
     Landscape landscape([](const LayerConfig& config, Effort) {
