@@ -117,20 +117,61 @@ struct Sort {
   /// Warps that have slots of [begin, end) to walk: the first ones. Few slots occupy few, and nobody looks at the others' counts.
   VARMOE_DEVICE static i32 busy_warps(i32 begin, i32 end) { return min_of(kWarps, ceil_div(end - begin, 32)); }
 
-  /// Counts slots [begin, end) into s.warp_count of the busy warps.
-  VARMOE_DEVICE static void count(const abi::SortParams& p, Shared& s, i32 begin, i32 end) {
-    const i32 busy = busy_warps(begin, end);
-    for (i32 i = threadIdx.x; i < busy * kExperts; i += kThreads) (&s.warp_count[0][0])[i] = 0;
-    __syncthreads();
+  /// Slots whose experts a lane keeps from counting to placing them; longer walks ask for them again.
+  static constexpr int kHeld = 4;
+  struct Held {
+    i32 expert[kHeld];
+  };
+
+  /// visit(slot, expert) of each slot of [first, last), 32 at a time in ascending order by all lanes alike: expert is −1 where a slot has none or is none.
+  /// The experts of kHeld steps are asked for together. `known`: those of a walk that is no longer than that are in `held`.
+  template <class Visit>
+  VARMOE_DEVICE static void walk(const abi::SortParams& p, i32 first, i32 last, Held& held, bool known, Visit visit) {
+    for (i32 base = first; base < last; base += 32 * kHeld) {
+      if (!known || last - first > 32 * kHeld) {
+#pragma unroll
+        for (int j = 0; j < kHeld; ++j) {
+          const i32 slot = base + j * 32 + lane();
+          held.expert[j] = slot < last ? expert_of(p, slot) : -1;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kHeld; ++j) {
+        if (base + j * 32 < last) visit(base + j * 32 + lane(), held.expert[j]);
+      }
+    }
+  }
+
+  /// Zeroes the counts of the first `warps` warps; a barrier has to follow. Needs nothing of earlier kernels.
+  VARMOE_DEVICE static void clear(Shared& s, i32 warps) {
+    for (i32 i = threadIdx.x; i < warps * kExperts; i += kThreads) (&s.warp_count[0][0])[i] = 0;
+  }
+
+  /// Counts slots [begin, end) into s.warp_count of the busy warps, which has been cleared.
+  VARMOE_DEVICE static void count(const abi::SortParams& p, Shared& s, i32 begin, i32 end, Held& held) {
     i32 first, last;
     warp_range(begin, end, first, last);
-    for (i32 i = first; i < last; i += 32) {
-      const i32 expert = i + lane() < last ? expert_of(p, i + lane()) : -1;
+    walk(p, first, last, held, false, [&](i32, i32 expert) {
       const u32 peers = __match_any_sync(0xffffffffu, expert);
       if (expert >= 0 && lane() == __ffs(peers) - 1) s.warp_count[warp()][expert] += __popc(peers);
       __syncwarp();
-    }
+    });
     __syncthreads();
+  }
+
+  /// Turns s.warp_count of `busy` warps into the rows of earlier warps, and tells of each expert's rows in all of them: tell(expert, rows). A barrier has to follow.
+  template <class Tell>
+  VARMOE_DEVICE static void rank_warps(Shared& s, i32 busy, Tell tell) {
+    for (i32 e = threadIdx.x; e < kExperts; e += kThreads) {
+      i32 next = 0;
+#pragma unroll 8
+      for (int w = 0; w < busy; ++w) {
+        const i32 n = s.warp_count[w][e];
+        s.warp_count[w][e] = next;
+        next += n;
+      }
+      tell(e, next);
+    }
   }
 
   /// Adds to s.total each expert's rows in all blocks, to s.fc1_outputs those in blocks before this one; sums of integers do not depend
@@ -150,45 +191,20 @@ struct Sort {
     }
   }
 
-  /// The block's rows of an expert, of slots that `busy` warps counted.
-  VARMOE_DEVICE static i32 counted(const Shared& s, i32 busy, i32 expert) {
-    i32 sum = 0;
-#pragma unroll 8
-    for (int w = 0; w < busy; ++w) sum += s.warp_count[w][expert];
-    return sum;
-  }
-
-  /// Turns s.warp_count of `busy` warps into running positions from `before(expert)` on.
-  template <class Before>
-  VARMOE_DEVICE static void positions(Shared& s, i32 busy, Before before) {
-    for (i32 e = threadIdx.x; e < kExperts; e += kThreads) {
-      i32 next = before(e);
-#pragma unroll 4
-      for (int w = 0; w < busy; ++w) {
-        const i32 n = s.warp_count[w][e];
-        s.warp_count[w][e] = next;
-        next += n;
-      }
-    }
-    __syncthreads();
-  }
-
-  /// Places slots [begin, end): s.warp_count holds where each warp's next row of each expert goes.
-  VARMOE_DEVICE static void place(const abi::SortParams& p, Shared& s, i32 begin, i32 end) {
+  /// Places slots [begin, end): s.warp_count holds an expert's rows in earlier warps, first_row(expert) where the block's begin.
+  template <class FirstRow>
+  VARMOE_DEVICE static void place(const abi::SortParams& p, Shared& s, i32 begin, i32 end, Held& held, FirstRow first_row) {
     i32 first, last;
     warp_range(begin, end, first, last);
-    for (i32 i = first; i < last; i += 32) {
-      const i32 slot = i + lane();
-      const bool exists = slot < last;
-      const i32 expert = exists ? expert_of(p, slot) : -1;
+    walk(p, first, last, held, true, [&](i32 slot, i32 expert) {
       const u32 peers = __match_any_sync(0xffffffffu, expert);
       const i32 rank = __popc(peers & ((1u << lane()) - 1u));
       i32 row = -1;
-      if (expert >= 0) row = s.warp_count[warp()][expert] + rank;
+      if (expert >= 0) row = first_row(expert) + s.warp_count[warp()][expert] + rank;
       __syncwarp();
       if (expert >= 0 && rank == 0) s.warp_count[warp()][expert] += __popc(peers);
       __syncwarp();
-      if (exists) {
+      if (slot < last) {
         if (p.slot_row != nullptr) p.slot_row[slot] = row;
         if (row >= 0) {
           p.row_source[row] = slot;
@@ -196,7 +212,7 @@ struct Sort {
           if constexpr (Layer::kWeightOnInput) p.row_weight[row] = input_weight(p, slot);
         }
       }
-    }
+    });
   }
 
   /// Exclusive prefix sum by one warp: out[0 … kExperts], out[kExperts] the total. Each value is asked for once (it may cost a
@@ -297,15 +313,16 @@ VARMOE_DEVICE void sort_single(const abi::SortParams& p) {
   auto& s = *reinterpret_cast<typename S::Shared*>(shared);
   if (S::weighs_shared(p)) return;
   S::read_table(p, s);
+  S::clear(s, S::busy_warps(0, p.tokens * Layer::kTopK));
   ptx::follow_earlier_kernels();
+  __syncthreads();
   const i32 n = S::slots(p);
-  S::count(p, s, 0, n);
-  const i32 busy = S::busy_warps(0, n);
-  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) s.total[e] = S::counted(s, busy, e);
+  typename S::Held held;
+  S::count(p, s, 0, n, held);
+  S::rank_warps(s, S::busy_warps(0, n), [&](i32 e, i32 rows) { s.total[e] = rows; });
   __syncthreads();
   S::scan_all(p, s, true);
-  S::positions(s, busy, [&](i32 e) { return s.offset[e]; });
-  S::place(p, s, 0, n);
+  S::place(p, s, 0, n, held, [&](i32 e) { return s.offset[e]; });
   S::write_schedule(p, s);
 }
 
@@ -315,14 +332,16 @@ VARMOE_DEVICE void sort_count(const abi::SortParams& p) {
   extern __shared__ Vec16 shared[];
   auto& s = *reinterpret_cast<typename S::Shared*>(shared);
   if (S::weighs_shared(p)) return;
+  S::clear(s, S::busy_warps(0, p.slots_per_block));
   ptx::follow_earlier_kernels();
+  __syncthreads();
   const i32 n = S::slots(p);
   const i32 begin = min_of(n, static_cast<i32>(blockIdx.x) * p.slots_per_block);
   const i32 end = min_of(n, begin + p.slots_per_block);
-  S::count(p, s, begin, end);
-  const i32 busy = S::busy_warps(begin, end);
-  for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads)
-    p.block_histogram[static_cast<i64>(blockIdx.x) * S::kExperts + e] = S::counted(s, busy, e);
+  typename S::Held held;
+  S::count(p, s, begin, end, held);
+  i32* histogram = p.block_histogram + static_cast<i64>(blockIdx.x) * S::kExperts;
+  S::rank_warps(s, S::busy_warps(begin, end), [&](i32 e, i32 rows) { histogram[e] = rows; });
 }
 
 template <class Layer, int kThreads>
@@ -339,12 +358,17 @@ VARMOE_DEVICE void sort_scatter(const abi::SortParams& p) {
   const i32 n = S::slots(p);
   const i32 begin = min_of(n, block * p.slots_per_block);
   const i32 end = min_of(n, begin + p.slots_per_block);
+  typename S::Held held;
   // fc1_outputs serves as scratch for the rows that earlier blocks hold.
   for (i32 e = threadIdx.x; e < S::kExperts; e += kThreads) s.total[e] = s.fc1_outputs[e] = 0;
   if (schedules) {
     S::read_table(p, s);
   } else {
-    S::count(p, s, begin, end);
+    const i32 busy = S::busy_warps(begin, end);
+    S::clear(s, busy);
+    __syncthreads();
+    S::count(p, s, begin, end, held);
+    S::rank_warps(s, busy, [](i32, i32) {});
   }
   ptx::follow_earlier_kernels();
   __syncthreads();
@@ -354,8 +378,7 @@ VARMOE_DEVICE void sort_scatter(const abi::SortParams& p) {
   if (schedules) {
     S::write_schedule(p, s);
   } else {
-    S::positions(s, S::busy_warps(begin, end), [&](i32 e) { return s.offset[e] + s.fc1_outputs[e]; });
-    S::place(p, s, begin, end);
+    S::place(p, s, begin, end, held, [&](i32 e) { return s.offset[e] + s.fc1_outputs[e]; });
   }
 }
 

@@ -38,9 +38,10 @@ struct WholeLayerShared {
   static constexpr int kRowPitch = schedule::kLayerChunk * 2 + 64, kPairPitch = kRowPitch + schedule::kLayerChunk * 2;
   static constexpr int kSlotBytes = schedule::kLayerRows / 2 * kPairPitch;
   static constexpr int kSumBytes = Config::kTokens / 8 * 512;
-  /// Sums that wait to be added: of two units of each team, all but one warp's, or of one piece.
-  static constexpr int kTeamSums = 2 * (kTeamWarps - 1);
-  static constexpr int kSums = max_of(kTeams * kTeamSums, kConsumers);
+  /// Sums that wait to be added: of two units of each team, all but one warp's; behind them those of a piece. fc1's are done with when fc2's are left, but
+  /// by way of the watcher, which racecheck does not follow.
+  static constexpr int kTeamSums = 2 * (kTeamWarps - 1), kPieceSums = kTeams * kTeamSums;
+  static constexpr int kSums = kPieceSums + kConsumers;
   using Routing = LayerRouting<Layer, Config::kTokens, 32 * kConsumers, Layer::Activation::kGated ? 8 : 16>;
 
   struct Tables {
@@ -265,13 +266,13 @@ class WholeLayer {
         add_weighted(sum, product, a);
       }
       begin = (begin + per_piece) % kConsumers;
-      // fc1's sums have all been added when h is ready, and the last piece's when the warp that adds them has come here.
+      // The last piece's sums have been added when the warp that adds them has come here.
       if (number > 0) Routing::meet();
-      if (first < classes) leave_sum(sum, first);
+      if (first < classes) leave_sum(sum, Shared::kPieceSums + first);
       Routing::meet();
       if (warp_ == 0) {
         Accumulator all = {};
-        for (i32 i = 0; i < classes; ++i) add_sum(all, i);
+        for (i32 i = 0; i < classes; ++i) add_sum(all, Shared::kPieceSums + i);
         store_out(all, piece);
       }
     }

@@ -33,7 +33,7 @@ std::int64_t one_launch_smem_bytes(const LayerSpec& spec, const OneLaunchConfig&
                                3 * (active + 1) * 4 + 3 * slots * 4 + 32 * 4 + 4;
   const std::int64_t warps = 4 * config.teams;
   const std::int64_t barriers = (warps + 3) * 8 + 2 * 4;
-  const std::int64_t sums = warps * 3 / 2 * (config.max_tokens / 8) * 512;
+  const std::int64_t sums = warps * 5 / 2 * (config.max_tokens / 8) * 512;
   return warps * kSlotBytes + sums + align16(barriers) + align16(routing);
 }
 

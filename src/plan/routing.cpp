@@ -136,6 +136,16 @@ std::size_t align_workspace_bytes(const AlignSpec& spec, std::int64_t rows) noex
   return static_cast<std::size_t>(SortGrid(rows).blocks * spec.num_experts) * sizeof(i32);
 }
 
+namespace {
+
+/// Blocks that write what is not a row: sentinels are most of the output where rows are few.
+std::int64_t align_writers(std::int64_t sorted_size) noexcept {
+  constexpr std::int64_t kPlaces = 2048, kMost = 16;
+  return std::clamp<std::int64_t>(divide_up(sorted_size, kPlaces), 1, kMost);
+}
+
+}  // namespace
+
 Status run_align(const RoutingContext& context, const AlignKernels& kernels, const AlignSpec& spec,
                  const AlignArgs& args) noexcept {
   const SortGrid grid(args.rows);
@@ -151,9 +161,11 @@ Status run_align(const RoutingContext& context, const AlignKernels& kernels, con
   p.sorted_size = static_cast<i32>(args.sorted_size);
   p.blocks = static_cast<i32>(aligned_blocks(spec, args.sorted_size));
   p.slots_per_block = static_cast<i32>(grid.slots_per_block);
-  if (args.rows <= emit::kAlignSingleRows) return launch(context, kernels.single, 1, p, args.stream);
+  const std::int64_t writers = align_writers(args.sorted_size);
+  if (args.rows <= emit::kAlignSingleRows)
+    return launch(context, kernels.single, 1 + writers, p, args.stream);
   if (auto ok = launch(context, kernels.count, grid.blocks, p, args.stream); !ok) return ok;
-  return launch(context, kernels.scatter, grid.blocks + 1, p, args.stream);  // one writes what is not a row
+  return launch(context, kernels.scatter, grid.blocks + writers, p, args.stream);
 }
 
 }  // namespace varmoe::plan

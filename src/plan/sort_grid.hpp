@@ -9,7 +9,7 @@ namespace varmoe::plan {
 /// histogram, so blocks are few and their slots many.
 struct SortGrid {
   static constexpr std::int64_t kMaxBlocks = 128;
-  static constexpr std::int64_t kMinSlots = 1024;
+  static constexpr std::int64_t kMinSlots = 512;
 
   std::int64_t slots_per_block;
   std::int64_t blocks;

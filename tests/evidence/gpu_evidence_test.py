@@ -16,6 +16,15 @@ TOOLS = pathlib.Path(sys.argv.pop(1) if len(sys.argv) > 1 else pathlib.Path(__fi
 TODAY = "2030-03-10"
 
 
+def gpu_suite():
+    """tools/gpu_suite as a module."""
+    sys.dont_write_bytecode = True
+    loader = importlib.machinery.SourceFileLoader("gpu_suite", str(TOOLS / "gpu_suite"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    return module
+
+
 class GpuEvidence(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -184,10 +193,7 @@ class GpuEvidence(unittest.TestCase):
         self.assert_fails("LDL")
 
     def test_a_merged_record_has_both_runs_parts_and_is_pending_no_more(self):
-        sys.dont_write_bytecode = True
-        loader = importlib.machinery.SourceFileLoader("gpu_suite", str(TOOLS / "gpu_suite"))
-        suite = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-        loader.exec_module(suite)
+        suite = gpu_suite()
         earlier = {"passed": 127, "failed": 0, "worst_errors": {"bf16": {}}, "pending": {"date": TODAY, "reason": "cut off"}, "failures": [],
                    "skipped": [{"name": "benchmark", "reason": "the run was cut off before it"}, {"name": "racecheck of a", "reason": "two streams"}]}
         record = {"passed": 30, "failed": 0, "skipped": [], "failures": [], "benchmark": [{"us": 1.0}]}
@@ -196,6 +202,32 @@ class GpuEvidence(unittest.TestCase):
         self.assertEqual([s["name"] for s in record["skipped"]], ["racecheck of a"])
         self.assertIn("worst_errors", record)
         self.assertNotIn("pending", record)
+
+    def test_benchmarks_run_one_at_a_time_on_each_gpu(self):
+        gpus, together = {}, []
+
+        def job(number):
+            def start(gpu):
+                self.assertNotIn(gpu, gpus.values())
+                gpus[number] = gpu
+                together.append(len(gpus))
+                return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.05)"])
+            return f"job {number}", start, number
+        ended = []
+        for process, (_, _, number) in gpu_suite().one_a_gpu([job(n) for n in range(5)], 2):
+            self.assertEqual(process.returncode, 0)
+            ended.append(number)
+            del gpus[number]
+        self.assertEqual(sorted(ended), list(range(5)))
+        self.assertEqual(max(together), 2)
+
+    def test_processes_share_all_cases(self):
+        (self.root / "bin").mkdir(exist_ok=True)
+        program = self.root / "bin/varmoe_test_gpu"
+        program.write_text("#!/bin/sh\necho '[doctest] unskipped test cases passing the current filters: 13'\n")
+        program.chmod(0o755)
+        shares = gpu_suite().Suite(self.root, 1).shares(["--test-case=small*"], 6)
+        self.assertEqual(shares, [("1/3", ["--first=1", "--last=6"]), ("2/3", ["--first=7", "--last=12"]), ("3/3", ["--first=13"])])
 
 
 if __name__ == "__main__":

@@ -53,8 +53,42 @@ TEST_CASE("small: no tokens at all") {
   for (const std::uint16_t v : out) CHECK(v == 0xffff);
 }
 
+TEST_CASE("small: many rows are sorted by two launches, on few SMs too") {
+  for (const std::int64_t tokens : {1025, 2500}) {
+    for (const int sms : {0, 1}) {
+      CAPTURE(tokens);
+      CAPTURE(sms);
+      oracle::CaseOptions options;
+      options.tokens = tokens;
+      options.routing = oracle::Routing::zipf;
+      options.invalid_fraction = 0.1;
+      const auto c = oracle::make_case(mixed_spec(), options);
+      varmoe::LayerOptions limited;
+      limited.max_sms = sms;
+      gpu::DeviceLayer layer(c, limited);
+      gpu::check_case("sort", layer);
+    }
+  }
+}
+
+TEST_CASE("many rows are sorted: from the first that take two launches to more than a thread keeps") {
+  auto spec = varmoe::uniform_spec(64, 300, 16, 8);
+  for (const oracle::Routing routing : {oracle::Routing::uniform, oracle::Routing::half_on_one}) {
+    for (const std::int64_t tokens : {383, 384, 385, 1024, 1031, 4096, 20000, 70000}) {
+      CAPTURE(static_cast<int>(routing));
+      CAPTURE(tokens);
+      oracle::CaseOptions options;
+      options.tokens = tokens;
+      options.routing = routing;
+      const auto c = oracle::make_case(spec, options);
+      gpu::DeviceLayer layer(c);
+      gpu::check_case("sort", layer);
+    }
+  }
+}
+
 TEST_CASE("small: a device-side token count") {
-  for (const std::int64_t tokens : {300, 5000}) {  // one launch sorts, two launches sort
+  for (const std::int64_t tokens : {300, 1100}) {  // one launch sorts, two launches sort
     for (const std::int64_t live : {std::int64_t{0}, std::int64_t{1}, tokens / 2 + 1, tokens, tokens + 7}) {
       CAPTURE(tokens);
       CAPTURE(live);

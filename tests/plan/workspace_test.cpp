@@ -160,13 +160,13 @@ TEST_CASE("the two-launch sort's blocks cover all slots, none is empty, and whol
   for (std::int64_t slots = 1; slots <= 2000000; slots += slots < 5000 ? 1 : 97) {
     const SortGrid grid(slots);
     const bool sound = grid.blocks >= 1 && grid.blocks <= SortGrid::kMaxBlocks &&
-                       grid.slots_per_block >= 1024 && grid.slots_per_block % 32 == 0 &&
+                       grid.slots_per_block >= SortGrid::kMinSlots && grid.slots_per_block % 32 == 0 &&
                        grid.blocks * grid.slots_per_block >= slots &&
                        (grid.blocks - 1) * grid.slots_per_block < slots;
     if (!sound) FAIL_CHECK("slots " << slots);
   }
   CHECK(SortGrid(0).blocks == 1);
-  CHECK(SortGrid(1024).blocks == 1);
-  CHECK(SortGrid(1025).blocks == 2);
+  CHECK(SortGrid(SortGrid::kMinSlots).blocks == 1);
+  CHECK(SortGrid(SortGrid::kMinSlots + 1).blocks == 2);
   CHECK(SortGrid(std::int64_t{1} << 31).blocks == 128);
 }
