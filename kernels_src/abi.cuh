@@ -54,13 +54,16 @@ struct alignas(16) ExpertBias {
   i32 reserved;
 };
 
-/// Up to block_m consecutive routed rows of one expert.
+/// Up to block_m consecutive routed rows of one expert, and what a GEMM would else look up before it may ask for weights.
 struct alignas(16) RowTile {
   i32 expert;
   i32 row_begin;   // in expert order
   i32 rows;        // 1 … block_m; 0: there to complete a cluster
-  i32 width_class;
+  i32 kind;        // kTile…
 };
+inline constexpr i32 kTileClass = 0xffff;        // the expert's width class
+inline constexpr i32 kTileUpFirst = 1 << 16;     // ExpertEntry::up_first
+inline constexpr i32 kTileReadOnce = 1 << 17;    // the expert has no other tile (or cluster of tiles): L2 need not keep its weights
 
 /// Written by the sort: where each class's row tiles begin in the two tile lists (its last entry used is the list's length).
 struct TileCounts {

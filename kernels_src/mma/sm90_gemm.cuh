@@ -32,7 +32,7 @@
 // the sort, so what the sort wrote is there. Otherwise a block waits only for the warps of its cluster.
 //
 // `Problem` (moe/fc1_sm90.cuh, moe/fc2_sm90.cuh) supplies: Config, kElement, kKn, kMakesH, tile_count(), tile(index, rank),
-// k_extent(width), up_first(expert), kWeightBoxes, load_weights(stage, barrier, tile, k, box, L2 policy), Staging, ahead(tile, first block),
+// k_extent(width), kWeightBoxes, load_weights(stage, barrier, tile, k, box, L2 policy), Staging, ahead(tile, first block),
 // what it asks for before the products, and store(tile, accumulator, staging, first block, ahead); kLongestK (of any tile; 0: not known); kTopK (slots that a row of a has)
 // and kWholeStages (K is a multiple of 64) where it gathers.
 namespace varmoe::mma {
@@ -121,6 +121,7 @@ class Sm90Gemm {
     for (u32 s = 0; s < Shared::kTileSlots; ++s) {
       slot_of(s)->expert = -1;
       ptx::mbarrier_init(shared_ + Shared::kTileFull + s * 8, 32);
+      if (Config::kGatherRows) ptx::mbarrier_init(shared_ + Shared::kTileKnown + s * 8, 1);
       ptx::mbarrier_init(shared_ + Shared::kTileEmpty + s * 8, 1 + 32 * kGatherWarps + 128 * Shared::kConsumers);
     }
     for (u32 s = 0; s < Shared::kTicketSlots; ++s) ptx::mbarrier_init(shared_ + Shared::kTicketFull + s * 8, 1);
@@ -135,8 +136,8 @@ class Sm90Gemm {
   }
 
   /// The next tile of the ring; the caller releases the slot when it has read what it needs.
-  VARMOE_DEVICE TileSlot next_tile(const Slots& at) const {
-    ptx::mbarrier_wait(shared_ + Shared::kTileFull + at.slot * 8, at.parity);
+  VARMOE_DEVICE TileSlot next_tile(const Slots& at, u32 barriers = Shared::kTileFull) const {
+    ptx::mbarrier_wait(shared_ + barriers + at.slot * 8, at.parity);
     return *slot_of(at.slot);
   }
   VARMOE_DEVICE void release_tile(const Slots& at) const { ptx::mbarrier_arrive(shared_ + Shared::kTileEmpty + at.slot * 8); }
@@ -152,12 +153,15 @@ class Sm90Gemm {
     TicketCursor ticket;
     for (i32 index = static_cast<i32>(blockIdx.x) / kCluster, number = 0;; ++number) {
       const bool more = index < count;
-      TileSlot tile = {-1, 0, 0, 0, 0, 0, 0, 0};
+      TileSlot tile = {-1, 0, 0, 0, 0, 0, {}};
       if (more) {
         const schedule::OutputTile t = problem_.tile(index, rank_);
-        const i32 expert_rows = p_.expert_offsets[t.expert + 1] - p_.expert_offsets[t.expert];
-        tile = {t.expert, t.row_begin, t.rows, t.column_tile, t.width, problem_.up_first(t.expert),
-                expert_rows <= kCluster * Config::kBlockM, 0};
+        tile = {t.expert, t.row_begin, t.rows, t.column_tile, t.width, t.kind, {}};
+      }
+      __syncwarp();  // all lanes have read what was in the slot
+      if (lane == 0) {
+        *slot_of(at.slot) = tile;
+        if (Config::kGatherRows) ptx::mbarrier_arrive(shared_ + Shared::kTileKnown + at.slot * 8);
       }
       if (Config::kGatherRows && more) {
         // Several at a time: their latencies overlap, and a register holds each. A cluster's scheduler has fewer to spare.
@@ -168,8 +172,6 @@ class Sm90Gemm {
           row_offsets(at.slot)[row_place(row)] = slot / Problem::kTopK * row_units;
         }
       }
-      __syncwarp();  // all lanes have read what was in the slot
-      if (lane == 0) *slot_of(at.slot) = tile;
       ptx::mbarrier_arrive(shared_ + Shared::kTileFull + at.slot * 8);
       at.advance();
       if (!more) {
@@ -224,10 +226,10 @@ class Sm90Gemm {
     Ring ring;
     const ptx::L2Policy keep = ptx::l2_keep_normally(), drop = ptx::l2_evict_first();
     for (Slots at;; at.advance()) {
-      const TileSlot tile = next_tile(at);
+      const TileSlot tile = next_tile(at, Shared::kTileKnown);
       release_tile(at);
       if (tile.is_end()) break;
-      const ptx::L2Policy policy = tile.read_once ? drop : keep;
+      const ptx::L2Policy policy = tile.read_once() ? drop : keep;
       if constexpr (!Problem::kMakesH) wait_for_h(tile.expert);
       const i32 stages = ceil_div(problem_.k_extent(tile.width), kBlockK);
       const u32 boxes = Config::kGatherRows ? 0 : static_cast<u32>(ceil_div(tile.rows, kRowBox));

@@ -13,11 +13,12 @@ struct alignas(16) TileSlot {
   i32 rows;
   i32 column_tile;
   i32 width;
-  i32 up_first;
-  i32 read_once;  // no other tile reads these weights: L2 need not keep them
-  i32 reserved;
+  i32 kind;       // abi::kTile…
+  i32 reserved[2];
 
   VARMOE_DEVICE bool is_end() const { return expert < 0; }
+  VARMOE_DEVICE bool read_once() const { return (kind & abi::kTileReadOnce) != 0; }
+  VARMOE_DEVICE i32 up_first() const { return (kind & abi::kTileUpFirst) != 0; }
 };
 
 /// Offsets from the start of dynamic shared memory, which is 1024-aligned. `kStagingBytes`: one consumer warpgroup's epilogue.
@@ -44,7 +45,9 @@ struct Sm90Shared {
   static constexpr u32 kEmpty = kFull + Config::kStages * 8;
   static constexpr u32 kTileFull = kEmpty + Config::kStages * 8;
   static constexpr u32 kTileEmpty = kTileFull + kTileSlots * 8;
-  static constexpr u32 kTurn = kTileEmpty + kTileSlots * 8;
+  /// A tile is known, but for where its gathered rows lie: the weights may be asked for.
+  static constexpr u32 kTileKnown = Config::kGatherRows ? kTileEmpty + kTileSlots * 8 : kTileFull;
+  static constexpr u32 kTurn = max_of(kTileEmpty, kTileKnown) + kTileSlots * 8;
   static constexpr u32 kTicketFull = kTurn + kConsumers * 8;
   static constexpr u32 kTickets = kTicketFull + kTicketSlots * 8;
   static constexpr u32 kBytes = kTickets + kTicketSlots * 4;

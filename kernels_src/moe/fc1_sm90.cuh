@@ -40,7 +40,6 @@ class Fc1Sm90 {
     return schedule::fc1_tile<Layer, kColumns, Config::kBlockM, Config::kRowStep, Config::kRaster, Config::kCluster>(p, index, rank);
   }
   VARMOE_DEVICE i32 k_extent(i32) const { return Layer::kHidden; }
-  VARMOE_DEVICE i32 up_first(i32 expert) const { return kGated && !kAdjacent ? p.experts[expert].up_first : 0; }
 
   /// Boxes of 64 weight rows (gate and up together; apart: 64 of each), so that one tensor map serves every block_n.
   static constexpr int kBoxRows = kApart ? 128 : 64;
@@ -145,7 +144,7 @@ class Fc1Sm90 {
     } else if constexpr (kGated) {
       constexpr i32 kRun = kApart ? 64 : 8;  // rows of gate, as many of up
       column = row / (2 * kRun) * kRun + row % kRun;
-      up = (row / kRun % 2 != 0) != (t.up_first != 0);
+      up = (row / kRun % 2 != 0) != (t.up_first() != 0);
     }
     column += t.column_tile * kColumns;
     const abi::ExpertBias& bias = p.biases[t.expert];
@@ -171,7 +170,7 @@ class Fc1Sm90 {
   template <Output kOutput>
   VARMOE_DEVICE static float gated(const mma::TileSlot& t, float first, float second) {
     // Operands chosen, not calls: a branch here would stand between accumulators and their next product.
-    return of<kOutput>(t.up_first ? second : first, t.up_first ? first : second);
+    return of<kOutput>(t.up_first() ? second : first, t.up_first() ? first : second);
   }
 
   /// Accumulator rows 2i and 2i+1 are gate and up of one column of h: lanes 4 apart hold the two. Afterwards the lanes of

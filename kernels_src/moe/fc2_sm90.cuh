@@ -40,7 +40,6 @@ class Fc2Sm90 {
       return width;
     }
   }
-  VARMOE_DEVICE i32 up_first(i32 expert) const { return Layer::kGateAndUp ? p.experts[expert].up_first : 0; }
 
   /// As fc1's: boxes of 64 weight rows.
   static constexpr int kWeightBoxes = Config::kBlockN / 64;
@@ -49,7 +48,7 @@ class Fc2Sm90 {
     if constexpr (Layer::kGateAndUp) {
       // K is both matrices', each to whole stages: the tensor map has them as two planes, the lower address first.
       const i32 up = k >= t.width / 2 ? 1 : 0;
-      const i32 in_half = k - up * (t.width / 2), plane = up ^ t.up_first;
+      const i32 in_half = k - up * (t.width / 2), plane = up ^ t.up_first();
       ptx::tma_load_3d<Config::kCluster>(dst + box * 8192, p.weight_maps + t.expert, barrier, policy, kKn ? c : in_half, kKn ? in_half : c, plane);
       return;
     }

@@ -34,7 +34,7 @@ struct Sort {
     i32 fc1_outputs[kExperts + 1];     // output tiles before it (runtime-width layers)
     // Of the layer's table, by position in expert_order.
     i32 order[kExperts];
-    i32 width_class[kExperts];
+    i32 kind[kExperts];                // of its row tiles, but for kTileReadOnce
     i32 fc1_columns[kExperts];         // column tiles
   };
 
@@ -43,7 +43,7 @@ struct Sort {
     for (i32 i = threadIdx.x; i < kExperts; i += kThreads) {
       const i32 e = p.expert_order[i];
       s.order[i] = e;
-      s.width_class[i] = p.experts[e].width_class;
+      s.kind[i] = p.experts[e].width_class | (p.experts[e].up_first != 0 ? abi::kTileUpFirst : 0);
       s.fc1_columns[i] = ceil_div(p.experts[e].width, p.fc1_tile_columns);
     }
   }
@@ -272,10 +272,10 @@ struct Sort {
   }
 
   /// Of row tiles [first, end) of the list, which are all those of one expert, every kParts-th from `part` on.
-  VARMOE_DEVICE static void write_tiles(abi::RowTile* list, i32 part, i32 first, i32 end, i32 begin, i32 rows, i32 step, i32 expert, i32 c) {
+  VARMOE_DEVICE static void write_tiles(abi::RowTile* list, i32 part, i32 first, i32 end, i32 begin, i32 rows, i32 step, i32 expert, i32 kind) {
     for (i32 t = first + part; t < end; t += kParts) {
       const schedule::RowRange range = schedule::row_tile(rows, end - first, step, t - first);
-      list[t] = abi::RowTile{expert, begin + range.first, range.rows, c};
+      list[t] = abi::RowTile{expert, begin + range.first, range.rows, kind};
     }
   }
 
@@ -284,9 +284,11 @@ struct Sort {
     for (i32 e = threadIdx.x; e <= kExperts; e += kThreads) p.expert_offsets[e] = s.offset[e];
     for (i32 j = threadIdx.x; j < kParts * kExperts; j += kThreads) {
       const i32 i = j % kExperts, part = j / kExperts;
-      const i32 e = s.order[i], c = s.width_class[i];
-      write_tiles(p.fc1_tiles, part, s.fc1_first[i], s.fc1_first[i + 1], s.offset[e], s.total[e], p.fc1_row_step, e, c);
-      write_tiles(p.fc2_tiles, part, s.fc2_first[i], s.fc2_first[i + 1], s.offset[e], s.total[e], p.fc2_row_step, e, c);
+      const i32 e = s.order[i];
+      write_tiles(p.fc1_tiles, part, s.fc1_first[i], s.fc1_first[i + 1], s.offset[e], s.total[e], p.fc1_row_step, e,
+                  s.kind[i] | schedule::read_once(s.fc1_first[i + 1] - s.fc1_first[i], p.fc1_cluster));
+      write_tiles(p.fc2_tiles, part, s.fc2_first[i], s.fc2_first[i + 1], s.offset[e], s.total[e], p.fc2_row_step, e,
+                  s.kind[i] | schedule::read_once(s.fc2_first[i + 1] - s.fc2_first[i], p.fc2_cluster));
       if (p.h_pending != nullptr && part == 0) p.h_pending[e] = (s.fc1_first[i + 1] - s.fc1_first[i]) * s.fc1_columns[i];
     }
     for (i32 c = threadIdx.x; c <= p.classes; c += kThreads) {

@@ -10,6 +10,9 @@ VARMOE_SHARED_CODE constexpr i32 row_tile_count(i32 rows, i32 block_m, i32 clust
   return ceil_div(ceil_div(rows, block_m), cluster) * cluster;
 }
 
+/// abi::kTileReadOnce of an expert with `tiles` tiles, or 0.
+VARMOE_SHARED_CODE constexpr i32 read_once(i32 tiles, i32 cluster) { return tiles <= cluster ? abi::kTileReadOnce : 0; }
+
 /// Rows of each tile but the last, where `rows` rows make `tiles` = row_tile_count(…) tiles: equal heights in steps of `step`
 /// rows. With a step of block_m all but the last are full. `step` divides block_m, so that no height exceeds it and, of tiles
 /// that are not there to complete a cluster, none is left without rows.

@@ -18,6 +18,7 @@ struct OutputTile {
   i32 rows;
   i32 column_tile;
   i32 width;
+  i32 kind;  // abi::kTile…
 };
 
 /// The greatest width; 0 where widths are not compiled in.
@@ -64,7 +65,7 @@ VARMOE_SHARED_CODE OutputTile fc1_tile(const i32* begin, const abi::RowTile* til
   }
   const TileCoordinate at = raster<kGroup>(index, row_tiles, columns);
   const abi::RowTile t = tiles[first + at.row_tile * kCluster + rank];
-  return {t.expert, t.row_begin, t.rows, at.column_tile, width};
+  return {t.expert, t.row_begin, t.rows, at.column_tile, width, t.kind};
 }
 
 /// K of fc2: the width; of a backward pass's product with both of fc1's matrices (kGateAndUp) each one's in whole stages of 64, as
@@ -78,7 +79,7 @@ VARMOE_SHARED_CODE i32 fc2_width(const abi::RowTile& t, const abi::ExpertEntry* 
   } else if constexpr (Layer::kClasses == 1) {
     return Layer::width(0);
   } else {
-    return Layer::width(t.width_class);
+    return Layer::width(t.kind & abi::kTileClass);
   }
 }
 
@@ -88,7 +89,7 @@ VARMOE_SHARED_CODE OutputTile fc2_tile(const abi::RowTile* tiles, const abi::Exp
                                        i32 rank = 0) {
   const TileCoordinate at = raster<kGroup>(index, row_tiles / kCluster, ceil_div(Layer::kHidden, kColumns));
   const abi::RowTile t = tiles[at.row_tile * kCluster + rank];
-  return {t.expert, t.row_begin, t.rows, at.column_tile, fc2_width<Layer>(t, experts)};
+  return {t.expert, t.row_begin, t.rows, at.column_tile, fc2_width<Layer>(t, experts), t.kind};
 }
 
 /// The last position p of [0, n) with prefix[p] ≤ value, where prefix ascends and prefix[n] > value.
@@ -118,7 +119,8 @@ VARMOE_SHARED_CODE OutputTile fc1_tile_runtime(const i32* prefix, const i32* exp
   const i32 row_tiles = row_tile_count(rows, kBlockM, kCluster);
   const TileCoordinate at = raster<kGroup>(index - prefix[p] / kCluster, row_tiles / kCluster, ceil_div(width, kColumns));
   const RowRange range = row_tile(rows, row_tiles, kRowStep, at.row_tile * kCluster + rank);
-  return {expert, begin + range.first, range.rows, at.column_tile, width};
+  const i32 kind = (experts[expert].up_first != 0 ? abi::kTileUpFirst : 0) | read_once(row_tiles, kCluster);
+  return {expert, begin + range.first, range.rows, at.column_tile, width, kind};
 }
 
 /// fc1's output tiles, by the parameters of its kernel: compiled-in classes or runtime widths.

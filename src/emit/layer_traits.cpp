@@ -261,7 +261,7 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(ExpertEntry, down);
       VARMOE_OFFSET(ExpertEntry, width);
       VARMOE_SIZE(RowTile);
-      VARMOE_OFFSET(RowTile, width_class);
+      VARMOE_OFFSET(RowTile, kind);
       VARMOE_SIZE(TileCounts);
       VARMOE_OFFSET(TileCounts, fc2_begin);
       VARMOE_OFFSET(ExpertEntry, up_first);

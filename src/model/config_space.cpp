@@ -251,7 +251,8 @@ std::int64_t wgmma_smem_bytes(const LayerSpec& spec, GemmStage stage, const Gemm
   const bool gathers = stage == GemmStage::fc1 && c.gather == GatherMode::fused;
   const std::int64_t offsets = gathers ? kSlots * ((c.block_m + 31) / 32 * 32) * 4 : 0;
   return gemm_smem_bytes(c) + 2 * wgmma_staging_bytes(spec, stage, c) + kSlots * 32 + offsets +
-         (2 * std::int64_t{c.stages} + 2 * kSlots + 2) * 8 + (c.cluster > 1 ? 8 * (8 + 4) : 0);
+         (2 * std::int64_t{c.stages} + (gathers ? 3 : 2) * kSlots + 2) * 8 +
+         (c.cluster > 1 ? 8 * (8 + 4) : 0);
 }
 
 std::int64_t accumulators_per_thread(const GemmConfig& c) {

@@ -304,7 +304,8 @@ TEST_CASE("wgmma: one block an SM, and copied rows need no offsets") {
   GemmConfig copied = wgmma(80, 128, 3);
   const std::int64_t fused = wgmma_smem_bytes(gated(), GemmStage::fc1, copied);
   copied.gather = GatherMode::copy;
-  CHECK(fused - wgmma_smem_bytes(gated(), GemmStage::fc1, copied) == 4 * 96 * 4);  // four slots, rows by 32
+  // Four slots, rows by 32, and a barrier that says that a tile is known before its rows are.
+  CHECK(fused - wgmma_smem_bytes(gated(), GemmStage::fc1, copied) == 4 * (96 * 4 + 8));
   // fc2 never gathers.
   GemmConfig plain_rows = copied;
   plain_rows.gather = GatherMode::fused;

@@ -54,8 +54,10 @@ inline SortedRows sort_rows(const DeviceTable& table, const std::vector<i32>& ro
         const i32 height = round_up((rows_of[at] + count - 1) / count, row_step > 0 ? row_step : block_m);
         for (i32 tile = 0, row = 0; tile < count; ++tile, row += height) {
           const i32 rows = std::clamp(rows_of[at] - row, 0, height);
-          tiles.push_back(
-              {e, out.expert_offsets[at] + (rows > 0 ? row : 0), rows, table.entries[at].width_class});
+          const i32 kind = table.entries[at].width_class |
+                           (table.entries[at].up_first != 0 ? abi::kTileUpFirst : 0) |
+                           (rows_of[at] <= cluster * block_m ? abi::kTileReadOnce : 0);
+          tiles.push_back({e, out.expert_offsets[at] + (rows > 0 ? row : 0), rows, kind});
         }
       }
     }
