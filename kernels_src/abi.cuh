@@ -23,7 +23,7 @@ using u64 = unsigned long long;
 namespace varmoe::abi {
 
 /// Raised whenever a structure below changes meaning.
-inline constexpr int kAbiVersion = 7;
+inline constexpr int kAbiVersion = 8;
 /// Width classes that a specialised kernel may have.
 inline constexpr int kMaxClasses = 16;
 
@@ -318,14 +318,15 @@ struct GemmParams {
   const ExpertBias* biases;      // [E]; null without biases
   const float* row_weight;       // [rows] weight on input: fc1's; g's
   TensorMap row_map;             // wgmma, rows by box: a as [rows, K]
-  void* z;                       // fc1 of a forward that trains: gate, and up round_up(width, 64) columns on
+  void* z;                       // fc1 of a forward that trains: gate, and up round_up(width, 64) columns on; of weight on input without weight and bias
   i64 z_stride;                  // elements
-  // Of g = dout·W2, fc1 of a layer turned round: reads z, and instead of g writes w·h to `out` and what follows.
+  // Of g = dout·W2, fc1 of a layer turned round: reads z, and instead of g writes w·h to `out` (of weight on input h) and what follows.
   void* dz;                      // [rows, z_stride]: as z; alternating where W1's gate and up alternate
-  float* partials;               // [rows, partial_stride] ⟨g, h⟩ over each span of columns
+  float* partials;               // [rows, partial_stride] over each span of columns ⟨g, h⟩, or of weight on input ⟨dz/w, z⟩
   const float* shared_weight;    // [tokens], of layers with a shared gate
   i32 partial_stride;
   i32 reserved;
+  void* unweighted_dz;           // as dz, rows not multiplied by their weights: of weight on input with biases (`biases` is the forward's there)
 };
 
 /// Where one expert's gradients go: as ExpertEntry and ExpertBias, of elements of two or four bytes.
@@ -414,9 +415,9 @@ struct BiasGradientParams {
   const GradientEntry* gradients;  // [E]
   const i32* expert_offsets;       // [E + 1]
   const i32* row_source;
-  const void* rows;                // dz
+  const void* rows;                // dz; of weight on input unweighted
   const void* dout;
-  const float* topk_weights;       // [tokens, k]
+  const float* topk_weights;       // [tokens, k]; not read of weight on input
   i64 rows_stride;                 // elements
   i64 dout_stride;
   i32 experts;

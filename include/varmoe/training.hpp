@@ -20,6 +20,9 @@
 /// - dx_t = Σ W1ᵀ·dz_r over the token's rows, in ascending slot;
 /// - dW1 = Σ dz_r ⊗ x_t, dW2 = Σ dout_t ⊗ w_r·h_r, db1 = Σ dz_r, db2 = Σ w_r·dout_t over the expert's rows.
 ///
+/// With weight_on_input z_r = w_r·(W1·x_t) + b1 and routed rows are summed as they are: dw_r = ⟨dz_r, W1·x_t⟩ of dz_r = g_r ∘ activation'(z_r), and
+/// dx_t = Σ w_r·W1ᵀ·dz_r, dW1 = Σ w_r·dz_r ⊗ x_t, dW2 = Σ dout_t ⊗ h_r, db1 = Σ dz_r, db2 = Σ dout_t. A weight may be 0.
+///
 /// A shared expert's rows weigh 1, or σ(x_t·w_g) with a shared gate: then s_t = σ(1 − σ)·Σ dw_r over the token's shared rows,
 /// dw_g = Σ s_t·x_t, and dx_t has s_t·w_g in it.
 ///
@@ -67,8 +70,6 @@ struct BackwardArgs {
 };
 
 /// A layer on an engine with its backward pass. Thread-safe as Layer is. All tokens go in one piece.
-///
-/// Not in this version (`unsupported`): weight_on_input.
 class VARMOE_API TrainingLayer {
  public:
   TrainingLayer(TrainingLayer&&) noexcept;

@@ -5,7 +5,7 @@
 #include "ptx/grid_dependency.cuh"
 #include "ptx/memory.cuh"
 
-// Biases' gradients: sums over an expert's rows of dz (fc1), or of w·dout (fc2). A block an expert and 256 columns: its warps take every
+// Biases' gradients: sums over an expert's rows of dz (fc1), or of w·dout (fc2; unless kWeighted, of dout). A block an expert and 256 columns: its warps take every
 // kWarps-th row, then add up in order.
 namespace varmoe::moe {
 
@@ -33,7 +33,7 @@ VARMOE_DEVICE void bias_gradient(const abi::BiasGradientParams& p) {
       const char* from = static_cast<const char*>(p.rows) + (row * p.rows_stride + column) * 2;
       if constexpr (Gradient::kFc2) {
         const u32 source = static_cast<u32>(p.row_source[row]);
-        weight = p.topk_weights[source];
+        if constexpr (Gradient::kWeighted) weight = p.topk_weights[source];
         from = static_cast<const char*>(p.dout) + (static_cast<i64>(source / Gradient::kTopK) * p.dout_stride + column) * 2;
       }
       const Vec16 v = ptx::load16_streaming(from);

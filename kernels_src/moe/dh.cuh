@@ -64,7 +64,7 @@ class Dh : public Fc1<Layer, Config_> {
         g[2 * m] = __uint_as_float(even[m]);
         g[2 * m + 1] = __uint_as_float(odd[m]);
       }
-      Backward backward(p, row, column, t.width);
+      Backward backward(p, t.expert, row, column, t.width);
       typename Backward::Z z;
       backward.load(z, mine && column < t.width);
       backward.store(g, z, weight, part, mine && column < Backward::whole(t.width));
@@ -78,7 +78,7 @@ class Dh : public Fc1<Layer, Config_> {
     if (end < t.width) return;
     const i32 chunks = (Backward::whole(t.width) - end) / 8;
     for (i32 i = static_cast<i32>(threadIdx.x); i < t.rows * chunks; i += Base::kThreads)
-      Backward(p, t.row_begin + i / chunks, end + i % chunks * 8, t.width).store_zeroes();
+      Backward(p, t.expert, t.row_begin + i / chunks, end + i % chunks * 8, t.width).store_zeroes();
   }
 };
 

@@ -4,8 +4,8 @@
 #include "ptx/memory.cuh"
 
 // What the epilogues of g = dout·W2 (moe/dh.cuh, moe/dh_sm90.cuh) know of a routed row. From g they make dz and w·h
-// (epilogue/activation_backward.cuh), and of ⟨g, h⟩ a partial sum over each span of columns that one warp or warpgroup has;
-// moe/topk_weight_gradient.cuh adds those up.
+// (epilogue/activation_backward.cuh), and of the gradient of the row's weight a partial sum over each span of columns that one warp or
+// warpgroup has; moe/topk_weight_gradient.cuh adds those up.
 namespace varmoe::moe {
 
 /// Layer (emitted): kTopK, kSharedExperts, kSharedGate, kExperts.

@@ -58,21 +58,22 @@ class DhSm90 : public Fc1Sm90<Layer, Config_> {
     const i32 begin = first_column(t, first_block), column = begin + Staging::chunk() * 8;
     const i32 rows = begin < t.width ? t.rows : 0, span = begin / kSpan;
     const bool there = column < t.width, stored = column < Backward::whole(t.width);
-    Backward backward(p, t.row_begin + Staging::row(), column, t.width);
-    // Of the next pass: asked for before this one's sums are staged.
+    Backward backward(p, t.expert, t.row_begin + Staging::row(), column, t.width);
+    // Of the next pass: asked for before this one's sums are staged, where registers allow.
     typename Backward::Z next;
     float next_weight;
     const auto ask = [&](i32 row) {
       next_weight = Row::weight(p, t.expert, t.row_begin + row, row < rows);
       backward.load(next, there && row < rows);
     };
-    ask(Staging::row());
+    if constexpr (Backward::kLoadsAhead) ask(Staging::row());
 #pragma unroll 1
     for (i32 pass = 0; pass * Staging::kRows < rows; ++pass) {
       const i32 row = pass * Staging::kRows + Staging::row();
+      if constexpr (!Backward::kLoadsAhead) ask(row);
       const typename Backward::Z z = next;
       const float weight = next_weight;
-      ask(row + Staging::kRows);
+      if constexpr (Backward::kLoadsAhead) ask(row + Staging::kRows);
       sums.begin();
       put<0, ceil_div(Config::kBlockM, Staging::kRows)>(sums, acc, pass);
       sums.meet();

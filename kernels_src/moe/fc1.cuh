@@ -11,9 +11,10 @@
 #include "tile/operand_weights.cuh"
 
 // fc1: h[r, :] = activation(x[token(r)] · W1ᵀ of r's expert), rounded once. Before the activation the sums are multiplied by the row's
-// weight (weight on input: x·w is linear up to there) and get the expert's bias.
+// weight (weight on input: x·w is linear up to there) and get the expert's bias. Of weight on input z is kept as it was before both: the
+// weight's gradient is made of it, and a weight may be 0.
 //
-// Layer (emitted): kElement, kHidden, kExperts, kTopK, kClasses, width(c), kFc1Kn, kInterleaved, kBias, kWeightOnInput, Activation.
+// Layer (emitted): kElement, kHidden, kExperts, kTopK, kClasses, width(c), kFc1Kn, kInterleaved, kBias, kWeightOnInput, kSavesZ, Activation.
 // Config (emitted): kBlockM, kBlockN, kBlockK, kStages, kWarpsM, kWarpsN, kRaster, kFusedGather.
 namespace varmoe::moe {
 
@@ -78,20 +79,23 @@ class Fc1 {
   };
 
   VARMOE_DEVICE void epilogue(const schedule::OutputTile& t, typename Warp::Accumulator& acc) const {
+    if constexpr (Layer::kSavesZ && Layer::kWeightOnInput) store_z(t, acc);
     if constexpr (Layer::kBias || Layer::kWeightOnInput) {
       epilogue::scale_and_bias<Warp, kElement, Layer::kBias, Layer::kWeightOnInput>(
           acc, [&](int pair, int block, int element) { return bias_of(t, pair, block, element); }, p.row_weight + t.row_begin, t.rows);
     }
     store_as<Output::h>(t, acc, p.out, p.out_stride);
-    if constexpr (Layer::kSavesZ) {
-      store_as<Output::gate>(t, acc, p.z, p.z_stride);
-      if constexpr (kGated) store_as<Output::up>(t, acc, static_cast<char*>(p.z) + ceil_div(t.width, 64) * 128, p.z_stride);
-    }
+    if constexpr (Layer::kSavesZ && !Layer::kWeightOnInput) store_z(t, acc);
   }
 
  private:
   /// What becomes of a column's gate and up (an ungated layer's value is `gate`).
   enum class Output { h, gate, up };
+
+  VARMOE_DEVICE void store_z(const schedule::OutputTile& t, typename Warp::Accumulator& acc) const {
+    store_as<Output::gate>(t, acc, p.z, p.z_stride);
+    if constexpr (kGated) store_as<Output::up>(t, acc, static_cast<char*>(p.z) + ceil_div(t.width, 64) * 128, p.z_stride);
+  }
 
   template <Output kOutput>
   VARMOE_DEVICE void store_as(const schedule::OutputTile& t, typename Warp::Accumulator& acc, void* to, i64 stride) const {

@@ -69,21 +69,20 @@ class Fc1Sm90 {
   /// `first_block`: of this group in the weight tile. Columns up to the next multiple of 64 are written, as the zeroes that they
   /// are (weights beyond the width arrive as zero, their bias is zero, and every activation of 0 is 0): fc2 multiplies whole stages.
   VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block, const Ahead& ahead) const {
+    if constexpr (Layer::kSavesZ && Layer::kWeightOnInput) store_z(t, acc, rows, first_block);
     ahead.apply(acc, p.row_weight, t.row_begin, t.rows);
     store_as<Output::h>(t, acc, rows, first_block, p.out, p.out_stride);
-    if constexpr (Layer::kSavesZ) {
-      if constexpr (kGated) {
-        store_as<Output::gate>(t, acc, rows, first_block, p.z, p.z_stride);
-        store_as<Output::up>(t, acc, rows, first_block, static_cast<char*>(p.z) + ceil_div(t.width, 64) * 128, p.z_stride);
-      } else {
-        store_as<Output::gate>(t, acc, rows, first_block, p.z, p.z_stride);
-      }
-    }
+    if constexpr (Layer::kSavesZ && !Layer::kWeightOnInput) store_z(t, acc, rows, first_block);
   }
 
  private:
   /// What becomes of a column's gate and up (an ungated layer's value is `gate`).
   enum class Output { h, gate, up };
+
+  VARMOE_DEVICE void store_z(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block) const {
+    store_as<Output::gate>(t, acc, rows, first_block, p.z, p.z_stride);
+    if constexpr (kGated) store_as<Output::up>(t, acc, rows, first_block, static_cast<char*>(p.z) + ceil_div(t.width, 64) * 128, p.z_stride);
+  }
 
   template <Output kOutput>
   VARMOE_DEVICE void store_as(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block, void* to, i64 stride_elements) const {

@@ -6,11 +6,12 @@
 #include "ptx/memory.cuh"
 #include "schedule/tile_map.cuh"
 
-// The gradient of each slot's weight, ⟨g, h⟩ (+ ⟨b2, dout_t⟩): the partial sums that the epilogues of g = dout·W2 left for its row, in
-// ascending column. Slots that name no expert here get 0.
+// The gradient of each slot's weight, ⟨g, h⟩ (+ ⟨b2, dout_t⟩), or ⟨dz/w, z⟩ of weight on input: the partial sums that the epilogues of
+// g = dout·W2 left for its row, in ascending column. Slots that name no expert here get 0.
 namespace varmoe::moe {
 
-/// Layer (emitted): kElement, kHidden, kExperts, kTopK, kSharedExperts, kUniformWidth (0: widths differ), kSharedGate, kBias.
+/// Layer (emitted): kElement, kHidden, kExperts, kTopK, kSharedExperts, kUniformWidth (0: widths differ), kSharedGate, kBias
+/// (fc2's, which a weight multiplies: not of weight on input).
 template <class Layer, int kThreads>
 class TopkWeightGradient {
   static constexpr int kTopK = Layer::kTopK;

@@ -47,8 +47,8 @@ float sum_of(const float* lanes) {
 
 /// Offsets in bytes, 256-byte aligned.
 struct Backward::Layout {
-  std::size_t expert_rows, tasks[5], row_slot, slot_row, g, dz, dz_across, wh_across, x_rows, dout_rows,
-      dx_rows, dw, gates, gate_slopes, scratch, total_bytes = 0;
+  std::size_t expert_rows, tasks[5], row_slot, slot_row, g, dz, dz_across, bias_across, wh_across, x_rows,
+      dout_rows, dx_rows, dw, gates, gate_slopes, scratch, total_bytes = 0;
 
   Layout(const LayerSpec& spec, std::int64_t tokens, int threads) noexcept {
     const auto take = [&](std::size_t count, std::size_t bytes) {
@@ -68,6 +68,8 @@ struct Backward::Layout {
     g = take(half, sizeof(float));
     dz = take(z, 2);
     dz_across = take(z, 2);
+    // dz without weights, which b1's gradient is of where they multiply the input.
+    bias_across = take(spec.bias && spec.weight_on_input ? z : 0, 2);
     wh_across = take(half, 2);
     x_rows = take(rows * hidden, 2);
     dout_rows = take(rows * hidden, 2);
@@ -118,6 +120,8 @@ Backward::Backward(const LayerSpec& spec, const std::vector<ExpertWeights>& expe
   at(layout.g, g_);
   at(layout.dz, dz_);
   at(layout.dz_across, dz_across_);
+  at(layout.bias_across, bias_across_);
+  if (!(spec.bias && spec.weight_on_input)) bias_across_ = dz_across_;
   at(layout.wh_across, wh_across_);
   at(layout.x_rows, x_rows_);
   at(layout.dout_rows, dout_rows_);
@@ -183,6 +187,27 @@ float Backward::weight_of(std::int64_t row) const noexcept {
   return slots_.weight_of(row_slot_[row], shared_gate_ != nullptr ? gates_[token_of(row)] : 1.0f);
 }
 
+Backward::RowWeights Backward::weights_of(std::int64_t row) const noexcept {
+  const float weight = weight_of(row);
+  // A shared gate is of the output.
+  if (spec_.weight_on_input && slots_.routed(row_slot_[row])) return {weight, 1.0f};
+  return {1.0f, weight};
+}
+
+void Backward::weigh_and_bias(const ExpertWeights& w, std::int64_t begin, std::int64_t count, float weight,
+                              float* gate, float* up) const noexcept {
+  float bias[kTileOutputs];
+  const auto half = [&](float* z, const void* from) {
+    for (std::int64_t i = 0; i < count; ++i) z[i] *= weight;
+    if (from == nullptr) return;
+    for (std::int64_t i = 0; i < count; ++i)
+      kernels_.widen(spec_.dtype, elements(from) + (begin + i) * w.fc1_bias_stride, 1, bias + i);
+    for (std::int64_t i = 0; i < count; ++i) z[i] += bias[i];
+  };
+  if (gated_) half(gate, w.gate_bias);
+  half(up, w.up_bias);
+}
+
 const std::uint16_t* Backward::x_row(std::int64_t token) const noexcept {
   return elements(args_.x) + token * x_stride_;
 }
@@ -238,12 +263,19 @@ void Backward::slopes(std::int64_t task) noexcept {
   std::uint16_t* const up_across = dz_across_ + first * place.stride;
   std::uint16_t* const gate_across = up_across + width * rows;
   std::uint16_t* const h_across = wh_across_ + first * columns_;
-  float weights[kTileRows], lanes[kTileRows][kSumLanes] = {};
-  for (int m = 0; m < t.rows; ++m) weights[m] = weight_of(t.first_row + m);
+  RowWeights weights[kTileRows];
+  float lanes[kTileRows][kSumLanes] = {};
+  for (int m = 0; m < t.rows; ++m) weights[m] = weights_of(t.first_row + m);
+  // Rows of a tile are all of routed experts or all of shared ones.
+  const bool on_input = spec_.weight_on_input && slots_.routed(row_slot_[t.first_row]);
+  const bool both = args_.weight_gradients && spec_.bias && on_input;
+  std::uint16_t* const up_bias_across = bias_across_ + first * place.stride;
+  std::uint16_t* const gate_bias_across = up_bias_across + width * rows;
   float gate[kTileOutputs], up[kTileOutputs], g[kTileOutputs], h[kTileOutputs], d_gate[kTileOutputs],
-      d_up[kTileOutputs];
+      d_up[kTileOutputs], kept_gate[kTileOutputs], kept_up[kTileOutputs];
   std::uint16_t gate_bits[kTileRows][kTileOutputs], up_bits[kTileRows][kTileOutputs],
-      h_bits[kTileRows][kTileOutputs];
+      h_bits[kTileRows][kTileOutputs], plain_gate_bits[kTileRows][kTileOutputs],
+      plain_up_bits[kTileRows][kTileOutputs];
   for (std::int64_t begin = 0; begin < width; begin += kTileOutputs) {
     const std::int64_t count = std::min<std::int64_t>(kTileOutputs, width - begin);
     for (int m = 0; m < t.rows; ++m) {
@@ -251,15 +283,31 @@ void Backward::slopes(std::int64_t task) noexcept {
       const std::uint16_t* z = z_ + row * place.stride + begin;
       if (gated_) kernels_.widen(dtype, z, count, gate);
       kernels_.widen(dtype, z + place.up, count, up);
+      if (on_input) {
+        std::copy_n(gate, gated_ ? count : 0, kept_gate);
+        std::copy_n(up, count, kept_up);
+        weigh_and_bias(experts_[static_cast<std::size_t>(t.expert)], begin, count, weights[m].input, gate,
+                       up);
+      }
       std::copy_n(g_ + row * columns_ + begin, count, g);
       activation_slopes(spec_.activation, spec_.activation_params, gate, up, count, h, d_gate, d_up);
-      add_products(g, h, count, lanes[m]);
-      kernels_.scale_round(dtype, h, weights[m], count, h_bits[m]);
+      if (!on_input) add_products(g, h, count, lanes[m]);
+      kernels_.scale_round(dtype, h, weights[m].output, count, h_bits[m]);
       std::uint16_t* dz = dz_ + row * place.stride;
-      for (std::int64_t i = 0; i < count; ++i) g[i] *= weights[m];
+      for (std::int64_t i = 0; i < count; ++i) g[i] *= weights[m].output;
+      if (on_input) {
+        // dz without weights; ⟨dz, W1·x⟩ is the weight's gradient.
+        const auto half = [&](float* slope, const float* kept, std::uint16_t* bits) {
+          for (std::int64_t i = 0; i < count; ++i) slope[i] *= g[i];
+          add_products(slope, kept, count, lanes[m]);
+          if (both) kernels_.scale_round(dtype, slope, 1.0f, count, bits);
+        };
+        if (gated_) half(d_gate, kept_gate, plain_gate_bits[m]);
+        half(d_up, kept_up, plain_up_bits[m]);
+      }
       const auto round = [&](float* slope, std::uint16_t* bits, std::uint16_t* to, std::int64_t step) {
-        for (std::int64_t i = 0; i < count; ++i) slope[i] *= g[i];
-        kernels_.scale_round(dtype, slope, 1.0f, count, bits);
+        for (std::int64_t i = 0; !on_input && i < count; ++i) slope[i] *= g[i];
+        kernels_.scale_round(dtype, slope, weights[m].input, count, bits);
         for (std::int64_t i = 0; i < count; ++i) to[i * step] = bits[i];
       };
       if (joint_) {
@@ -278,8 +326,12 @@ void Backward::slopes(std::int64_t task) noexcept {
     if (gated_) across(gate_bits, gate_across);
     across(up_bits, up_across);
     across(h_bits, h_across);
+    if (!both) continue;
+    if (gated_) across(plain_gate_bits, gate_bias_across);
+    across(plain_up_bits, up_bias_across);
   }
-  const void* bias = experts_[static_cast<std::size_t>(t.expert)].down_bias;
+  // What a weight multiplies has b2 in it, where it is the output's.
+  const void* bias = on_input ? nullptr : experts_[static_cast<std::size_t>(t.expert)].down_bias;
   for (int m = 0; m < t.rows; ++m) {
     const std::int64_t row = t.first_row + m;
     float sum = sum_of(lanes[m]);
@@ -383,8 +435,8 @@ void Backward::fc1_gradient(std::int64_t task, float* scratch) noexcept {
   const bool gate = gated_ && local % 2 == 1;
   const Tile t = gradient_tile(e, width, hidden_, gated_ ? local / 2 : local);
   const ExpertGradients& to = gradients_.expert(e);
-  const std::uint16_t* dz = dz_across_ + expert_rows_[e] * z_rows(spec_).stride + (gate ? width * rows : 0);
-  outer(dz, x_rows_, e, t, scratch);
+  const std::int64_t at = expert_rows_[e] * z_rows(spec_).stride + (gate ? width * rows : 0);
+  outer(dz_across_ + at, x_rows_, e, t, scratch);
   gradients_.put_tile(kernels_, gate ? to.gate : to.up, t.first_row, t.rows, t.first_output, t.outputs,
                       scratch + kProductScratch, args_.accumulate_weight_gradients);
   const GradientVector& bias = gate ? to.gate_bias : to.up_bias;
@@ -394,7 +446,7 @@ void Backward::fc1_gradient(std::int64_t task, float* scratch) noexcept {
     sums[j] = 0;
     for (std::int64_t r = 0; r < rows; r += kTileOutputs) {
       const std::int64_t count = std::min<std::int64_t>(kTileOutputs, rows - r);
-      kernels_.widen(spec_.dtype, dz + (t.first_row + j) * rows + r, count, piece);
+      kernels_.widen(spec_.dtype, bias_across_ + at + (t.first_row + j) * rows + r, count, piece);
       for (std::int64_t i = 0; i < count; ++i) sums[j] += piece[i];
     }
   }
@@ -415,7 +467,7 @@ void Backward::fc2_gradient(std::int64_t task, float* scratch) noexcept {
   if (to.down_bias.base == nullptr || t.first_row != 0) return;
   float sums[kTileOutputs] = {}, row[kTileOutputs];
   for (std::int64_t r = expert_rows_[e]; r < expert_rows_[e + 1]; ++r) {
-    const float weight = weight_of(r);
+    const float weight = weights_of(r).output;
     kernels_.widen(spec_.dtype, dout_rows_ + r * hidden_ + t.first_output, t.outputs, row);
     for (int i = 0; i < t.outputs; ++i) sums[i] += weight * row[i];
   }

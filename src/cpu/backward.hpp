@@ -59,6 +59,14 @@ class Backward {
 
   std::int64_t rows_of(std::int64_t e) const noexcept { return expert_rows_[e + 1] - expert_rows_[e]; }
   float weight_of(std::int64_t row) const noexcept;
+  /// What a row's weight multiplies: input and output of its expert, of which the other's is 1.
+  struct RowWeights {
+    float input, output;
+  };
+  RowWeights weights_of(std::int64_t row) const noexcept;
+  /// z of columns from `begin` on as the activation had it, of what was kept of weight on input.
+  void weigh_and_bias(const ExpertWeights& expert, std::int64_t begin, std::int64_t count, float weight,
+                      float* gate, float* up) const noexcept;
   std::int64_t token_of(std::int64_t row) const noexcept { return row_slot_[row] / slots_.per_token(); }
   const std::uint16_t* x_row(std::int64_t token) const noexcept;
   const std::uint16_t* dout_row(std::int64_t token) const noexcept;
@@ -81,7 +89,7 @@ class Backward {
 
   // In the workspace.
   std::int64_t *expert_rows_, *row_slot_, *slot_row_;
-  std::uint16_t *dz_, *dz_across_, *wh_across_, *x_rows_, *dout_rows_;
+  std::uint16_t *dz_, *dz_across_, *bias_across_, *wh_across_, *x_rows_, *dout_rows_;
   float *g_, *dx_rows_, *dw_, *gates_, *gate_slopes_;
   std::byte* scratch_;
 

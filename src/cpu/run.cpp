@@ -158,9 +158,13 @@ void Run::fc1(std::int64_t task, float* scratch) noexcept {
     // A shared gate is of the output.
     if (spec_.weight_on_input) weights[m] = slot_experts_.routed(slot) ? weight_of(slot) : 1.0f;
   }
-  const UpSums sums =
-      up_sums(spec_, kernels_, experts_[expert], t, rows, spec_.weight_on_input ? weights : nullptr, scratch);
-  if (z_ != nullptr) store_z(t, sums.gate, sums.up, sums.step);
+  const UpSums sums = up_products(spec_, kernels_, experts_[expert], t, rows, scratch);
+  // Of weight on input z is kept as it is before both: the weight's gradient is made of it, and a weight may
+  // be 0.
+  if (z_ != nullptr && spec_.weight_on_input) store_z(t, sums.gate, sums.up, sums.step);
+  if (only_z_ && spec_.weight_on_input) return;
+  weigh_and_bias(spec_, kernels_, experts_[expert], t, spec_.weight_on_input ? weights : nullptr, sums);
+  if (z_ != nullptr && !spec_.weight_on_input) store_z(t, sums.gate, sums.up, sums.step);
   if (only_z_) return;
   std::uint16_t* h =
       h_ + expert_h_[t.expert] + (t.first_row - expert_rows_[t.expert]) * width + t.first_output;

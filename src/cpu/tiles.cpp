@@ -21,8 +21,8 @@ void add_bias(const LayerSpec& spec, const Kernels& kernels, const Tile& t, cons
 
 }  // namespace
 
-UpSums up_sums(const LayerSpec& spec, const Kernels& kernels, const ExpertWeights& w, const Tile& t,
-               const std::uint16_t* const* rows, const float* weights, float* scratch) noexcept {
+UpSums up_products(const LayerSpec& spec, const Kernels& kernels, const ExpertWeights& w, const Tile& t,
+                   const std::uint16_t* const* rows, float* scratch) noexcept {
   const bool gated = spec.gated(), joint = gate_and_up_joint(spec);
   float* const up = scratch + kProductScratch;
   float* const gate = up + kTileRows * kTileOutputs;
@@ -53,18 +53,30 @@ UpSums up_sums(const LayerSpec& spec, const Kernels& kernels, const ExpertWeight
       kernels.product(p);
     }
   }
+  return sums;
+}
+
+void weigh_and_bias(const LayerSpec& spec, const Kernels& kernels, const ExpertWeights& w, const Tile& t,
+                    const float* weights, const UpSums& sums) noexcept {
   if (weights != nullptr) {
     // Not together with the bias: a compiler may make one multiply-add of the two in one loop and not in
     // another.
     for (int m = 0; m < t.rows; ++m) {
-      for (int i = 0; i < p.outputs; ++i) up[m * kTileOutputs + i] *= weights[m];
-      for (int i = 0; gated && !joint && i < p.outputs; ++i) gate[m * kTileOutputs + i] *= weights[m];
+      const std::int64_t first = m * kTileOutputs;
+      for (int i = 0; i < t.outputs; ++i) sums.up[first + i * sums.step] *= weights[m];
+      for (int i = 0; spec.gated() && i < t.outputs; ++i) sums.gate[first + i * sums.step] *= weights[m];
     }
   }
   if (spec.bias) {
     add_bias(spec, kernels, t, w.up_bias, w.fc1_bias_stride, sums.step, sums.up);
-    if (gated) add_bias(spec, kernels, t, w.gate_bias, w.fc1_bias_stride, sums.step, sums.gate);
+    if (spec.gated()) add_bias(spec, kernels, t, w.gate_bias, w.fc1_bias_stride, sums.step, sums.gate);
   }
+}
+
+UpSums up_sums(const LayerSpec& spec, const Kernels& kernels, const ExpertWeights& w, const Tile& t,
+               const std::uint16_t* const* rows, const float* weights, float* scratch) noexcept {
+  const UpSums sums = up_products(spec, kernels, w, t, rows, scratch);
+  weigh_and_bias(spec, kernels, w, t, weights, sums);
   return sums;
 }
 

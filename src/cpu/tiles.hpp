@@ -25,8 +25,16 @@ struct UpSums {
   std::int64_t step;
 };
 
-/// `rows`: of x, one pointer per row of the tile. `weights`: what each row's sums are multiplied by before
-/// the bias, or null. `scratch`: kTileScratch floats.
+/// The sums before weights and biases. `rows`: of x, one pointer per row of the tile. `scratch`: kTileScratch
+/// floats.
+UpSums up_products(const LayerSpec& spec, const Kernels& kernels, const ExpertWeights& expert,
+                   const Tile& tile, const std::uint16_t* const* rows, float* scratch) noexcept;
+
+/// Multiplies each row's sums by its weight (`weights` null: by none), then adds biases of a layer with them.
+void weigh_and_bias(const LayerSpec& spec, const Kernels& kernels, const ExpertWeights& expert,
+                    const Tile& tile, const float* weights, const UpSums& sums) noexcept;
+
+/// Both: what the activation is applied to.
 UpSums up_sums(const LayerSpec& spec, const Kernels& kernels, const ExpertWeights& expert, const Tile& tile,
                const std::uint16_t* const* rows, const float* weights, float* scratch) noexcept;
 

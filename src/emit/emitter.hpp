@@ -68,8 +68,10 @@ enum class DownK : std::uint8_t {
 struct ActivationBackward {
   Activation activation = Activation::identity;  ///< of that layer
   ActivationParams params;
-  bool alternating = false;  ///< dz: gate and up alternate in one matrix
-  bool shared_gate = false;  ///< that layer's shared experts have a gate
+  bool alternating = false;      ///< dz: gate and up alternate in one matrix
+  bool shared_gate = false;      ///< that layer's shared experts have a gate
+  bool weight_on_input = false;  ///< its weights are of its input: z is kept without them
+  bool bias = false;             ///< of weight_on_input: z is kept without fc1's biases
   bool operator==(const ActivationBackward&) const = default;
 };
 
@@ -83,7 +85,7 @@ struct KernelRequest {
   bool saves_z = false;            ///< fc1: keeps what the activation is applied to (TrainingLayer)
   DownK down_k = DownK::width;     ///< fc2
   std::optional<ActivationBackward> backward;  ///< fc1 of model::backward_layer
-  bool row_weights = false;        ///< fc2: multiplies each row by its weight (Blocks::down)
+  bool row_weights = false;                    ///< fc2: multiplies each row by its weight (Blocks::down)
   bool row_gaps = false;  ///< fc1 of runtime width: there may be gaps between experts' rows (Blocks::up)
   bool operator==(const KernelRequest&) const = default;
 };

@@ -132,6 +132,8 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
       if (request.backward) {
         s += shared_traits(spec.num_shared(), request.backward->shared_gate);
         s += boolean("kAlternating", request.backward->alternating);
+        s += boolean("kForwardWeightOnInput", request.backward->weight_on_input);
+        s += boolean("kForwardBias", request.backward->bias);
         s += fmt::format("  using Forward = varmoe::activation::{};\n",
                          activation_type(request.backward->activation, request.backward->params));
       }
@@ -257,6 +259,7 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(GemmParams, z_stride);
       VARMOE_OFFSET(GemmParams, dz);
       VARMOE_OFFSET(GemmParams, partial_stride);
+      VARMOE_OFFSET(GemmParams, unweighted_dz);
       VARMOE_SIZE(ExpertEntry);
       VARMOE_OFFSET(ExpertEntry, down);
       VARMOE_OFFSET(ExpertEntry, width);

@@ -32,7 +32,7 @@ std::string topk_weight_traits(const LayerSpec& spec) {
          integer("kExperts", spec.all_experts()) + integer("kTopK", spec.slots_per_token()) +
          integer("kSharedExperts", spec.num_shared()) +
          integer("kUniformWidth", classes.size() == 1 ? classes.front().width : 0) +
-         flag("kSharedGate", spec.shared_gate) + flag("kBias", spec.bias) + "};\n";
+         flag("kSharedGate", spec.shared_gate) + flag("kBias", spec.bias && !spec.weight_on_input) + "};\n";
 }
 
 std::string weight_traits(const LayerSpec& spec, const GradientRequest& r) {
@@ -68,7 +68,8 @@ std::string weight_config(const model::GradientConfig& c) {
 std::string bias_traits(const LayerSpec& spec, const GradientRequest& r) {
   return "struct Gradient {\n" + element_trait(spec.dtype) + integer("kHidden", spec.hidden_size) +
          integer("kTopK", spec.slots_per_token()) + flag("kFc2", r.stage == Stage::fc2_bias_gradient) +
-         flag("kGated", spec.gated()) + flag("kAlternating", model::gate_and_up_alternate(spec)) +
+         flag("kWeighted", !spec.weight_on_input) + flag("kGated", spec.gated()) +
+         flag("kAlternating", model::gate_and_up_alternate(spec)) +
          flag("kFp32", r.type == GradientType::fp32) + "};\n";
 }
 
@@ -86,7 +87,8 @@ DownK backward_down_k(const LayerSpec& spec) {
 }
 
 ActivationBackward activation_backward(const LayerSpec& spec) {
-  return {spec.activation, spec.activation_params, model::gate_and_up_alternate(spec), spec.shared_gate};
+  return {spec.activation,  spec.activation_params, model::gate_and_up_alternate(spec),
+          spec.shared_gate, spec.weight_on_input,   spec.bias && spec.weight_on_input};
 }
 
 Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest& r) {

@@ -149,7 +149,6 @@ Result<std::shared_ptr<TrainingLayer::Impl>> TrainingLayer::Impl::create(std::sh
   if (options.max_sms < 0)
     return Error(ErrorCode::invalid_argument,
                  fmt::format("TrainingOptions::max_sms = {}: must be 0 (all) or more", options.max_sms));
-  if (Status status = model::check_trainable(spec); !status) return std::move(status).error();
   auto layer = std::make_shared<Impl>(engine, spec, options);
   if (engine->on_cpu()) {
     auto cpu = cpu::CpuTrainingLayer::create(spec, options, engine->cpu_threads);

@@ -148,7 +148,6 @@ void add_training_bucket(TrainingPlan& plan, const LayerSpec& spec, const Traini
 Result<TrainingPlan> plan_training(const LayerSpec& spec, const TrainingOptions& options,
                                    std::span<const std::int64_t> buckets, const ConfigChooser& chooser,
                                    KernelBuilder& builder) {
-  if (Status status = model::check_trainable(spec); !status) return std::move(status).error();
   TrainingPlan plan;
   for (const std::int64_t tokens : buckets) {
     auto forward = chooser.choose(spec, tokens);

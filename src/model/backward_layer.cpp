@@ -11,11 +11,6 @@ WeightLayout other(WeightLayout layout) {
 
 }  // namespace
 
-Status check_trainable(const LayerSpec& spec) {
-  if (!spec.weight_on_input) return {};
-  return {ErrorCode::unsupported, "training a layer with weight_on_input is not in this version"};
-}
-
 LayerSpec backward_layer(const LayerSpec& spec) {
   LayerSpec back = spec;
   back.activation = Activation::identity;
@@ -26,7 +21,7 @@ LayerSpec backward_layer(const LayerSpec& spec) {
   back.bias = false;
   back.shared_gate = false;
   back.batch_invariant = false;
-  // dz carries the weights: rows are summed as they are.
+  // dz carries the weights, wherever the layer has them: rows are summed as they are.
   back.weight_on_input = true;
   return back;
 }

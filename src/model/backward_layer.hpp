@@ -1,13 +1,9 @@
 #pragma once
 
-#include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
 
 /// The products of a backward pass with weights, as fc1 and fc2 of layers that have the same rows.
 namespace varmoe::model {
-
-/// `unsupported` for a valid layer that has no backward pass.
-Status check_trainable(const LayerSpec& spec);
 
 /// Its fc1 is g = dout·W2 (W2 as an up-projection: ungated, no activation, the other layout), which goes on
 /// to dz (emit::ActivationBackward); its sort writes rows' weights for that; its combine sums rows as they

@@ -191,7 +191,6 @@ BackwardConfig predict_products(const LayerSpec& spec, std::int64_t tokens, cons
 
 Status check_backward_config(const LayerSpec& spec, const BackwardConfig& config,
                              const DeviceProfile& device) {
-  if (Status status = check_trainable(spec); !status) return status;
   const auto named = [](const char* product, const Status& status) {
     return Error(status.error().code(), fmt::format("{}: {}", product, status.error().message()));
   };
@@ -204,7 +203,6 @@ Status check_backward_config(const LayerSpec& spec, const BackwardConfig& config
 }
 
 Status check_backward_shape(const LayerSpec& spec, const BackwardConfig& config) {
-  if (Status status = check_trainable(spec); !status) return status;
   const auto named = [](const char* product, const Status& status) {
     return Error(status.error().code(), fmt::format("{}: {}", product, status.error().message()));
   };

@@ -57,15 +57,16 @@ class ChunkRun {
   }
   /// fc1 is dout·W2 of a backward pass and goes on from there: reads z, and writes dz, parts of ⟨g, h⟩ and,
   /// in the place of h, w·h (emit::ActivationBackward). z and dz have rows of `stride` elements.
-  void turn_back(const void* z, void* dz, std::int64_t stride, float* partials, std::int64_t partial_stride,
-                 const float* shared_weight) noexcept {
-    z_ = const_cast<void*>(z);
-    z_stride_ = stride;
-    dz_ = dz;
-    partials_ = partials;
-    partial_stride_ = partial_stride;
-    row_shared_weight_ = shared_weight;
-  }
+  struct TurnedBack {
+    const void* z = nullptr;
+    void *dz = nullptr, *unweighted_dz = nullptr;
+    std::int64_t stride = 0;
+    float* partials = nullptr;
+    std::int64_t partial_stride = 0;
+    const float* shared_weight = nullptr;
+    const abi::ExpertBias* biases = nullptr;  ///< the forward's, where z is kept without them
+  };
+  void turn_back(const TurnedBack& back) noexcept { back_ = back; }
   /// Where weights of shared experts go instead of the layout's place.
   void write_shared_weight(float* to) noexcept { shared_weight_ = to; }
   const WorkspaceLayout& layout() const noexcept { return layout_; }
@@ -199,10 +200,7 @@ class ChunkRun {
     p.out_stride = up_ != nullptr && up_->h_stride != 0 ? up_->h_stride : h_columns();
     p.z = z_;
     p.z_stride = z_stride_;
-    p.dz = dz_;
-    p.partials = partials_;
-    p.partial_stride = static_cast<i32>(partial_stride_);
-    p.shared_weight = row_shared_weight_;
+    if (back_.z != nullptr) turned_back(p);
     if (copied && model::uses_wgmma(config)) {
       if (auto ok = encode_rows(p, spec_.hidden_size, config.block_m); !ok) return ok;
     }
@@ -271,6 +269,17 @@ class ChunkRun {
   }
 
  private:
+  void turned_back(abi::GemmParams& p) const noexcept {
+    p.z = const_cast<void*>(back_.z);
+    p.z_stride = back_.stride;
+    p.dz = back_.dz;
+    p.unweighted_dz = back_.unweighted_dz;
+    p.partials = back_.partials;
+    p.partial_stride = static_cast<i32>(back_.partial_stride);
+    p.shared_weight = back_.shared_weight;
+    p.biases = back_.biases;
+  }
+
   abi::GemmParams gemm_params(std::size_t tile_list) const noexcept {
     abi::GemmParams p{};
     p.experts = at<const abi::ExpertEntry>(context_.expert_table, table_.entries);
@@ -365,10 +374,7 @@ class ChunkRun {
   const UpArgs* up_ = nullptr;
   void* z_ = nullptr;
   std::int64_t z_stride_ = 0;
-  void* dz_ = nullptr;
-  float* partials_ = nullptr;
-  std::int64_t partial_stride_ = 0;
-  const float* row_shared_weight_ = nullptr;
+  TurnedBack back_;
   const void* h_ = nullptr;
   std::int64_t h_stride_ = 0;
   float* shared_weight_ = nullptr;

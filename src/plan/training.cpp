@@ -11,11 +11,17 @@ namespace {
 /// Of one product: of each slot, for both halves of a tile.
 constexpr std::int64_t kArrivals = 2 * abi::kGradientSlots;
 
+/// dz is made with its rows' weights and without: b1's gradient is the sum of the latter where a weight
+/// multiplies the input.
+bool keeps_both(const LayerSpec& spec) noexcept {
+  return spec.bias && spec.weight_on_input;
+}
+
 /// Beside the layouts of the two layers, which share their place: forward's part of a backward pass is over
 /// before the rest begins.
 struct TrainingLayout {
   std::size_t total_bytes = 0;
-  std::size_t dz = 0, partials = 0, z = 0;
+  std::size_t dz = 0, unweighted_dz = 0, partials = 0, z = 0;
   std::size_t order = 0, fc1_prefix = 0, fc2_prefix = 0, fc1_splits = 0, fc2_splits = 0, tickets = 0;
   std::size_t arrivals = 0, part_sums = 0;
   std::size_t shared_weight = 0, shared_gradient = 0;
@@ -32,6 +38,7 @@ struct TrainingLayout {
     total_bytes = workspace_layout(spec, max_width, nullptr, tokens).total_bytes;
     place(rows, sizeof(float));
     dz = place(rows * z_columns(spec, max_width), 2);
+    unweighted_dz = place(keeps_both(spec) ? rows * z_columns(spec, max_width) : 0, 2);
     partials = place(rows * model::most_partials(max_width), sizeof(float));
     z = place(save ? 0 : rows * z_columns(spec, max_width), 2);
     order = place(experts, sizeof(i32));
@@ -136,15 +143,26 @@ class BackwardRun {
         model::partial_sums(kernels_.backward.config.fc1, context_.forward.max_width);
     // dh leaves them there whether anybody asks or not.
     auto* const partials = at<float>(workspace_, layout_.partials);
-    chain_.turn_back(context_.save_preactivation ? a_.saved : at<const void>(workspace_, layout_.z),
-                     at<void>(workspace_, layout_.dz), z_stride(), partials, sums.of_row,
-                     spec_.shared_gate ? at<const float>(workspace_, layout_.shared_weight) : nullptr);
+    const ExpertTableLayout table(spec_.all_experts());
+    const auto* const biases = at<const abi::ExpertBias>(context_.forward.expert_table, table.biases);
+    ChunkRun::TurnedBack back;
+    back.z = context_.save_preactivation ? a_.saved : at<const void>(workspace_, layout_.z);
+    back.dz = at<void>(workspace_, layout_.dz);
+    back.stride = z_stride();
+    back.partials = partials;
+    back.partial_stride = sums.of_row;
+    if (spec_.shared_gate) back.shared_weight = at<const float>(workspace_, layout_.shared_weight);
+    if (keeps_both(spec_)) {
+      back.unweighted_dz = at<void>(workspace_, layout_.unweighted_dz);
+      back.biases = biases;
+    }
+    chain_.turn_back(back);
     if (auto ok = chain_.fc1(); !ok || !wanted) return ok;
+    const bool of_bias = spec_.bias && !spec_.weight_on_input;
     abi::TopkWeightGradientParams p{};
     p.partials = partials;
-    const ExpertTableLayout table(spec_.all_experts());
     p.experts = at<const abi::ExpertEntry>(context_.backward.expert_table, table.entries);
-    p.biases = spec_.bias ? at<const abi::ExpertBias>(context_.forward.expert_table, table.biases) : nullptr;
+    p.biases = of_bias ? biases : nullptr;
     p.expert_offsets = expert_offsets();
     p.slot_row = at<const i32>(workspace_, chain_.layout().slot_row);
     p.topk_gradient = a_.dtopk_weights;
@@ -157,7 +175,7 @@ class BackwardRun {
     p.partial_stride = static_cast<i32>(sums.of_row);
     const LoadedKernel& kernel = kernels_.topk_weight_gradient;
     // A thread a slot, or with biases a warp.
-    const std::int64_t slots_of_block = kernel.block_threads / (spec_.bias ? 32 : 1);
+    const std::int64_t slots_of_block = kernel.block_threads / (of_bias ? 32 : 1);
     return launch(kernel, std::min<std::int64_t>((rows() + slots_of_block - 1) / slots_of_block, sms() * 32),
                   p);
   }
@@ -259,7 +277,7 @@ class BackwardRun {
     p.gradients = at<const abi::GradientEntry>(context_.gradients, 0);
     p.expert_offsets = expert_offsets();
     p.row_source = row_source();
-    p.rows = at<const void>(workspace_, layout_.dz);
+    p.rows = at<const void>(workspace_, keeps_both(spec_) ? layout_.unweighted_dz : layout_.dz);
     p.dout = a_.dout;
     p.topk_weights = a_.topk_weights;
     p.rows_stride = z_stride();

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -34,14 +33,17 @@ struct Product {
 };
 
 class BackwardSearch {
+  /// The order in which equals are taken.
+  auto order(const BackwardConfig& c) const {
+    return std::tuple(!(c == baseline_), place_of(dh_.all, c.dh), place_of(dx_.all, c.dx),
+                      place_of(fc1_gradient_.all, c.fc1_gradient),
+                      place_of(fc2_gradient_.all, c.fc2_gradient));
+  }
+
  public:
   BackwardSearch(Measurer& measurer, const TuningItem& item, const model::DeviceProfile& device,
                  const SearchOptions& options)
-      : item_(item),
-        device_(device),
-        options_(options),
-        finalists_(std::max<std::size_t>(options.finalists, 1)),
-        trials_(measurer, item, options) {}
+      : item_(item), device_(device), options_(options), trials_(measurer, item, options) {}
 
   Result<SearchOutcome> run() {
     collect_candidates();
@@ -49,7 +51,8 @@ class BackwardSearch {
     if (trials_.best() == nullptr) return trials_.nothing_found();
     auto finals = together();
     if (!finals) return finals.error();
-    auto confirmed = confirm(*std::move(finals));
+    auto confirmed =
+        trials_.confirm(*std::move(finals), [this](const BackwardConfig& c) { return order(c); });
     if (!confirmed) return confirmed.error();
     if (trials_.best(*confirmed) == nullptr) return trials_.nothing_found();
     return outcome(*confirmed);
@@ -186,10 +189,7 @@ class BackwardSearch {
         if (sound(one)) add_once(again, one);
       });
     }
-    auto more = trials_.measure(again, effort);
-    if (!more) return more.error();
-    round.insert(round.end(), more->begin(), more->end());
-    return {};
+    return trials_.measure_more(round, again, effort);
   }
 
   /// Leaves the fastest configs of a round of each reading, fastest first, the order of candidates among
@@ -198,22 +198,10 @@ class BackwardSearch {
   void rank(Product<Config>& product, const std::vector<Trial>& round) const {
     for (const Reading reading : kReadings) {
       std::vector<Config>& left = product.of(reading);
-      std::vector<std::tuple<double, std::size_t>> standings;
-      for (const Config& config : left) {
-        std::optional<double> us;
-        for (const Trial& trial : round) {
-          if (!trial.failure.empty() || trial.products.*product.config != config) continue;
-          const double one = (*trial.measurement.products).*product.us;
-          us = std::min(us.value_or(one), one);
-        }
-        if (us) standings.emplace_back(*us, place_of(product.all, config));
-      }
-      std::sort(standings.begin(), standings.end());
-      const double share = std::ceil(options_.keep * static_cast<double>(left.size()));
-      const std::size_t kept = std::max(finalists_, static_cast<std::size_t>(share));
-      if (standings.size() > kept) standings.resize(kept);
-      left.clear();
-      for (const auto& [us, place] : standings) left.push_back(product.all[place]);
+      left = trials_.fastest(
+          round, left, product.all, left.size(),
+          [&](const Trial& trial) { return trial.products.*product.config; },
+          [&](const Trial& trial) { return (*trial.measurement.products).*product.us; });
     }
   }
 
@@ -236,7 +224,7 @@ class BackwardSearch {
       each_product([&](auto& product) { rank(product, *round); });
       bool few = true;
       each_product([&](const auto& product) {
-        for (const auto& left : product.left) few = few && left.size() <= finalists_;
+        for (const auto& left : product.left) few = few && left.size() <= trials_.finalists();
       });
       if (few || still_racing() >= before) return {};
       effort = Effort::normal;
@@ -274,7 +262,7 @@ class BackwardSearch {
       if (!base) continue;
       each_product([&](const auto& product) {
         const auto& left = product.of(is_dx(product) ? Reading::gathered : reading);
-        for (std::size_t i = 1; i < left.size() && i < finalists_; ++i) {
+        for (std::size_t i = 1; i < left.size() && i < trials_.finalists(); ++i) {
           BackwardConfig config = *base;
           config.*product.config = left[i];
           config = model::with_copies(config);
@@ -290,7 +278,7 @@ class BackwardSearch {
     trials_.keep_right(*trials);
     std::vector<BackwardConfig> finals = {baseline_};
     if (trials->empty()) return finals;
-    for (std::size_t i = 0; i < std::min(trials->size(), finalists_); ++i)
+    for (std::size_t i = 0; i < std::min(trials->size(), trials_.finalists()); ++i)
       add_once(finals, (*trials)[i].products);
     add_once(finals, improved(trials->front(), in_order));
     return finals;
@@ -321,44 +309,17 @@ class BackwardSearch {
     return result;
   }
 
-  auto order(const BackwardConfig& c) const {
-    return std::tuple(!(c == baseline_), place_of(dh_.all, c.dh), place_of(dx_.all, c.dx),
-                      place_of(fc1_gradient_.all, c.fc1_gradient),
-                      place_of(fc2_gradient_.all, c.fc2_gradient));
-  }
-  Result<std::vector<Trial>> confirm(std::vector<BackwardConfig> finals) {
-    std::sort(finals.begin(), finals.end(),
-              [this](const BackwardConfig& a, const BackwardConfig& b) { return order(a) < order(b); });
-    return trials_.confirm(finals);
-  }
-
   SearchOutcome outcome(const std::vector<Trial>& finals) const {
     double baseline_us = 0;
     const Trial& winner = trials_.winner(finals, baseline_, baseline_us);
-    const Measurement& m = winner.measurement;
-    SearchOutcome result = trials_.counts();
-    result.found = true;
-    TuningRecord& record = result.record;
-    record.key = item_.key;
-    record.backward = winner.products;
-    record.of_products = *m.products;
-    record.us = m.us;
     const std::int64_t gradient_bytes = item_.key.gradient_type == GradientType::fp32 ? 4 : 2;
-    const model::Floor floor = model::backward_floor(spec(), bucket(), device_, gradient_bytes);
-    record.tflops = floor.flops / m.us * 1e-6;  // FLOP/µs are MFLOP/s
-    record.bw = floor.bytes / m.us * 1e-3;      // bytes/µs are MB/s
-    record.baseline_us = baseline_us;
-    record.spread = m.spread;
-    record.verified = m.verified;
-    record.config_space = model::kConfigSpaceVersion;
-    record.candidates = static_cast<std::int32_t>(result.tried);
-    return result;
+    return trials_.found(winner, model::backward_floor(spec(), bucket(), device_, gradient_bytes),
+                         baseline_us);
   }
 
   const TuningItem& item_;
   const model::DeviceProfile& device_;
   const SearchOptions& options_;
-  const std::size_t finalists_;
   BackwardConfig baseline_;
   std::vector<BackwardConfig> whole_;  ///< the baseline and the hints
   Product<GemmConfig> dh_{&BackwardConfig::dh, &BackwardFigures::us_dh, {}, {}},
@@ -373,8 +334,6 @@ class BackwardSearch {
 
 Result<SearchOutcome> search_backward(Measurer& measurer, const TuningItem& item,
                                       const model::DeviceProfile& device, const SearchOptions& options) {
-  if (Status status = model::check_trainable(item.spec); !status)
-    return {ErrorCode::invalid_argument, status.error().message()};
   return BackwardSearch(measurer, item, device, options).run();
 }
 

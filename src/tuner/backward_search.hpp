@@ -22,8 +22,7 @@ namespace varmoe::tuner {
 /// 4. The fastest few and the baseline again, interleaved; when one fails there, the others once more.
 ///
 /// Equal ones are taken in a fixed order: the baseline, then by the products' places among hints and
-/// candidates: dh, dx, fc1_gradient, fc2_gradient. Errors as of search_item; invalid_argument too for a layer
-/// without a backward pass.
+/// candidates: dh, dx, fc1_gradient, fc2_gradient. Errors as of search_item.
 Result<SearchOutcome> search_backward(Measurer& measurer, const TuningItem& item,
                                       const model::DeviceProfile& device, const SearchOptions& options);
 

@@ -3,9 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
-#include <optional>
-#include <span>
 #include <tuple>
 #include <utility>
 
@@ -29,12 +26,17 @@ struct Gemm {
 };
 
 class Search {
+  /// The order in which equals are taken.
+  auto order(const LayerConfig& c) const {
+    return std::tuple(!(c == baseline_), place_of(fc1_.all, c.fc1), place_of(fc2_.all, c.fc2),
+                      c.sort.block_threads, c.sort.single_block_rows, c.gather.block_threads,
+                      c.combine.block_threads, c.one_launch.max_tokens, c.one_launch.teams);
+  }
+
  public:
   Search(Measurer& measurer, const TuningItem& item, const model::DeviceProfile& device,
          const SearchOptions& options)
-      : item_(item), device_(device), options_(options), trials_(measurer, item, options) {
-    finalists_ = std::max<std::size_t>(options.finalists, 1);
-  }
+      : item_(item), device_(device), options_(options), trials_(measurer, item, options) {}
 
   Result<SearchOutcome> run() {
     collect_candidates();
@@ -45,7 +47,7 @@ class Search {
     if (leaders->empty()) return trials_.nothing_found();
     auto finals = with_block_sizes(*std::move(leaders));
     if (!finals) return finals.error();
-    auto confirmed = confirm(*std::move(finals));
+    auto confirmed = trials_.confirm(*std::move(finals), [this](const LayerConfig& c) { return order(c); });
     if (!confirmed) return confirmed.error();
     if (trials_.best(*confirmed) == nullptr) return trials_.nothing_found();
     return outcome(*confirmed);
@@ -123,10 +125,6 @@ class Search {
     }
   }
 
-  Result<std::vector<Trial>> measure(const std::vector<LayerConfig>& configs, Effort effort) {
-    return trials_.measure(configs, effort);
-  }
-
   static bool was_right(const std::vector<Trial>& trials, const Gemm& gemm, const GemmConfig& config) {
     return std::any_of(trials.begin(), trials.end(),
                        [&](const Trial& t) { return t.failure.empty() && t.config.*gemm.config == config; });
@@ -147,29 +145,15 @@ class Search {
         if (sound(config)) again.push_back(config);
       }
     }
-    auto more = measure(again, effort);
-    if (!more) return more.error();
-    round.insert(round.end(), more->begin(), more->end());
-    return {};
+    return trials_.measure_more(round, again, effort);
   }
 
   /// Leaves the GEMM's fastest configs of a round, fastest first, the order of candidates among equals.
   void rank(Gemm& gemm, const std::vector<Trial>& round) const {
-    std::vector<std::tuple<double, std::size_t>> standings;
-    for (std::size_t place = 0; place < gemm.all.size(); ++place) {
-      std::optional<double> us;
-      for (const Trial& trial : round) {
-        if (!trial.failure.empty() || trial.config.*gemm.config != gemm.all[place]) continue;
-        us = std::min(us.value_or(trial.measurement.*gemm.us), trial.measurement.*gemm.us);
-      }
-      if (us) standings.emplace_back(*us, place);
-    }
-    std::sort(standings.begin(), standings.end());
-    const double share = std::ceil(options_.keep * static_cast<double>(gemm.left.size()));
-    const std::size_t kept = std::max(finalists_, static_cast<std::size_t>(share));
-    if (standings.size() > kept) standings.resize(kept);
-    gemm.left.clear();
-    for (const auto& [us, place] : standings) gemm.left.push_back(gemm.all[place]);
+    gemm.left = trials_.fastest(
+        round, gemm.all, gemm.all, gemm.left.size(),
+        [&](const Trial& trial) { return trial.config.*gemm.config; },
+        [&](const Trial& trial) { return trial.measurement.*gemm.us; });
   }
 
   /// Successive halving of fc1's and fc2's configs, each judged by its own time.
@@ -180,12 +164,13 @@ class Search {
       const Trial* good = trials_.best();
       const LayerConfig base = good == nullptr ? baseline_ : good->config;
       auto round =
-          measure(pairs(base, effort == Effort::quick ? whole_ : std::vector<LayerConfig>()), effort);
+          trials_.measure(pairs(base, effort == Effort::quick ? whole_ : std::vector<LayerConfig>()), effort);
       if (!round) return round.error();
       if (Status status = second_chances(*round, effort); !status) return status;
       for (Gemm* gemm : {&fc1_, &fc2_}) rank(*gemm, *round);
       const std::size_t after = fc1_.left.size() + fc2_.left.size();
-      const bool few = fc1_.left.size() <= finalists_ && fc2_.left.size() <= finalists_;
+      const std::size_t most = trials_.finalists();
+      const bool few = fc1_.left.size() <= most && fc2_.left.size() <= most;
       if (few || after >= before) return {};
       effort = Effort::normal;
     }
@@ -202,7 +187,7 @@ class Search {
     }
     // The winner so far is right for certain, whatever its GEMMs are worth beside others.
     if (const Trial* good = trials_.best()) configs.push_back(good->config);
-    auto trials = measure(configs, Effort::normal);
+    auto trials = trials_.measure(configs, Effort::normal);
     if (!trials) return trials.error();
     trials_.keep_right(*trials);
     return trials;
@@ -212,7 +197,7 @@ class Search {
   /// around it.
   Result<std::vector<LayerConfig>> with_block_sizes(std::vector<Trial> leaders) {
     std::vector<LayerConfig> finals = {baseline_};
-    for (std::size_t i = 0; i < std::min(leaders.size(), finalists_); ++i)
+    for (std::size_t i = 0; i < std::min(leaders.size(), trials_.finalists()); ++i)
       add_once(finals, leaders[i].config);
     const LayerConfig& leader = leaders.front().config;
     const BlockVariants variants = block_variants(spec(), bucket(), leader);
@@ -220,7 +205,7 @@ class Search {
     for (const auto* list : {&variants.sort, &variants.gather, &variants.combine, &variants.one_launch})
       configs.insert(configs.end(), list->begin(), list->end());
     std::erase_if(configs, [this](const LayerConfig& c) { return !sound(c); });
-    auto trials = measure(configs, Effort::normal);
+    auto trials = trials_.measure(configs, Effort::normal);
     if (!trials) return trials.error();
     const Trial* of_leader = nullptr;
     for (const Trial& trial : *trials) {
@@ -246,50 +231,25 @@ class Search {
     return finals;
   }
 
-  /// The order in which equals are taken.
-  auto order(const LayerConfig& c) const {
-    return std::tuple(!(c == baseline_), place_of(fc1_.all, c.fc1), place_of(fc2_.all, c.fc2),
-                      c.sort.block_threads, c.sort.single_block_rows, c.gather.block_threads,
-                      c.combine.block_threads, c.one_launch.max_tokens, c.one_launch.teams);
-  }
-
-  Result<std::vector<Trial>> confirm(std::vector<LayerConfig> finals) {
-    std::sort(finals.begin(), finals.end(),
-              [this](const LayerConfig& a, const LayerConfig& b) { return order(a) < order(b); });
-    return trials_.confirm(finals);
-  }
-
   /// `finals`: right, in the order in which equals are taken, at least one.
   SearchOutcome outcome(const std::vector<Trial>& finals) const {
     double baseline_us = 0;
     const Trial& winner = trials_.winner(finals, baseline_, baseline_us);
     const Measurement& m = winner.measurement;
-    SearchOutcome result = trials_.counts();
-    result.found = true;
+    SearchOutcome result = trials_.found(winner, model::layer_floor(spec(), bucket(), device_), baseline_us);
     TuningRecord& record = result.record;
-    record.key = item_.key;
-    record.config = winner.config;
-    record.us = m.us;
     // One launch for the layer has neither a time of fc1 nor an h to compare.
     const bool apart = item_.key.token > winner.config.one_launch.max_tokens;
     record.us1 = apart ? m.fc1_us : 0;
     record.us2 = apart ? m.fc2_us : 0;
     record.err1 = apart ? m.err1 : 0;
     record.err2 = m.err2;
-    const model::Floor floor = model::layer_floor(spec(), bucket(), device_);
-    record.tflops = floor.flops / m.us * 1e-6;  // FLOP/µs are MFLOP/s
-    record.bw = floor.bytes / m.us * 1e-3;      // bytes/µs are MB/s
-    record.baseline_us = baseline_us;
-    record.spread = m.spread;
-    record.verified = m.verified;
-    record.config_space = model::kConfigSpaceVersion;
-    record.candidates = static_cast<std::int32_t>(result.tried);
     return result;
   }
+
   const TuningItem& item_;
   const model::DeviceProfile& device_;
   const SearchOptions& options_;
-  std::size_t finalists_;
   LayerConfig baseline_;
   std::vector<LayerConfig> whole_;  ///< the baseline and the hints
   Gemm fc1_{&LayerConfig::fc1, &Measurement::fc1_us, {}, {}},

@@ -3,16 +3,22 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "model/config_space.hpp"
+#include "model/cost_model.hpp"
 #include "tuner/measurer.hpp"
 #include "tuner/search.hpp"
 #include "varmoe/error.hpp"
 
-/// What the searches of a forward's and of a backward's configs share: measuring, and what was learnt so far.
+/// What the searches of a forward's and of a backward's configs share: measuring, what was learnt so far, how
+/// a race is decided, and what is written down of its winner.
 namespace varmoe::tuner {
 
 template <class T>
@@ -42,6 +48,9 @@ class Trials {
       return trial.config;
     }
   }
+
+  /// How many go on from a race at least.
+  std::size_t finalists() const { return std::max<std::size_t>(options_.finalists, 1); }
 
   double score(const Measurement& m) const {
     return (1 - options_.skew_weight) * m.us + options_.skew_weight * m.skewed_us;
@@ -111,10 +120,45 @@ class Trials {
   Result<std::vector<Trial>> measure(const std::vector<Config>& configs, Effort effort) {
     return measure(configs, effort, std::max<std::size_t>(options_.batch, 1));
   }
+  /// The same, onto a round.
+  Status measure_more(std::vector<Trial>& round, const std::vector<Config>& configs, Effort effort) {
+    auto more = measure(configs, effort);
+    if (!more) return more.error();
+    round.insert(round.end(), more->begin(), more->end());
+    return {};
+  }
 
-  /// Interleaved, in one request. After a failure the others were not interleaved as they should be: once
-  /// more without it. Right trials alone, in the order of `finals`.
-  Result<std::vector<Trial>> confirm(const std::vector<Config>& finals) {
+  /// Of one kernel's configs `among`: the fastest by `us_of(trial)` in the right trials of a round, fastest
+  /// first, in the order of `all` among equals. The share SearchOptions::keep of `racing` goes on, or the
+  /// finalists. `kernel_of(trial)`: the kernel's config.
+  template <class Kernel, class KernelOf, class UsOf>
+  std::vector<Kernel> fastest(const std::vector<Trial>& round, const std::vector<Kernel>& among,
+                              const std::vector<Kernel>& all, std::size_t racing, const KernelOf& kernel_of,
+                              const UsOf& us_of) const {
+    std::vector<std::tuple<double, std::size_t>> standings;
+    for (const Kernel& config : among) {
+      std::optional<double> us;
+      for (const Trial& trial : round) {
+        if (!trial.failure.empty() || kernel_of(trial) != config) continue;
+        us = std::min(us.value_or(us_of(trial)), us_of(trial));
+      }
+      if (us) standings.emplace_back(*us, place_of(all, config));
+    }
+    std::sort(standings.begin(), standings.end());
+    const double share = std::ceil(options_.keep * static_cast<double>(racing));
+    const std::size_t kept = std::max(finalists(), static_cast<std::size_t>(share));
+    if (standings.size() > kept) standings.resize(kept);
+    std::vector<Kernel> result;
+    for (const auto& [us, place] : standings) result.push_back(all[place]);
+    return result;
+  }
+
+  /// Interleaved, in one request, in the order in which equals are taken (`order(config)`). After a failure
+  /// the others were not interleaved as they should be: once more without it. Right trials alone.
+  template <class Order>
+  Result<std::vector<Trial>> confirm(std::vector<Config> finals, const Order& order) {
+    std::sort(finals.begin(), finals.end(),
+              [&](const Config& a, const Config& b) { return order(a) < order(b); });
     for (;;) {
       auto trials = measure(finals, Effort::final_, 0);
       if (!trials) return trials.error();
@@ -138,6 +182,30 @@ class Trials {
         winner = &finals.front();
     }
     return *winner;
+  }
+
+  /// A winner and its record; `floor`: of the pass.
+  SearchOutcome found(const Trial& winner, const model::Floor& floor, double baseline_us) const {
+    const Measurement& m = winner.measurement;
+    SearchOutcome result = counts();
+    result.found = true;
+    TuningRecord& record = result.record;
+    record.key = item_.key;
+    if constexpr (kBackward) {
+      record.backward = winner.products;
+      record.of_products = *m.products;
+    } else {
+      record.config = winner.config;
+    }
+    record.us = m.us;
+    record.tflops = floor.flops / m.us * 1e-6;  // FLOP/µs are MFLOP/s
+    record.bw = floor.bytes / m.us * 1e-3;      // bytes/µs are MB/s
+    record.baseline_us = baseline_us;
+    record.spread = m.spread;
+    record.verified = m.verified;
+    record.config_space = model::kConfigSpaceVersion;
+    record.candidates = static_cast<std::int32_t>(result.tried);
+    return result;
   }
 
   /// How many were tried, and where none was right, why.

@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "base/text.hpp"
-#include "model/backward_layer.hpp"
 #include "model/token_bucket.hpp"
 #include "tuningdb/limits.hpp"
 #include "tuningdb/record_order.hpp"
@@ -149,11 +148,8 @@ Status validate(const TuningKey& key) {
   const LayerSpec spec = layer_spec_of(key);
   if (auto status = spec.validate(); !status) return bad_key(status.error().message());
   const bool backward = key.pass == TuningPass::backward;
-  if (backward) {
-    if (auto status = model::check_trainable(spec); !status) return bad_key(status.error().message());
-  } else if (key.gradient_type != GradientType::layer_dtype) {
+  if (!backward && key.gradient_type != GradientType::layer_dtype)
     return bad_key("gradient_dtype is given, and a forward has no gradients");
-  }
   const TuningKey canonical = backward
                                   ? make_backward_tuning_key(spec, key.device, key.token, key.gradient_type)
                                   : make_tuning_key(spec, key.device, key.token);

@@ -465,9 +465,6 @@ TEST_CASE("C: what a training layer is not given or cannot mean is refused by na
   options.max_sms = -1;
   REFUSED(varmoe_training_layer_create(cpu.engine, &spec, &options, &layer), "max_sms = -1");
   options.max_sms = 0;
-  spec.weight_on_input = 1;
-  CHECK(varmoe_training_layer_create(cpu.engine, &spec, &options, &layer) == VARMOE_E_UNSUPPORTED);
-  CHECK_MESSAGE(last_error_has("weight_on_input"), varmoe_last_error());
   spec = good_spec();
   spec.top_k = 0;
   CHECK(varmoe_training_layer_create(cpu.engine, &spec, nullptr, &layer) == VARMOE_E_INVALID_SPEC);

@@ -161,6 +161,29 @@ TEST_CASE("backward: every activation, layout, gate order and instruction set") 
   }
 }
 
+TEST_CASE("backward: weights on the input, some of them 0") {
+  for (int a = 0; a < 10; ++a) {
+    for (const auto layout : {WeightLayout::nk, WeightLayout::kn}) {
+      for (int kind = 0; kind < 4; ++kind) {
+        auto spec = small_spec(static_cast<Activation>(a));
+        spec.weight_on_input = true;
+        spec.dtype = a % 2 == 0 ? DType::bf16 : DType::fp16;
+        spec.fc1_layout = spec.fc2_layout = layout;
+        if (kind % 2 == 0) spec.gate_order = GateOrder::interleaved;
+        spec.bias = kind == 1;
+        if (kind >= 2) spec.shared_widths = {104, 8};
+        spec.shared_gate = kind == 3;
+        CAPTURE(tuning_signature(spec));
+        auto c = oracle::make_training_case(
+            oracle::make_case(spec, {.tokens = 45, .seed = 6, .invalid_fraction = 0.1, .threads = 1}),
+            {.save_preactivation = kind != 2, .fp32 = kind == 1});
+        oracle::zero_some_weights(c);
+        check(c, Trained(c, 2).run());
+      }
+    }
+  }
+}
+
 TEST_CASE("backward: several tiles of rows and columns, experts without rows, fp32 and 16-bit gradients") {
   for (const bool fp32 : {false, true}) {
     for (const auto layout : {WeightLayout::nk, WeightLayout::kn}) {
@@ -198,6 +221,7 @@ TEST_CASE("backward: any number of threads, again, and z kept or made again give
     spec.fc1_layout = spec.fc2_layout = layout;
     spec.shared_widths = {104, 8};
     spec.shared_gate = true;
+    spec.weight_on_input = layout == WeightLayout::kn;
     auto c = oracle::make_training_case(
         oracle::make_case(spec, {.tokens = 150, .seed = 3, .invalid_fraction = 0.1}), {});
     const auto one = Trained(c, 1).run();
@@ -221,6 +245,7 @@ TEST_CASE("backward: a training layer's forward has the bits of a layer's") {
     spec.shared_gate = true;
     spec.gate_order = GateOrder::interleaved;
     spec.fc1_layout = WeightLayout::kn;
+    spec.weight_on_input = save;
     auto c = oracle::make_training_case(oracle::make_case(spec, {.tokens = 61, .seed = 2}),
                                         {.save_preactivation = save});
     Trained trained(c, 3);

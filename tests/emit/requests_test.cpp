@@ -1,5 +1,7 @@
 #include "emit/emit_case.hpp"
 #include "emit/sort_shape.hpp"
+#include "emit/training.hpp"
+#include "model/backward_layer.hpp"
 #include "model/config_space.hpp"
 
 using namespace varmoe;
@@ -232,5 +234,35 @@ TEST_CASE("a spec that is not valid is refused as such, whatever the stage") {
     const Error error = refusal(spec, request_of(stage));
     CHECK(error.code() == ErrorCode::invalid_spec);
     CHECK(contains(error.message(), "hidden_size is 65"));
+  }
+}
+
+TEST_CASE("kernels of a backward pass know which side of the expert the weights are on") {
+  for (const bool on_input : {false, true}) {
+    CAPTURE(on_input);
+    LayerSpec spec = pruned_spec();
+    spec.bias = true;
+    spec.weight_on_input = on_input;
+    const auto says = [](const EmittedKernel& kernel, const char* trait, bool value) {
+      return contains(kernel.text, std::string("bool ") + trait + " = " + (value ? "true" : "false") + ";");
+    };
+    KernelRequest dh = request_of(Stage::fc1);
+    dh.backward = emit::activation_backward(spec);
+    const EmittedKernel product = must_emit(model::backward_layer(spec), dh);
+    CHECK(says(product, "kForwardWeightOnInput", on_input));
+    CHECK(says(product, "kForwardBias", on_input));
+    // Its own sums have neither bias nor, since the product is dout's, a weight before the epilogue.
+    CHECK(says(product, "kBias", false));
+    const auto gradient = [&](Stage stage) {
+      emit::GradientRequest request;
+      request.stage = stage;
+      return emit::emit_gradient(spec, request).value();
+    };
+    // A weight on the input multiplies neither b2 nor the rows that b2's gradient sums.
+    CHECK(says(gradient(Stage::topk_weight_gradient), "kBias", !on_input));
+    CHECK(says(gradient(Stage::fc2_bias_gradient), "kWeighted", !on_input));
+    KernelRequest saving = request_of(Stage::fc1);
+    saving.saves_z = true;
+    CHECK(says(must_emit(spec, saving), "kWeightOnInput", on_input));
   }
 }

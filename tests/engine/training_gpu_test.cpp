@@ -178,6 +178,31 @@ TEST_CASE_FIXTURE(GpuTraining, "prepare takes a backward pass from its tuning re
   CHECK(said("--tokens 1024 --training --fp32-gradients") == 1);
 }
 
+TEST_CASE_FIXTURE(GpuTraining,
+                  "weights on the input cost no launch, and with biases a second dz in the workspace") {
+  Engine engine = make_engine();
+  LayerSpec spec = test::small_spec();
+  const auto bytes = [&] { return *engine.create_training_layer(spec, {})->workspace_bytes(64); };
+  const auto launched = [&] {
+    TrainingLayer layer = make(engine, spec);
+    require_ok(forward(layer, 64));
+    require_ok(layer.backward(backward_args(layer, 64)));
+    return stages();
+  };
+  const std::size_t plain = bytes();
+  spec.weight_on_input = true;
+  // A weight for each row's sum in the forward.
+  CHECK(bytes() < plain + 4096);
+  CHECK(launched() == Names{"sort", "fc1", "fc2", "combine", "sort", "fc1", "topk_weight_gradient",
+                            "gradient_schedule", "fc2_gradient", "fc1_gradient", "fc2", "combine"});
+  spec.weight_on_input = false;
+  spec.bias = true;
+  const std::size_t biased = bytes();
+  spec.weight_on_input = true;
+  const std::int64_t rows = 64 * spec.top_k, columns = 2 * ((spec.max_width() + 63) / 64 * 64);
+  CHECK(bytes() >= biased + static_cast<std::size_t>(rows * columns * 2));
+}
+
 TEST_CASE_FIXTURE(GpuTraining, "recomputing runs fc1 again, on kernels of its own") {
   Engine engine = make_engine();
   TrainingOptions training;
@@ -247,10 +272,6 @@ TEST_CASE_FIXTURE(GpuTraining, "calls before bind, and captures before prepare, 
   CHECK(forward(*unbound, 8).error().code() == ErrorCode::not_bound);
   require_ok(unbound->bind(test::fake_weights(spec)));
   CHECK(unbound->backward(backward_args(*unbound, 8)).error().code() == ErrorCode::not_bound);
-  LayerSpec input = spec;
-  input.weight_on_input = true;
-  CHECK(engine.create_training_layer(input, {}).error().code() == ErrorCode::unsupported);
-
   TrainingLayer layer = make(engine, spec);
   const auto device = EngineAccess::impl(engine).device;
   auto stream = cuda::Stream::create(device);

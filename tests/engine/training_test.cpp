@@ -229,9 +229,6 @@ TEST_CASE_FIXTURE(TrainingFixture, "training: layers that cannot be made are nam
   spec.top_k = 0;
   CHECK(refusal(spec, {}, ErrorCode::invalid_spec).find("top_k") != std::string::npos);
   spec = test::small_spec();
-  spec.weight_on_input = true;
-  CHECK(refusal(spec, {}, ErrorCode::unsupported).find("weight_on_input") != std::string::npos);
-  spec.weight_on_input = false;
   TrainingOptions training;
   training.gradient_type = static_cast<GradientType>(7);
   CHECK(refusal(spec, training, ErrorCode::invalid_argument) ==

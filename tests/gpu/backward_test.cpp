@@ -57,6 +57,18 @@ TEST_CASE("small: backward: a gated layer and an ungated one") {
   }
 }
 
+TEST_CASE("small: backward: weights on the input") {
+  for (const bool bias : {false, true}) {
+    auto spec = mixed_spec();
+    spec.weight_on_input = true;
+    spec.bias = bias;
+    CAPTURE(tuning_signature(spec));
+    auto c = make(spec, {.tokens = 77, .seed = 4, .invalid_fraction = 0.1});
+    oracle::zero_some_weights(c);
+    gpu::check_training("backward, small", c);
+  }
+}
+
 TEST_CASE("small: backward: a first use prepares") {
   auto spec = mixed_spec();
   spec.hidden_size = 72;
@@ -249,6 +261,53 @@ TEST_CASE("backward: biases and shared experts with a gate and without") {
   }
 }
 
+TEST_CASE("backward: weights on the input with biases and shared experts") {
+  for (const bool save : {true, false}) {
+    for (const auto activation : {Activation::silu_mul, Activation::swiglu_oai, Activation::gelu_tanh}) {
+      for (const auto layout : {WeightLayout::nk, WeightLayout::kn}) {
+        for (int kind = 0; kind < 4; ++kind) {
+          auto spec = mixed_spec(activation);
+          spec.weight_on_input = true;
+          spec.fc1_layout = spec.fc2_layout = layout;
+          spec.gate_order = kind % 2 == 0 ? GateOrder::interleaved : GateOrder::up_first;
+          spec.dtype = layout == WeightLayout::nk ? DType::bf16 : DType::fp16;
+          spec.bias = kind == 1;
+          if (kind >= 2) spec.shared_widths = {128, 520};
+          spec.shared_gate = kind == 3;
+          const bool clamped = activation == Activation::swiglu_oai;
+          if (clamped) spec.activation_params.limit = 1.0f;
+          CAPTURE(tuning_signature(spec));
+          CAPTURE(save);
+          auto c = make(spec, {.tokens = 190, .seed = 29, .invalid_fraction = 0.2, .empty_every = 3},
+                        {.save_preactivation = save,
+                         .fp32 = kind % 2 == 1,
+                         .accumulate_weights = kind == 2,
+                         .round_z = clamped});
+          oracle::zero_some_weights(c);
+          gpu::check_training("backward, weights on the input", c);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("backward: weights on the input of wide, of many and of runtime widths") {
+  for (int kind = 0; kind < 3; ++kind) {
+    varmoe::LayerSpec spec = varmoe::uniform_spec(kind == 0 ? 1032 : 256, kind == 0 ? 4 : 40, 8, 3);
+    for (std::size_t e = 0; e < spec.expert_widths.size(); ++e) {
+      const auto i = static_cast<std::int64_t>(e);
+      spec.expert_widths[e] = kind == 0 ? 64 + 944 * (i % 3) : kind == 1 ? 192 : 8 * (1 + i * 7 % 40);
+    }
+    spec.weight_on_input = true;
+    spec.bias = kind == 2;
+    CAPTURE(tuning_signature(spec));
+    // A hot expert's rows in parts, too.
+    auto c = make(spec, {.tokens = 1500, .seed = 30, .routing = oracle::Routing::half_on_one});
+    oracle::zero_some_weights(c);
+    gpu::check_training("backward, weights on the input", c);
+  }
+}
+
 TEST_CASE("backward: strides and token counts and expert maps and outputs that are not wanted") {
   for (const std::int64_t count : {-1, 0, 1, 64, 99, 500}) {
     CAPTURE(count);
@@ -318,13 +377,18 @@ TEST_CASE("backward: dh in every kind of tile") {
         spec.expert_widths = {64, 8, 200, 136, 328, 72, 104};
         if (alternating) spec.gate_order = GateOrder::interleaved;
         if (alternating) spec.fc1_layout = spec.fc2_layout = WeightLayout::kn;
-        spec.shared_widths = {520};
-        spec.shared_gate = true;
-        CAPTURE(config);
-        CAPTURE(tuning_signature(spec));
-        const auto c = make(spec, {.tokens = 500, .seed = 28, .invalid_fraction = 0.1});
-        gpu::DeviceTraining training(c, true, 0, &engine);
-        gpu::check_training("backward, dh's tiles", c, training);
+        // Plain, weights on the input, and these with biases.
+        for (int kind = 0; kind < 3; ++kind) {
+          spec.weight_on_input = kind > 0;
+          spec.bias = kind == 2;
+          spec.shared_widths.assign(kind < 2 ? 1 : 0, 520);
+          spec.shared_gate = kind < 2;
+          CAPTURE(config);
+          CAPTURE(tuning_signature(spec));
+          const auto c = make(spec, {.tokens = 500, .seed = 28, .invalid_fraction = 0.1});
+          gpu::DeviceTraining training(c, true, 0, &engine);
+          gpu::check_training("backward, dh's tiles", c, training);
+        }
       }
     }
   }

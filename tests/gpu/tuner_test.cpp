@@ -3,18 +3,13 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "cuda/stream.hpp"
 #include "engine/device_choice.hpp"
-#include "engine/kernel_builder.hpp"
-#include "engine/kernel_table.hpp"
-#include "engine/toolchain.hpp"
-#include "gpu/device_layer.hpp"
 #include "gpu/evidence.hpp"
+#include "gpu/tuner_bench.hpp"
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
 #include "tools/gpu/candidate_kernels.hpp"
 #include "tools/gpu/gpu_measurer.hpp"
-#include "tools/gpu/reference_kernels.hpp"
 #include "tools/gpu/trial_layer.hpp"
 #include "tuner/candidates.hpp"
 #include "tuner/measurer.hpp"
@@ -24,34 +19,11 @@
 /// right kernels must be found right, and wrong ones wrong.
 using namespace varmoe;
 using namespace varmoe::tools;
+using gpu::small_layer;
 
 namespace {
 
-struct Bench {
-  model::DeviceProfile profile;
-  engine::Toolchain toolchain;
-  std::unique_ptr<engine::KernelBuilder> builder;
-  std::unique_ptr<engine::KernelTable> table;
-  std::optional<ReferenceKernels> references;
-  std::optional<cuda::Stream> stream;
-
-  Bench()
-      : profile(gpu::must(engine::device_profile(gpu::device()->attributes(), {}), "profile")),
-        toolchain(gpu::must(engine::Toolchain::open(options(), {}), "toolchain")) {
-    builder = std::make_unique<engine::KernelBuilder>(toolchain.builder_settings(profile.arch));
-    table = std::make_unique<engine::KernelTable>(gpu::device(), *builder, Log());
-    const auto compiler = gpu::must(toolchain.compiler->load(), "compiler");
-    references =
-        gpu::must(ReferenceKernels::create(gpu::device(), *compiler, profile.arch), "reference kernels");
-    stream = gpu::must(cuda::Stream::create(gpu::device()), "stream");
-  }
-  static EngineOptions options() {
-    EngineOptions o;
-    o.cache_dir = gpu::cache_dir();
-    o.log = [](LogLevel, std::string_view) {};
-    return o;
-  }
-
+struct Bench : gpu::TunerBench {
   std::unique_ptr<TrialLayer> layer(const LayerSpec& spec, std::int64_t bucket) {
     auto made =
         gpu::must(TrialLayer::create(gpu::device(), *references, stream->handle(), spec, profile.l2_bytes),
@@ -67,25 +39,12 @@ struct Bench {
   }
 };
 
-constexpr RoutingKind kKinds[] = {RoutingKind::uniform, RoutingKind::zipf, RoutingKind::hot};
-
-LayerSpec small_layer(Activation activation, WeightLayout fc1, WeightLayout fc2, GateOrder order,
-                      DType dtype) {
-  LayerSpec spec = uniform_spec(256, 8, 128, 2, activation, dtype);
-  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e)
-    spec.expert_widths[e] = 64 + 64 * static_cast<std::int64_t>(e % 3);
-  spec.fc1_layout = fc1;
-  spec.fc2_layout = fc2;
-  spec.gate_order = order;
-  return spec;
-}
-
 /// The reference finds nothing wrong with the kernels of the config that is predicted for 64 tokens.
 void expect_agreement(Bench& bench, const LayerSpec& spec) {
   CAPTURE(tuning_signature(spec));
   const auto layer = bench.layer(spec, 64);
   const auto kernels = bench.kernels(spec, 64);
-  for (const RoutingKind kind : kKinds) {
+  for (const RoutingKind kind : kRoutingKinds) {
     const auto verdict = gpu::must(layer->check(kernels, kind), "check");
     CHECK_MESSAGE(verdict.fault.empty(), verdict.fault);
     CHECK(verdict.err1 == 0);
@@ -136,7 +95,7 @@ TEST_CASE("tuner: kernels of another activation or dtype are found wrong") {
   const auto expect_wrong = [&](const LayerSpec& computed) {
     const auto layer = bench.layer(spec, 64);
     const auto kernels = bench.kernels(computed, 64);
-    for (const RoutingKind kind : kKinds) {
+    for (const RoutingKind kind : kRoutingKinds) {
       const auto verdict = gpu::must(layer->check(kernels, kind), "check");
       CHECK_FALSE(verdict.fault.empty());
     }

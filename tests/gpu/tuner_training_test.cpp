@@ -1,12 +1,8 @@
 #include <doctest/doctest.h>
 
-#include "cuda/stream.hpp"
 #include "engine/device_choice.hpp"
-#include "engine/kernel_builder.hpp"
-#include "engine/kernel_table.hpp"
-#include "engine/toolchain.hpp"
-#include "gpu/device_layer.hpp"
 #include "gpu/evidence.hpp"
+#include "gpu/tuner_bench.hpp"
 #include "model/cost_model.hpp"
 #include "model/gradient_config.hpp"
 #include "tools/gpu/backward_reference.hpp"
@@ -20,38 +16,17 @@
 /// oracle elsewhere; here right kernels must be found right, and wrong ones wrong.
 using namespace varmoe;
 using namespace varmoe::tools;
+using gpu::small_layer;
 
 namespace {
 
-struct TrainingBench {
-  model::DeviceProfile profile;
-  engine::Toolchain toolchain;
-  std::unique_ptr<engine::KernelBuilder> builder;
-  std::unique_ptr<engine::KernelTable> table;
-  std::optional<ReferenceKernels> fills;
-  std::optional<BackwardReference> references;
-  std::optional<cuda::Stream> stream;
-
-  TrainingBench()
-      : profile(gpu::must(engine::device_profile(gpu::device()->attributes(), {}), "profile")),
-        toolchain(gpu::must(engine::Toolchain::open(options(), {}), "toolchain")) {
-    builder = std::make_unique<engine::KernelBuilder>(toolchain.builder_settings(profile.arch));
-    table = std::make_unique<engine::KernelTable>(gpu::device(), *builder, Log());
-    const auto compiler = gpu::must(toolchain.compiler->load(), "compiler");
-    fills = gpu::must(ReferenceKernels::create(gpu::device(), *compiler, profile.arch), "fills");
-    references = gpu::must(BackwardReference::create(gpu::device(), *compiler, profile.arch), "references");
-    stream = gpu::must(cuda::Stream::create(gpu::device()), "stream");
-  }
-  static EngineOptions options() {
-    EngineOptions o;
-    o.cache_dir = gpu::cache_dir();
-    o.log = [](LogLevel, std::string_view) {};
-    return o;
-  }
+struct TrainingBench : gpu::TunerBench {
+  BackwardReference backward =
+      gpu::must(BackwardReference::create(gpu::device(), *compiler(), profile.arch), "references");
 
   std::unique_ptr<TrialTraining> layer(const LayerSpec& spec, std::int64_t bucket, GradientType type) {
     auto made =
-        gpu::must(TrialTraining::create(gpu::device(), *fills, *references, stream->handle(), spec, type),
+        gpu::must(TrialTraining::create(gpu::device(), *references, backward, stream->handle(), spec, type),
                   "TrialTraining");
     gpu::must(made->set_bucket(bucket), "set_bucket");
     return made;
@@ -65,26 +40,13 @@ struct TrainingBench {
   }
 };
 
-constexpr RoutingKind kKinds[] = {RoutingKind::uniform, RoutingKind::zipf, RoutingKind::hot};
-
-LayerSpec small_layer(Activation activation, WeightLayout fc1, WeightLayout fc2, GateOrder order,
-                      DType dtype) {
-  LayerSpec spec = uniform_spec(256, 8, 128, 2, activation, dtype);
-  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e)
-    spec.expert_widths[e] = 64 + 64 * static_cast<std::int64_t>(e % 3);
-  spec.fc1_layout = fc1;
-  spec.fc2_layout = fc2;
-  spec.gate_order = order;
-  return spec;
-}
-
 /// The reference finds nothing wrong with the kernels that are predicted for 256 tokens.
 void expect_agreement(TrainingBench& bench, const LayerSpec& spec, GradientType type) {
   CAPTURE(tuning_signature(spec));
   CAPTURE(static_cast<int>(type));
   const auto layer = bench.layer(spec, 256, type);
   const auto kernels = bench.kernels(spec, 256, type, model::predict_products(spec, 256, bench.profile));
-  for (const RoutingKind kind : kKinds) {
+  for (const RoutingKind kind : kRoutingKinds) {
     const auto verdict = gpu::must(layer->check(kernels, kind), "check");
     CHECK_MESSAGE(verdict.fault.empty(), verdict.fault);
   }
@@ -141,6 +103,21 @@ TEST_CASE("tuner: the backward reference agrees with the kernels for shared expe
   expect_agreement(bench, spec, GradientType::fp32);
 }
 
+TEST_CASE("tuner: the backward reference agrees with the kernels for weights on the input") {
+  TrainingBench bench;
+  LayerSpec spec = small_layer(Activation::silu_mul, WeightLayout::nk, WeightLayout::nk,
+                               GateOrder::gate_first, DType::bf16);
+  spec.weight_on_input = true;
+  expect_agreement(bench, spec, GradientType::layer_dtype);
+  spec.bias = true;
+  expect_agreement(bench, spec, GradientType::fp32);
+  spec.bias = false;
+  spec.shared_widths = {320, 64};
+  spec.shared_gate = true;
+  spec.fc1_layout = spec.fc2_layout = WeightLayout::kn;
+  expect_agreement(bench, spec, GradientType::layer_dtype);
+}
+
 TEST_CASE("tuner: backward kernels of another activation, dtype or gradient type are found wrong") {
   TrainingBench bench;
   const LayerSpec spec = small_layer(Activation::silu_mul, WeightLayout::nk, WeightLayout::nk,
@@ -149,7 +126,7 @@ TEST_CASE("tuner: backward kernels of another activation, dtype or gradient type
   const auto expect_wrong = [&](const LayerSpec& computed, GradientType type) {
     const auto kernels =
         bench.kernels(computed, 256, type, model::predict_products(spec, 256, bench.profile));
-    for (const RoutingKind kind : kKinds) {
+    for (const RoutingKind kind : kRoutingKinds) {
       const auto verdict = gpu::must(layer->check(kernels, kind), "check");
       CHECK_FALSE(verdict.fault.empty());
     }

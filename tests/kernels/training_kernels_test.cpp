@@ -61,6 +61,16 @@ std::vector<Form> forms() {
   all.back().spec.bias = true;
   all.push_back({"biases, alternating", all[4].spec});
   all.back().spec.bias = true;
+  const auto on_input = [&](const char* name, const Form& like) {
+    all.push_back({name, like.spec});
+    all.back().spec.weight_on_input = true;
+  };
+  const std::size_t plain = all.size();
+  on_input("weights on the input", all[3]);
+  on_input("weights on the input, plain", all[5]);
+  on_input("weights on the input, a gate", all[plain - 3]);
+  on_input("weights on the input, biases", all[plain - 2]);
+  on_input("weights on the input, biases, alternating", all[plain - 1]);
   return all;
 }
 
@@ -91,7 +101,9 @@ TEST_CASE("the kernels of training compile for Hopper and the portable path, wit
       // Every form on Hopper; elsewhere one of each kind, and few on the arch that runs what sm_80 does.
       const bool hopper = device.arch == "sm_90a";
       const bool first = &form == &all[0], alternating = &form == &all[4];
-      if (!hopper && !first && !alternating && (device.arch != "sm_80" || &form != &all[5])) continue;
+      const bool last = &form == &all.back();
+      if (!hopper && !first && !alternating && (device.arch != "sm_80" || (&form != &all[5] && !last)))
+        continue;
       const LayerSpec& spec = form.spec;
       const auto gradient = [&](Stage stage, const model::GradientConfig& config, GradientType type) {
         emit::GradientRequest request;

@@ -18,6 +18,9 @@
 ///   dw = ⟨g, h⟩ + ⟨b2, dout_t⟩, dz = w·g∘f'(z), dx_t = Σ W1ᵀ·dz, dW1 = Σ dz⊗x_t, dW2 = Σ dout_t⊗w·h,
 ///   db1 = Σ dz, db2 = Σ w·dout_t; shared experts have w = 1, or σ(x·w_g) with gradients through it.
 ///
+/// Where the weight is of the input, z = W1·(w·x) + b1 and out_t = Σ y of routed rows: then dz = g∘f'(z),
+/// dw = ⟨dz, W1·x⟩, dx_t = Σ w·W1ᵀ·dz, dW1 = Σ dz⊗w·x_t, dW2 = Σ dout_t⊗h, db2 = Σ dout_t.
+///
 /// Shares no code with src/. Everything is decoded to numbers first, so that finite differences can move what
 /// a 16-bit format could not.
 namespace oracle {
@@ -33,6 +36,7 @@ struct RealLayer {
   std::int64_t hidden_size = 0, top_k = 0;
   varmoe::Activation activation = varmoe::Activation::silu_mul;
   varmoe::ActivationParams params;
+  bool weight_on_input = false;
   std::vector<RealExpert> experts, shared;
   std::vector<double> shared_gate;  ///< [H]; empty without
 };
@@ -49,13 +53,12 @@ struct RealGradients {
   std::vector<double> dx;             ///< [T, H]
   std::vector<double> dtopk_weights;  ///< [T, k]; 0 for slots without an expert
   std::vector<std::int64_t> rows;     ///< of each routed expert
-  /// Norms that dtopk_weights and the shared gate's gradient would have if the terms of each ⟨g, h⟩ had
-  /// random signs: what their errors are measured against where the terms happen to cancel.
+  /// Norms that dtopk_weights and the shared gate's gradient would have if the terms of each dw had random
+  /// signs: what their errors are measured against where the terms happen to cancel.
   double dtopk_scale = 0, shared_gate_scale = 0;
 };
 
 inline RealLayer real_layer(const OracleLayer& from) {
-  if (from.weight_on_input) throw std::logic_error("backward oracle: no weight_on_input");
   const double* table = detail::decode_table(from.dtype);
   const std::int64_t H = from.hidden_size;
   const bool gated = is_gated(from.activation);
@@ -77,6 +80,7 @@ inline RealLayer real_layer(const OracleLayer& from) {
   layer.top_k = from.top_k;
   layer.activation = from.activation;
   layer.params = from.params;
+  layer.weight_on_input = from.weight_on_input;
   const auto decode_all = [&](const std::vector<OracleExpert>& source, std::vector<RealExpert>& to) {
     to.resize(source.size());
     parallel_for(static_cast<std::int64_t>(source.size()), 0, [&](std::int64_t e) {
@@ -198,9 +202,10 @@ inline void add_scaled(double* to, double scale, const double* from, std::int64_
 /// One expert's rows in ascending (token, slot), and what belongs to them, [rows, width] and [rows, H].
 struct ExpertRows {
   const RealExpert* expert = nullptr;
-  std::vector<std::int64_t> token, slot;  ///< slot: of k + S
-  std::vector<double> weight;
-  std::vector<double> gate, up, h, g;  ///< z's halves; h; g, then unread
+  std::vector<std::int64_t> token, slot;   ///< slot: of k + S
+  std::vector<double> input, output;       ///< what x and y are multiplied by
+  std::vector<double> gate, up, h, g;      ///< z's halves; h; g, then unread
+  std::vector<double> gate_of_x, up_of_x;  ///< W1·x, of weight on input
   std::vector<double> dgate, dup;
   std::vector<double> dx, dw, dw_scale;  ///< dw_scale: squared, see RealGradients
   std::int64_t count() const { return static_cast<std::int64_t>(token.size()); }
@@ -222,7 +227,10 @@ inline std::vector<ExpertRows> rows_of(const RealLayer& layer, const RealCall& c
       ExpertRows& rows = all[static_cast<std::size_t>(e)];
       rows.token.push_back(t);
       rows.slot.push_back(j);
-      rows.weight.push_back(j < layer.top_k ? call.weights[at] : gates[static_cast<std::size_t>(t)]);
+      const double weight = j < layer.top_k ? call.weights[at] : gates[static_cast<std::size_t>(t)];
+      const bool on_input = layer.weight_on_input && j < layer.top_k;
+      rows.input.push_back(on_input ? weight : 1.0);
+      rows.output.push_back(on_input ? 1.0 : weight);
     }
   }
   return all;
@@ -250,22 +258,29 @@ inline std::vector<Columns> columns_of(const std::vector<ExpertRows>& all) {
   return items;
 }
 
-/// z and h of some columns. `z_dtype`: see oracle_backward.
+/// z, h and W1·x of some columns. `z_dtype`: see oracle_backward.
 inline void fill_z(const RealLayer& layer, const RealCall& call, ExpertRows& rows, const Columns& c,
                    const varmoe::DType* z_dtype) {
   const RealExpert& w = *rows.expert;
   const std::int64_t H = layer.hidden_size;
   const bool gated = is_gated(layer.activation);
-  const auto product = [&](const std::vector<double>& matrix, const std::vector<double>& bias,
-                           const double* x, std::int64_t j) {
-    double z = dot(x, matrix.data() + j * H, H) + (bias.empty() ? 0.0 : bias[static_cast<std::size_t>(j)]);
-    return z_dtype != nullptr ? round_to(*z_dtype, z) : z;
+  const auto rounded = [&](double z) { return z_dtype != nullptr ? round_to(*z_dtype, z) : z; };
+  // What the library keeps is rounded: z, or of weight on input W1·x.
+  const auto product = [&](const std::vector<double>& matrix, const std::vector<double>& bias_of,
+                           std::size_t row, const double* x, std::int64_t j, double& of_x) {
+    const double bias = bias_of.empty() ? 0.0 : bias_of[static_cast<std::size_t>(j)];
+    of_x = dot(x, matrix.data() + j * H, H);
+    if (!layer.weight_on_input) return rounded(of_x + bias);
+    of_x = rounded(of_x);
+    return rows.input[row] * of_x + bias;
   };
   for (std::int64_t r = 0; r < rows.count(); ++r) {
-    const double* x = call.x.data() + rows.token[static_cast<std::size_t>(r)] * H;
+    const auto row = static_cast<std::size_t>(r);
+    const double* x = call.x.data() + rows.token[row] * H;
     for (std::int64_t j = c.first; j < c.first + c.count; ++j) {
       const auto at = static_cast<std::size_t>(r * w.width + j);
-      const double gate = gated ? product(w.gate, w.gate_bias, x, j) : 0, up = product(w.up, w.up_bias, x, j);
+      const double gate = gated ? product(w.gate, w.gate_bias, row, x, j, rows.gate_of_x[at]) : 0,
+                   up = product(w.up, w.up_bias, row, x, j, rows.up_of_x[at]);
       rows.gate[at] = gate;
       rows.up[at] = up;
       rows.h[at] = activate(layer.activation, layer.params, gate, up);
@@ -275,7 +290,7 @@ inline void fill_z(const RealLayer& layer, const RealCall& call, ExpertRows& row
 
 inline void resize(ExpertRows& rows, std::int64_t hidden, bool backward) {
   const auto elements = static_cast<std::size_t>(rows.count() * rows.expert->width);
-  for (auto* v : {&rows.gate, &rows.up, &rows.h}) v->resize(elements);
+  for (auto* v : {&rows.gate, &rows.up, &rows.h, &rows.gate_of_x, &rows.up_of_x}) v->resize(elements);
   rows.dx.assign(static_cast<std::size_t>(rows.count() * hidden), 0.0);
   if (!backward) return;
   for (auto* v : {&rows.g, &rows.dgate, &rows.dup}) v->resize(elements);
@@ -303,7 +318,7 @@ inline std::vector<double> real_forward(const RealLayer& layer, const RealCall& 
       for (std::int64_t i = 0; i < H; ++i) {
         double y = detail::dot(w.down.data() + i * w.width, rows.h.data() + r * w.width, w.width);
         if (!w.down_bias.empty()) y += w.down_bias[static_cast<std::size_t>(i)];
-        out[static_cast<std::size_t>(rows.token[at] * H + i)] += rows.weight[at] * y;
+        out[static_cast<std::size_t>(rows.token[at] * H + i)] += rows.output[at] * y;
       }
     }
   }
@@ -328,6 +343,7 @@ inline RealGradients oracle_backward(const RealLayer& layer, const RealCall& cal
   d.top_k = k;
   d.activation = layer.activation;
   d.params = layer.params;
+  d.weight_on_input = layer.weight_on_input;
   for (const auto& rows : all) {
     const RealExpert& w = *rows.expert;
     const bool routed = d.experts.size() < layer.experts.size();
@@ -367,11 +383,12 @@ inline RealGradients oracle_backward(const RealLayer& layer, const RealCall& cal
         const double g = detail::dot(down.data() + j * H, dy, H);
         const Slopes s = slopes(layer.activation, layer.params, rows.gate[at], rows.up[at]);
         rows.g[at] = g;
-        rows.dgate[at] = rows.weight[row] * g * s.gate;
-        rows.dup[at] = rows.weight[row] * g * s.up;
-        detail::add_scaled(ddown.data() + j * H, rows.weight[row] * rows.h[at], dy, H);
-        detail::add_scaled(grad.up.data() + (c.first + j) * H, rows.dup[at], x, H);
-        if (gated) detail::add_scaled(grad.gate.data() + (c.first + j) * H, rows.dgate[at], x, H);
+        const double input = rows.input[row], output = rows.output[row];
+        rows.dgate[at] = output * g * s.gate;
+        rows.dup[at] = output * g * s.up;
+        detail::add_scaled(ddown.data() + j * H, output * rows.h[at], dy, H);
+        detail::add_scaled(grad.up.data() + (c.first + j) * H, input * rows.dup[at], x, H);
+        if (gated) detail::add_scaled(grad.gate.data() + (c.first + j) * H, input * rows.dgate[at], x, H);
         if (!grad.up_bias.empty()) grad.up_bias[column] += rows.dup[at];
         if (!grad.gate_bias.empty()) grad.gate_bias[column] += rows.dgate[at];
       }
@@ -398,18 +415,29 @@ inline RealGradients oracle_backward(const RealLayer& layer, const RealCall& cal
     for (std::int64_t j = 0; j < w.width; ++j) {
       for (std::int64_t r = b.first; r < b.end; ++r) {
         const auto at = static_cast<std::size_t>(r * w.width + j);
-        detail::add_scaled(rows.dx.data() + r * H, rows.dup[at], w.up.data() + j * H, H);
-        if (gated) detail::add_scaled(rows.dx.data() + r * H, rows.dgate[at], w.gate.data() + j * H, H);
+        const double input = rows.input[static_cast<std::size_t>(r)];
+        detail::add_scaled(rows.dx.data() + r * H, input * rows.dup[at], w.up.data() + j * H, H);
+        if (gated)
+          detail::add_scaled(rows.dx.data() + r * H, input * rows.dgate[at], w.gate.data() + j * H, H);
       }
     }
     for (std::int64_t r = b.first; r < b.end; ++r) {
       const auto row = static_cast<std::size_t>(r);
-      rows.dw[row] = detail::dot(rows.g.data() + r * w.width, rows.h.data() + r * w.width, w.width);
-      for (std::int64_t j = r * w.width; j < (r + 1) * w.width; ++j) {
-        const double term = rows.g[static_cast<std::size_t>(j)] * rows.h[static_cast<std::size_t>(j)];
-        rows.dw_scale[row] += term * term;
+      const auto add_dot = [&](const std::vector<double>& left, const std::vector<double>& right) {
+        rows.dw[row] += detail::dot(left.data() + r * w.width, right.data() + r * w.width, w.width);
+        for (std::int64_t j = r * w.width; j < (r + 1) * w.width; ++j) {
+          const double term = left[static_cast<std::size_t>(j)] * right[static_cast<std::size_t>(j)];
+          rows.dw_scale[row] += term * term;
+        }
+      };
+      const bool on_input = layer.weight_on_input && rows.slot[row] < k;
+      if (on_input) {
+        if (gated) add_dot(rows.dgate, rows.gate_of_x);
+        add_dot(rows.dup, rows.up_of_x);
+      } else {
+        add_dot(rows.g, rows.h);
       }
-      if (w.down_bias.empty()) continue;
+      if (on_input || w.down_bias.empty()) continue;
       const double* dy = dout.data() + rows.token[row] * H;
       rows.dw[row] += detail::dot(w.down_bias.data(), dy, H);
       for (std::int64_t n = 0; n < H; ++n) {
@@ -437,7 +465,7 @@ inline RealGradients oracle_backward(const RealLayer& layer, const RealCall& cal
         gate_scales[static_cast<std::size_t>(t)] += rows.dw_scale[row];
       }
       if (!grad.down_bias.empty())
-        detail::add_scaled(grad.down_bias.data(), rows.weight[row], dout.data() + t * H, H);
+        detail::add_scaled(grad.down_bias.data(), rows.output[row], dout.data() + t * H, H);
     }
   }
   result.dtopk_scale = std::sqrt(result.dtopk_scale);

@@ -146,6 +146,24 @@ TEST_CASE("backward oracle: finite differences of shared experts with a gate and
   }
 }
 
+TEST_CASE("backward oracle: finite differences of weights on the input") {
+  for (const Activation activation : kActivations) {
+    for (int kind = 0; kind < 4; ++kind) {
+      auto spec = tiny(activation);
+      spec.weight_on_input = true;
+      spec.bias = kind == 1;
+      if (kind >= 2) spec.shared_widths = {16, 8};
+      spec.shared_gate = kind == 3;
+      CAPTURE(tuning_signature(spec));
+      auto c = oracle::make_case(spec, {.tokens = 5, .seed = 8, .invalid_fraction = 0.1, .threads = 1});
+      // Not by division by the weight. Without biases z is 0 there, a kink of two.
+      const bool kink = activation == Activation::relu || activation == Activation::relu2;
+      if (!kink || spec.bias) c.topk_weights[0] = c.topk_weights[3] = 0.0f;
+      check_differences(c);
+    }
+  }
+}
+
 TEST_CASE("backward oracle: finite differences of layouts, gate orders, strange ids and an expert map") {
   for (const auto layout : {WeightLayout::nk, WeightLayout::kn}) {
     for (const auto order : {GateOrder::gate_first, GateOrder::up_first, GateOrder::interleaved}) {
@@ -170,6 +188,7 @@ TEST_CASE("backward oracle: finite differences of layouts, gate orders, strange 
 TEST_CASE("backward oracle: what it differentiates is what the rounding oracle computes") {
   for (const Activation activation : kActivations) {
     auto spec = tiny(activation);
+    spec.weight_on_input = activation == Activation::silu_mul || activation == Activation::relu2;
     spec.hidden_size = 64;
     spec.dtype = varmoe::DType::fp16;
     spec.shared_widths = {16};

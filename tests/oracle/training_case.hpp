@@ -242,6 +242,11 @@ inline TrainingCase make_training_case(RandomCase layer, TrainingOptions options
   return c;
 }
 
+/// For layers with weight_on_input: no gradient may divide by a weight.
+inline void zero_some_weights(TrainingCase& c) {
+  for (std::size_t s = 2; s < c.layer.topk_weights.size(); s += 7) c.layer.topk_weights[s] = 0.0f;
+}
+
 /// How large drawn cases may be.
 struct TrainingLimits {
   std::int64_t hidden = 256, width = 200, experts = 24, tokens = 120, top_k = 6;
@@ -288,6 +293,8 @@ inline TrainingCase draw_training_case(std::uint64_t seed, const TrainingLimits&
     for (std::int64_t s = 1 + below(3); s > 0; --s) spec.shared_widths.push_back(8 * (1 + below(widest / 8)));
     spec.shared_gate = below(2) == 0;
   }
+  // Another generator: the cases of old seeds stay what they are in all else.
+  spec.weight_on_input = detail::mix(seed, 23, 0) % 4 == 0;
 
   CaseOptions c;
   c.seed = seed;
@@ -320,7 +327,9 @@ inline TrainingCase draw_training_case(std::uint64_t seed, const TrainingLimits&
     for (std::int64_t i = 0; i < experts + 2; ++i)
       o.expert_map.push_back(i % 5 == 4 ? -1 : static_cast<std::int32_t>((i + 1) % experts));
   o.ids_64 = below(2) == 0;
-  return make_training_case(make_case(spec, c), std::move(o));
+  TrainingCase drawn = make_training_case(make_case(spec, c), std::move(o));
+  if (spec.weight_on_input) zero_some_weights(drawn);
+  return drawn;
 }
 
 }  // namespace oracle

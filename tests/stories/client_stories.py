@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What tools/examples/varmoe_client.py promises: its structs are those of varmoe.h, results are right, tensors are not copied, mistakes are named.
+"""What tools/examples/varmoe_client promises: its structs are those of varmoe.h, results are right, tensors are not copied, mistakes are named.
 
 usage: client_stories.py REPOSITORY LIBRARY
 

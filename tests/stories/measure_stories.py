@@ -290,7 +290,6 @@ class TuneTraining(GpuStory):
         self.assertIn("wrong result", bad["fault"])
 
     def test_wrong_options(self):
-        self.assert_says(self.run_tune("--tokens", "64", "--training", "--weight-on-input", status=2), "weight_on_input")
         self.run_tune("--tokens", "64", "--fp32-gradients", status=2)
         self.assert_says(self.tune("tune", "--misses", "/dev/null", "--training", status=2), "--training goes with layers")
 

@@ -95,6 +95,8 @@ class Programs(unittest.TestCase):
         self.assertLess(max(abs(a - b) for a, b in zip(ours, torchs)), 0.01)
         self.assertGreater(max(abs(a - b) for a, b in zip(other, torchs)), 0.02)
         self.assertEqual(run(TRAIN, *few, "--backend", "torch").returncode, 0)
+        shown = run(TRAIN, *few, "--compare", "--weight-on-input")
+        self.assertEqual(shown.returncode, 0, shown.stdout + shown.stderr)
         self.assertEqual(run(TRAIN, *few, "--hidden", "65").returncode, 2)
 
 
@@ -137,12 +139,14 @@ class Autograd(unittest.TestCase):
             for layout in ("nk", "kn"):
                 for dtype in (torch.bfloat16, torch.float32):
                     for gradients in ("in_place", "returned"):
-                        with self.subTest(activation=activation, layout=layout, dtype=dtype, gradients=gradients):
-                            layer = self.make(activation=activation, fc1_layout=layout, fc2_layout=layout, parameter_dtype=dtype, gradients=gradients)
+                        inward = int(dtype == torch.float32 and gradients == "returned")
+                        with self.subTest(activation=activation, layout=layout, dtype=dtype, gradients=gradients, weight_on_input=inward):
+                            layer = self.make(activation=activation, fc1_layout=layout, fc2_layout=layout, parameter_dtype=dtype, gradients=gradients,
+                                              weight_on_input=inward)
                             out = self.step()
                             x, weights = (t.detach().double().view(21, -1).requires_grad_() for t in (self.x, self.weights))
                             experts = [tuple(m.detach().bfloat16().double().requires_grad_() for m in pair) for pair in layer.experts()]
-                            wanted = autograd.expert_loop(x, self.ids.view(21, 2), weights, experts, activation, layout == "kn", layout == "kn")
+                            wanted = autograd.expert_loop(x, self.ids.view(21, 2), weights, experts, activation, layout == "kn", layout == "kn", inward)
                             wanted.backward(self.dout.double().view(21, 64))
                             self.assert_near(out, wanted)
                             self.assert_near(self.x.grad, x.grad)

@@ -172,12 +172,6 @@ TEST_CASE("backward: finding nothing, being stopped, and a layer without a backw
   const auto stopped = search_item(landscape, backward_item_of(kUniform, kBucket), h200(), options);
   REQUIRE_FALSE(stopped.ok());
   CHECK(stopped.error().code() == ErrorCode::cancelled);
-
-  LayerSpec weighted = kUniform;
-  weighted.weight_on_input = true;
-  const auto refused = search_item(landscape, backward_item_of(weighted, kBucket), h200(), {});
-  REQUIRE_FALSE(refused.ok());
-  CHECK(refused.error().code() == ErrorCode::invalid_argument);
   CHECK(landscape.requests.empty());
 }
 

@@ -2,7 +2,7 @@
 """Trains a small model of variable-width MoE blocks with varmoe, with plain torch, or with both, and compares the losses.
 
 usage: train.py [--library FILE] [--backend varmoe|torch | --compare] [--device cuda|cpu] [--steps N] [--seed S] [--tokens T] [--hidden H] [--blocks B]
-                [--widths I,I…] [--top-k K] [--lr LR] [--json FILE]
+                [--widths I,I…] [--top-k K] [--weight-on-input] [--lr LR] [--json FILE]
 
 Task: the next symbol after two, of a table drawn once; a quarter of the answers is noise, so the loss has a floor (about 1.6; ln 64 = 4.2). Every step has
 new samples, drawn from the seed. Model: embeddings of both symbols, then blocks of norm, router (softmax, top-k, renormalised) and experts with a residual, norm,
@@ -39,7 +39,7 @@ def make_model(torch, options, engine, seed):
 
         def forward(self, x, topk_ids, topk_weights):
             experts = self.experts(lambda parameter: parameter.to(self.dtype))
-            return va.expert_loop(x, topk_ids, topk_weights, experts, self.activation)
+            return va.expert_loop(x, topk_ids, topk_weights, experts, self.activation, weight_on_input=options.weight_on_input)
 
     class Block(torch.nn.Module):
         def __init__(self):
@@ -48,9 +48,9 @@ def make_model(torch, options, engine, seed):
             self.router = torch.nn.Linear(options.hidden, len(options.widths), bias=False)
             shape = options.hidden, options.widths, options.top_k
             if engine is None:
-                self.experts = LoopExperts(*shape, parameter_dtype=torch.float32)
+                self.experts = LoopExperts(*shape, parameter_dtype=torch.float32, weight_on_input=options.weight_on_input)
             else:
-                self.experts = va.MoELayer(engine, *shape, parameter_dtype=torch.float32)
+                self.experts = va.MoELayer(engine, *shape, parameter_dtype=torch.float32, weight_on_input=options.weight_on_input)
 
         def forward(self, h):
             x = self.norm(h)
@@ -127,6 +127,8 @@ def main():
     for name, value in (("--steps", 500), ("--seed", 1), ("--tokens", 8192), ("--hidden", 256), ("--blocks", 3), ("--top-k", 2)):
         parser.add_argument(name, type=int, default=value)
     parser.add_argument("--widths", default="512,256,256,128,128,128,64,64", help="of the experts, multiples of 8")
+    parser.add_argument("--weight-on-input", action="store_const", const=1, default=0,
+                        help="routing weights multiply the experts' input (Llama-4), not their output")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--json", type=pathlib.Path, help="write the losses here as one JSON object")
     options = parser.parse_args()

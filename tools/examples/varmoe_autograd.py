@@ -199,7 +199,7 @@ class MoELayer(MoEParameters):
         return out.view(x.shape)
 
 
-def expert_loop(x, topk_ids, topk_weights, experts, activation="silu_mul", fc1_kn=False, fc2_kn=False):
+def expert_loop(x, topk_ids, topk_weights, experts, activation="silu_mul", fc1_kn=False, fc2_kn=False, weight_on_input=False):
     """The layer in plain torch, one expert after another, in the dtype of x [T, H] (sums over a token's experts in fp32 at least): what gradients are compared
     with. experts: (fc1, fc2) of each, as MoEParameters.experts gives them; gate first; without biases and shared experts."""
     act = {"silu_mul": torch.nn.functional.silu, "gelu_tanh_mul": lambda z: torch.nn.functional.gelu(z, approximate="tanh"),
@@ -209,12 +209,15 @@ def expert_loop(x, topk_ids, topk_weights, experts, activation="silu_mul", fc1_k
     out = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     for e, (fc1, fc2) in enumerate(experts):
         token, slot = (topk_ids == e).nonzero(as_tuple=True)
+        weight = topk_weights[token, slot, None].to(out.dtype)
         z = x[token] @ (fc1 if fc1_kn else fc1.T)
+        if weight_on_input:  # as the library: fc1's sums, not x, so that x is not rounded once more
+            z = (z.to(out.dtype) * weight).to(x.dtype)
         if activation in GATED:
             gate, up = z.chunk(2, dim=1)
             h = act(gate) * up
         else:
             h = act(z)
         y = h @ (fc2 if fc2_kn else fc2.T)
-        out = out.index_add(0, token, y.to(out.dtype) * topk_weights[token, slot, None].to(out.dtype))
+        out = out.index_add(0, token, y.to(out.dtype) * (1 if weight_on_input else weight))
     return out.to(x.dtype)

@@ -1,16 +1,10 @@
 #include "tools/gpu/backward_reference.hpp"
 
-#include <algorithm>
 #include <utility>
-
-#include "cuda/launch.hpp"
-#include "tools/gpu/reference_text.hpp"
 
 namespace varmoe::tools {
 namespace {
 
-constexpr std::int64_t kThreads = 256, kWarps = kThreads / 32;
-constexpr std::int64_t kStreamBlocks = 2048;
 /// In the order of BackwardReference::Kernel.
 constexpr const char* kEntries[] = {"varmoe_tool_backward_z",       "varmoe_tool_backward_g",
                                     "varmoe_tool_backward_rows",    "varmoe_tool_backward_dx",
@@ -33,19 +27,15 @@ struct Reference {
   double *dw1, *dw2;
   i64 hidden, width_stride, rows;
   int top_k, num_experts, num_shared, columns;
-  int activation, gated, fp16, fc1_kn, fc2_kn, interleaved;
+  int activation, gated, fp16, fc1_kn, fc2_kn, interleaved, weight_on_input;
   float alpha, limit;
 };
 
 __device__ double rounded(double v, int fp16) { return decode(encode(static_cast<float>(v), fp16), fp16); }
 
-// The expert of a token's slot; −1: none.
-__device__ int expert_of(const Reference& p, i64 token, int slot) {
-  if (slot >= p.top_k) return p.num_experts + slot - p.top_k;
-  const int id = p.ids[token * p.top_k + slot];
-  return id >= 0 && id < p.num_experts ? id : -1;
-}
-// What a row counts in out. The same for all threads of a warp; all of them take part.
+// Whether a row's weight multiplies its input; else it multiplies its output.
+__device__ bool weighs_input(const Reference& p, int slot) { return p.weight_on_input && slot < p.top_k; }
+// The same for all threads of a warp; all of them take part.
 __device__ double weight_of(const Reference& p, i64 token, int slot) {
   if (slot < p.top_k) return p.topk_weights[token * p.top_k + slot];
   if (!p.shared_gate) return 1.0;
@@ -113,7 +103,24 @@ __device__ Activated activate(const Reference& p, double gate, double up) {
   }
 }
 
-// z of sampled pairs. nk: a warp an output, so that its lanes read one row; kn: a thread an output.
+// What one column of a row makes of what a forward keeps: z, or W1·x where the weight multiplies the input.
+struct Column {
+  double h, by_gate, by_up;  // ∂loss/∂z = by · g
+  double weight_gradient;    // what it adds to the weight's gradient, of g
+};
+__device__ Column column_of(const Reference& p, const Expert& e, i64 n, int slot, double weight, double gate, double up, double g) {
+  if (!weighs_input(p, slot)) {
+    const Activated a = activate(p, gate, up);
+    return {weight * a.h, weight * a.by_gate, weight * a.by_up, g * a.h};
+  }
+  double z_gate = weight * gate, z_up = weight * up;
+  if (e.gate_bias) z_gate += decode(e.gate_bias[n * e.fc1_bias_stride], p.fp16);
+  if (e.up_bias) z_up += decode(e.up_bias[n * e.fc1_bias_stride], p.fp16);
+  const Activated a = activate(p, z_gate, z_up);
+  return {a.h, weight * a.by_gate, weight * a.by_up, g * (a.by_gate * gate + a.by_up * up)};
+}
+
+// What is kept of sampled pairs. nk: a warp an output, so that its lanes read one row; kn: a thread an output.
 extern "C" __global__ void varmoe_tool_backward_z(Reference p) {
   const int pair = blockIdx.y, lane = threadIdx.x % 32, slots = p.top_k + p.num_shared;
   const i64 token = p.samples[pair / slots];
@@ -134,8 +141,8 @@ extern "C" __global__ void varmoe_tool_backward_z(Reference p) {
     up = warp_sum(up);
     if (lane != 0) return;
   }
-  if (e.gate_bias) gate += decode(e.gate_bias[n * e.fc1_bias_stride], p.fp16);
-  if (e.up_bias) up += decode(e.up_bias[n * e.fc1_bias_stride], p.fp16);
+  if (e.gate_bias && !p.weight_on_input) gate += decode(e.gate_bias[n * e.fc1_bias_stride], p.fp16);
+  if (e.up_bias && !p.weight_on_input) up += decode(e.up_bias[n * e.fc1_bias_stride], p.fp16);
   p.gate[pair * p.width_stride + n] = rounded(gate, p.fp16);
   p.up[pair * p.width_stride + n] = rounded(up, p.fp16);
 }
@@ -160,17 +167,6 @@ extern "C" __global__ void varmoe_tool_backward_g(Reference p) {
   p.g[pair * p.width_stride + n] = rounded(g, p.fp16);
 }
 
-__device__ double block_sum(double v) {
-  __shared__ double parts[32];
-  __syncthreads();
-  v = warp_sum(v);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;
-  __syncthreads();
-  double sum = 0;
-  for (u32 i = 0; i < blockDim.x / 32; ++i) sum += parts[i];
-  return sum;
-}
-
 // Gradients of the weights of sampled pairs; z becomes dz in its place.
 extern "C" __global__ void varmoe_tool_backward_rows(Reference p) {
   const int pair = blockIdx.x, slots = p.top_k + p.num_shared, slot = pair % slots;
@@ -186,12 +182,12 @@ extern "C" __global__ void varmoe_tool_backward_rows(Reference p) {
   for (i64 n = threadIdx.x; n < e.width; n += blockDim.x) {
     const i64 at = pair * p.width_stride + n;
     const double g = p.g[at];
-    const Activated a = activate(p, p.gate[at], p.up[at]);
-    dot += g * a.h;
-    p.gate[at] = rounded(weight * g * a.by_gate, p.fp16);
-    p.up[at] = rounded(weight * g * a.by_up, p.fp16);
+    const Column c = column_of(p, e, n, slot, weight, p.gate[at], p.up[at], g);
+    dot += c.weight_gradient;
+    p.gate[at] = rounded(g * c.by_gate, p.fp16);
+    p.up[at] = rounded(g * c.by_up, p.fp16);
   }
-  if (e.down_bias) {
+  if (e.down_bias && !weighs_input(p, slot)) {
     for (i64 k = threadIdx.x; k < p.hidden; k += blockDim.x)
       dot += decode(e.down_bias[k], p.fp16) * decode(p.dout[token * p.hidden + k], p.fp16);
   }
@@ -252,13 +248,13 @@ extern "C" __global__ void varmoe_tool_backward_columns(Reference p) {
   up = warp_sum(up);
   g = rounded(warp_sum(g), p.fp16);
   if (lane != 0) return;
-  if (e.gate_bias) gate += decode(e.gate_bias[n * e.fc1_bias_stride], p.fp16);
-  if (e.up_bias) up += decode(e.up_bias[n * e.fc1_bias_stride], p.fp16);
-  const Activated a = activate(p, rounded(gate, p.fp16), rounded(up, p.fp16));
+  if (e.gate_bias && !p.weight_on_input) gate += decode(e.gate_bias[n * e.fc1_bias_stride], p.fp16);
+  if (e.up_bias && !p.weight_on_input) up += decode(e.up_bias[n * e.fc1_bias_stride], p.fp16);
+  const Column c = column_of(p, e, n, slot, weight, rounded(gate, p.fp16), rounded(up, p.fp16), g);
   const i64 at = column * p.rows + row;
-  p.column_gate[at] = rounded(weight * g * a.by_gate, p.fp16);
-  p.column_up[at] = rounded(weight * g * a.by_up, p.fp16);
-  p.column_h[at] = rounded(weight * a.h, p.fp16);
+  p.column_gate[at] = rounded(g * c.by_gate, p.fp16);
+  p.column_up[at] = rounded(g * c.by_up, p.fp16);
+  p.column_h[at] = rounded(c.h, p.fp16);
 }
 
 // The sampled column's gradients: a thread an entry of the hidden dimension.
@@ -372,72 +368,53 @@ extern "C" __global__ void varmoe_tool_scan_floats(Scan p) {
 )";
 
 // The text above declares the same structs.
-static_assert(sizeof(BackwardReferenceParams) == 232 && sizeof(BackwardPickParams) == 120 &&
+static_assert(sizeof(BackwardReferenceParams) == 240 && sizeof(BackwardPickParams) == 120 &&
               sizeof(BackwardCompareParams) == 56 && sizeof(FloatScanParams) == 24);
 
 }  // namespace
 
 Result<BackwardReference> BackwardReference::create(std::shared_ptr<cuda::Device> device,
                                                     compile::Compiler& compiler, const std::string& arch) {
-  auto target = compile::target_arch(compiler.architectures(), arch);
-  if (!target) return target.error();
-  compile::CompileRequest request;
-  request.text = std::string(kReferenceCommon) + kText;
-  request.options = {"--std=c++17"};
-  request.arch = *target;
-  request.entry_name = kEntries[0];
-  auto binary = compiler.compile(request);
-  if (!binary) return binary.error();
-  BackwardReference kernels(std::move(device));
-  for (const char* entry : kEntries) {
-    binary->entry_name = entry;
-    auto module = cuda::Module::load(kernels.device_, *binary, 0);
-    if (!module) return module.error();
-    kernels.modules_.push_back(*std::move(module));
-  }
-  return kernels;
-}
-
-template <class Params>
-Status BackwardReference::launch(Kernel kernel, std::int64_t blocks_x, std::int64_t blocks_y,
-                                 const Params& params, void* stream) const {
-  if (blocks_x <= 0 || blocks_y <= 0) return {};
-  Params copy = params;
-  void* arguments[] = {&copy};
-  return cuda::launch(device_->driver(), modules_[kernel].function(),
-                      {static_cast<std::uint32_t>(blocks_x), static_cast<std::uint32_t>(blocks_y)},
-                      {static_cast<std::uint32_t>(kThreads)}, 0, stream, arguments);
+  auto kernels = PlainKernels::create(std::move(device), compiler, arch, kText, kEntries);
+  if (!kernels) return kernels.error();
+  return BackwardReference(*std::move(kernels));
 }
 
 Status BackwardReference::reference(const BackwardReferenceParams& p, std::int64_t samples,
                                     std::int64_t max_width, void* stream) const {
   const auto blocks = [](std::int64_t outputs, bool warp_each) {
-    const std::int64_t per_block = warp_each ? kWarps : kThreads;
-    return (outputs + per_block - 1) / per_block;
+    return PlainKernels::blocks_of(outputs, warp_each);
   };
   const std::int64_t pairs = samples * (p.top_k + p.num_shared);
   const std::int64_t places = std::int64_t{p.num_experts + p.num_shared} * p.columns;
-  if (auto ok = launch(kZ, blocks(max_width, p.fc1_kn == 0), pairs, p, stream); !ok) return ok;
-  if (auto ok = launch(kG, blocks(max_width, p.fc2_kn != 0), pairs, p, stream); !ok) return ok;
-  if (auto ok = launch(kRows, pairs, 1, p, stream); !ok) return ok;
-  if (auto ok = launch(kDx, blocks(p.hidden, p.fc1_kn != 0), samples, p, stream); !ok) return ok;
-  if (auto ok = launch(kColumns, blocks(p.rows, true), p.columns, p, stream); !ok) return ok;
-  return launch(kGradients, blocks(p.hidden, false), places, p, stream);
+  const struct {
+    Kernel kernel;
+    std::int64_t blocks_x, blocks_y;
+  } steps[] = {{kZ, blocks(max_width, p.fc1_kn == 0), pairs},
+               {kG, blocks(max_width, p.fc2_kn != 0), pairs},
+               {kRows, pairs, 1},
+               {kDx, blocks(p.hidden, p.fc1_kn != 0), samples},
+               {kColumns, blocks(p.rows, true), p.columns},
+               {kGradients, blocks(p.hidden, false), places}};
+  for (const auto& step : steps) {
+    if (auto ok = kernels_.launch(step.kernel, step.blocks_x, step.blocks_y, p, stream); !ok) return ok;
+  }
+  return {};
 }
 
 Status BackwardReference::pick(const BackwardPickParams& p, std::int64_t samples, void* stream) const {
-  const std::int64_t blocks = (p.hidden + kThreads - 1) / kThreads;
-  if (auto ok = launch(kPickRows, blocks, samples, p, stream); !ok) return ok;
-  return launch(kPickGradients, blocks, std::int64_t{p.experts} * p.columns, p, stream);
+  const std::int64_t blocks = PlainKernels::blocks_of(p.hidden, false);
+  if (auto ok = kernels_.launch(kPickRows, blocks, samples, p, stream); !ok) return ok;
+  return kernels_.launch(kPickGradients, blocks, std::int64_t{p.experts} * p.columns, p, stream);
 }
 
 Status BackwardReference::compare(const BackwardCompareParams& params, std::int64_t rows,
                                   void* stream) const {
-  return launch(kCompare, rows, 1, params, stream);
+  return kernels_.launch(kCompare, rows, 1, params, stream);
 }
 
 Status BackwardReference::scan(const FloatScanParams& params, void* stream) const {
-  return launch(kScan, kStreamBlocks, 1, params, stream);
+  return kernels_.launch(kScan, PlainKernels::kStreamBlocks, 1, params, stream);
 }
 
 }  // namespace varmoe::tools

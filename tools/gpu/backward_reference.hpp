@@ -3,11 +3,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "compile/compiler.hpp"
 #include "cuda/device.hpp"
-#include "cuda/module.hpp"
+#include "tools/gpu/plain_kernels.hpp"
 #include "varmoe/error.hpp"
 
 /// Kernels that compute samples of a backward pass the plain way, and compare: what the tuner judges
@@ -29,13 +29,14 @@ struct BackwardReferenceParams {
   /// Routed rows in expert order: slots (token · slots + slot), their experts, and where each expert's begin
   /// (E + S + 1 of them); i32.
   std::uint64_t row_slots = 0, row_experts = 0, expert_begin = 0;
-  std::uint64_t gate = 0, up = 0, g = 0;  ///< f64 [pairs, width_stride], scratch: z's gate and up, g
+  std::uint64_t gate = 0, up = 0, g = 0;  ///< f64 [pairs, width_stride], scratch: gate and up of z or W1·x; g
   std::uint64_t dtopk = 0, dx = 0;        ///< f64 [pairs], of every slot; [samples, hidden]
   std::uint64_t column_gate = 0, column_up = 0, column_h = 0;  ///< f64 [columns, rows], scratch: dz and w·h
   std::uint64_t dw1 = 0, dw2 = 0;  ///< f64 [(E + S)·columns·(2 if gated), hidden], [(E + S)·columns, hidden]
   std::int64_t hidden = 0, width_stride = 0, rows = 0;
   std::int32_t top_k = 0, num_experts = 0, num_shared = 0, columns = 0;
-  std::int32_t activation = 0, gated = 0, fp16 = 0, fc1_kn = 0, fc2_kn = 0, interleaved = 0;
+  std::int32_t activation = 0, gated = 0, fp16 = 0, fc1_kn = 0, fc2_kn = 0, interleaved = 0,
+               weight_on_input = 0;
   float alpha = 0, limit = 0;
 };
 /// Copies what the kernels made of the samples into f64 arrays of the reference's form.
@@ -78,12 +79,8 @@ class BackwardReference {
 
  private:
   enum Kernel { kZ, kG, kRows, kDx, kColumns, kGradients, kPickRows, kPickGradients, kCompare, kScan };
-  explicit BackwardReference(std::shared_ptr<cuda::Device> device) : device_(std::move(device)) {}
-  template <class Params>
-  Status launch(Kernel kernel, std::int64_t blocks_x, std::int64_t blocks_y, const Params& params,
-                void* stream) const;
-  std::shared_ptr<cuda::Device> device_;
-  std::vector<cuda::Module> modules_;
+  explicit BackwardReference(PlainKernels kernels) : kernels_(std::move(kernels)) {}
+  PlainKernels kernels_;
 };
 
 }  // namespace varmoe::tools

@@ -1,16 +1,11 @@
 #include "tools/gpu/reference_kernels.hpp"
 
-#include <algorithm>
 #include <utility>
-
-#include "cuda/launch.hpp"
-#include "tools/gpu/reference_text.hpp"
 
 namespace varmoe::tools {
 namespace {
 
-constexpr std::int64_t kThreads = 256, kWarps = kThreads / 32;
-constexpr std::int64_t kStreamBlocks = 2048;
+/// In the order of ReferenceKernels::Kernel.
 constexpr const char* kEntries[] = {"varmoe_tool_fill", "varmoe_tool_reference_h",
                                     "varmoe_tool_reference_out", "varmoe_tool_compare", "varmoe_tool_scan"};
 
@@ -42,13 +37,6 @@ struct Reference {
   float alpha, limit;
   int num_shared, weight_on_input;
 };
-
-// The expert of a token's slot; −1: none.
-__device__ int expert_of(const Reference& p, i64 token, int slot) {
-  if (slot >= p.top_k) return p.num_experts + slot - p.top_k;
-  const int id = p.ids[token * p.top_k + slot];
-  return id >= 0 && id < p.num_experts ? id : -1;
-}
 
 // In the order of varmoe/layer_spec.hpp's Activation.
 __device__ double activate(const Reference& p, double gate, double up) {
@@ -171,16 +159,6 @@ struct Compare {
   double relative, of_rms;
   int fp16, unused;
 };
-__device__ double block_sum(double v) {
-  __shared__ double parts[32];
-  __syncthreads();
-  v = warp_sum(v);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;
-  __syncthreads();
-  double sum = 0;
-  for (u32 i = 0; i < blockDim.x / 32; ++i) sum += parts[i];
-  return sum;
-}
 extern "C" __global__ void varmoe_tool_compare(Compare p) {
   const int r = blockIdx.x, columns = p.columns[r];
   const double* reference = p.reference + r * p.reference_stride;
@@ -232,59 +210,32 @@ static_assert(sizeof(FillParams) == 32 && sizeof(ReferenceExpert) == 80 && sizeo
 
 Result<ReferenceKernels> ReferenceKernels::create(std::shared_ptr<cuda::Device> device,
                                                   compile::Compiler& compiler, const std::string& arch) {
-  auto target = compile::target_arch(compiler.architectures(), arch);
-  if (!target) return target.error();
-  compile::CompileRequest request;
-  request.text = std::string(kReferenceCommon) + kText;
-  request.options = {"--std=c++17"};
-  request.arch = *target;
-  request.entry_name = kEntries[0];
-  auto binary = compiler.compile(request);
-  if (!binary) return binary.error();
-  ReferenceKernels kernels(std::move(device));
-  for (const char* entry : kEntries) {
-    binary->entry_name = entry;
-    auto module = cuda::Module::load(kernels.device_, *binary, 0);
-    if (!module) return module.error();
-    kernels.modules_.push_back(*std::move(module));
-  }
-  return kernels;
-}
-
-template <class Params>
-Status ReferenceKernels::launch(Kernel kernel, std::int64_t blocks_x, std::int64_t blocks_y,
-                                const Params& params, void* stream) const {
-  Params copy = params;
-  void* arguments[] = {&copy};
-  return cuda::launch(device_->driver(), modules_[kernel].function(),
-                      {static_cast<std::uint32_t>(blocks_x), static_cast<std::uint32_t>(blocks_y)},
-                      {static_cast<std::uint32_t>(kThreads)}, 0, stream, arguments);
+  auto kernels = PlainKernels::create(std::move(device), compiler, arch, kText, kEntries);
+  if (!kernels) return kernels.error();
+  return ReferenceKernels(*std::move(kernels));
 }
 
 Status ReferenceKernels::fill(const FillParams& params, void* stream) const {
-  return launch(kFill, kStreamBlocks, 1, params, stream);
+  return kernels_.launch(kFill, PlainKernels::kStreamBlocks, 1, params, stream);
 }
 
 Status ReferenceKernels::reference(const ReferenceParams& params, std::int64_t samples,
                                    std::int64_t max_width, void* stream) const {
-  const auto blocks = [](std::int64_t outputs, bool kn) {
-    const std::int64_t per_block = kn ? kThreads : kWarps;
-    return (outputs + per_block - 1) / per_block;
-  };
-  if (auto status = launch(kReferenceH, blocks(max_width, params.fc1_kn != 0),
-                           samples * (params.top_k + params.num_shared), params, stream);
+  if (auto status = kernels_.launch(kReferenceH, PlainKernels::blocks_of(max_width, params.fc1_kn == 0),
+                                    samples * (params.top_k + params.num_shared), params, stream);
       !status) {
     return status;
   }
-  return launch(kReferenceOut, blocks(params.hidden, params.fc2_kn != 0), samples, params, stream);
+  return kernels_.launch(kReferenceOut, PlainKernels::blocks_of(params.hidden, params.fc2_kn == 0), samples,
+                         params, stream);
 }
 
 Status ReferenceKernels::compare(const CompareParams& params, std::int64_t rows, void* stream) const {
-  return launch(kCompare, rows, 1, params, stream);
+  return kernels_.launch(kCompare, rows, 1, params, stream);
 }
 
 Status ReferenceKernels::scan(const ScanParams& params, void* stream) const {
-  return launch(kScan, kStreamBlocks, 1, params, stream);
+  return kernels_.launch(kScan, PlainKernels::kStreamBlocks, 1, params, stream);
 }
 
 }  // namespace varmoe::tools

@@ -3,11 +3,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "compile/compiler.hpp"
 #include "cuda/device.hpp"
-#include "cuda/module.hpp"
+#include "tools/gpu/plain_kernels.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
 
@@ -63,6 +63,25 @@ struct ScanParams {
   std::int32_t fp16 = 0, unused = 0;
 };
 
+/// Fields of a reference's parameters that say what the layer is.
+template <class Params>
+void describe_layer(const LayerSpec& spec, Params& p) {
+  const bool kn = spec.fc1_layout == WeightLayout::kn;
+  p.hidden = spec.hidden_size;
+  p.top_k = static_cast<std::int32_t>(spec.top_k);
+  p.num_experts = static_cast<std::int32_t>(spec.num_experts());
+  p.num_shared = static_cast<std::int32_t>(spec.num_shared());
+  p.activation = static_cast<std::int32_t>(spec.activation);
+  p.gated = spec.gated() ? 1 : 0;
+  p.fp16 = spec.dtype == DType::fp16 ? 1 : 0;
+  p.fc1_kn = kn ? 1 : 0;
+  p.fc2_kn = spec.fc2_layout == WeightLayout::kn ? 1 : 0;
+  p.interleaved = kn && spec.gated() && spec.gate_order == GateOrder::interleaved ? 1 : 0;
+  p.weight_on_input = spec.weight_on_input ? 1 : 0;
+  p.alpha = spec.activation_params.alpha;
+  p.limit = spec.activation_params.limit;
+}
+
 class ReferenceKernels {
  public:
   /// Compiles them for `arch`; nothing is cached.
@@ -76,13 +95,9 @@ class ReferenceKernels {
   Status scan(const ScanParams& params, void* stream) const;
 
  private:
-  enum Kernel { kFill, kReferenceH, kReferenceOut, kCompare, kScan, kCount };
-  explicit ReferenceKernels(std::shared_ptr<cuda::Device> device) : device_(std::move(device)) {}
-  template <class Params>
-  Status launch(Kernel kernel, std::int64_t blocks_x, std::int64_t blocks_y, const Params& params,
-                void* stream) const;
-  std::shared_ptr<cuda::Device> device_;
-  std::vector<cuda::Module> modules_;
+  enum Kernel { kFill, kReferenceH, kReferenceOut, kCompare, kScan };
+  explicit ReferenceKernels(PlainKernels kernels) : kernels_(std::move(kernels)) {}
+  PlainKernels kernels_;
 };
 
 }  // namespace varmoe::tools

@@ -1,7 +1,7 @@
 #pragma once
 
-/// What the texts of reference kernels begin with: types, the layer's two formats, sums of a warp, and an
-/// expert's matrices as ReferenceExpert has them.
+/// What the texts of reference kernels begin with: types, the layer's two formats, sums of a warp and of a
+/// block, an expert's matrices as ReferenceExpert has them, and which expert a slot names.
 namespace varmoe::tools {
 
 inline constexpr const char* kReferenceCommon = R"(
@@ -38,6 +38,17 @@ __device__ double warp_sum(double v) {
   for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
 }
+// For all threads.
+__device__ double block_sum(double v) {
+  __shared__ double parts[32];
+  __syncthreads();
+  v = warp_sum(v);
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;
+  __syncthreads();
+  double sum = 0;
+  for (u32 i = 0; i < blockDim.x / 32; ++i) sum += parts[i];
+  return sum;
+}
 
 struct Expert {
   const u16 *gate, *up, *down;
@@ -45,6 +56,14 @@ struct Expert {
   const u16 *gate_bias, *up_bias, *down_bias;
   i64 fc1_bias_stride;
 };
+
+// The expert of a token's slot; −1: none. Layer: top_k, num_experts, ids.
+template <class Layer>
+__device__ int expert_of(const Layer& p, i64 token, int slot) {
+  if (slot >= p.top_k) return p.num_experts + slot - p.top_k;
+  const int id = p.ids[token * p.top_k + slot];
+  return id >= 0 && id < p.num_experts ? id : -1;
+}
 )";
 
 }  // namespace varmoe::tools

@@ -3,23 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "cuda/stream.hpp"
 #include "model/config_space.hpp"
-#include "tools/gpu/trial_weights.hpp"
 #include "tools/gpu/weight_copies.hpp"
 #include "varmoe/weights.hpp"
 
 namespace varmoe::tools {
 namespace {
 
-/// Tokens that are compared, and pairs of them and their slots at most.
-constexpr std::int64_t kMostSamples = 32, kMostPairs = 512;
 constexpr std::uint64_t kInputSeed = 0x51ed270b00000002;
-/// NaN in both dtypes; small integers, which pass for indices and counts.
-constexpr std::uint8_t kPoisonNan = 0xFF, kPoisonSmall = 0x01;
 /// From here on one copy of the weights is enough: its second half drives the first half out of L2.
 constexpr double kOneCopyL2s = 16;
 
@@ -39,7 +33,7 @@ Bars bars_of(DType dtype) {
 
 TrialLayer::TrialLayer(std::shared_ptr<cuda::Device> device, const ReferenceKernels& kernels, void* stream,
                        const LayerSpec& spec, std::int64_t l2_bytes)
-    : device_(std::move(device)), kernels_(kernels), stream_(stream), spec_(spec), l2_bytes_(l2_bytes) {}
+    : Trial(std::move(device), kernels, stream, spec), l2_bytes_(l2_bytes) {}
 
 Result<std::unique_ptr<TrialLayer>> TrialLayer::create(std::shared_ptr<cuda::Device> device,
                                                        const ReferenceKernels& kernels, void* stream,
@@ -54,16 +48,15 @@ Status TrialLayer::add_copy() {
   auto weights = allocate_weights(device_, spec_);
   if (!weights) return weights.error();
   copy.weights = *std::move(weights);
-  const bool tensor_maps = device_->attributes().compute_major == 9;
   auto table = [&] {
     const cuda::ContextScope current(*device_);  // encoding a tensor map asks for one
-    return plan::make_expert_table(spec_, copy.weights.lie, tensor_maps ? &device_->driver() : nullptr);
+    return plan::make_expert_table(spec_, copy.weights.lie, tensor_maps());
   }();
   if (!table) return table.error();
   if (auto status = upload(device_, copy.table, *table); !status) return status;
   copy.context = plan::run_context(*device_, spec_, 0);
   copy.context.expert_table = copy.table.address();
-  if (auto status = fill_weights(kernels_, spec_, copy.weights, stream_); !status) return status;
+  if (auto status = fill_weights(fills_, spec_, copy.weights, stream_); !status) return status;
   if (copies_.empty()) {
     if (auto status = upload(device_, experts_, reference_experts(spec_, copy.weights.lie)); !status)
       return status;
@@ -86,8 +79,7 @@ Status TrialLayer::set_bucket(std::int64_t bucket) {
 Status TrialLayer::try_bucket(std::int64_t bucket) {
   bucket_ = 0;  // until all of it is there
   const auto tokens = static_cast<std::size_t>(bucket), hidden = static_cast<std::size_t>(spec_.hidden_size);
-  sample_ =
-      sampled_tokens(bucket, std::clamp<std::int64_t>(kMostPairs / spec_.slots_per_token(), 1, kMostSamples));
+  choose_samples(bucket);
   // What went before makes room first.
   for (cuda::DeviceBuffer* buffer : {&x_, &out_, &workspace_, &results_}) *buffer = cuda::DeviceBuffer();
   for (Routed& routed : routed_) routed = Routed();
@@ -98,11 +90,9 @@ Status TrialLayer::try_bucket(std::int64_t bucket) {
   const auto results = static_cast<std::size_t>(3 * (samples() + pairs()) + 2) * sizeof(double);
   if (auto status = allocate(device_, results_, results); !status) return status;
 
-  const FillParams x{x_.address(), tokens * hidden, kInputSeed, static_cast<float>(std::sqrt(3.0)),
-                     spec_.dtype == DType::fp16 ? 1 : 0};
-  if (auto status = kernels_.fill(x, stream_); !status) return status;
+  if (auto status = fill_rows(x_, kInputSeed); !status) return status;
   std::vector<std::int32_t> slots;
-  const std::int64_t slots_each = spec_.slots_per_token();
+  const std::int64_t slots_each = this->slots();
   for (const std::int32_t token : sample_) {
     for (std::int64_t j = 0; j < slots_each; ++j)
       slots.push_back(static_cast<std::int32_t>(token * slots_each + j));
@@ -113,17 +103,14 @@ Status TrialLayer::try_bucket(std::int64_t bucket) {
   if (auto status = upload(device_, out_columns_, columns); !status) return status;
 
   double hit = 0;
-  for (const RoutingKind kind : {RoutingKind::uniform, RoutingKind::zipf, RoutingKind::hot}) {
+  for (const RoutingKind kind : kRoutingKinds) {
     const Routing routing = random_routing(spec_, bucket, kind, 1 + static_cast<std::uint64_t>(kind));
     if (kind == RoutingKind::uniform) hit = weight_bytes_hit(spec_, routing.ids);
     Routed& routed = of(kind);
-    if (auto status = upload(device_, routed.ids, routing.ids); !status) return status;
-    if (auto status = upload(device_, routed.weights, routing.weights); !status) return status;
+    if (auto status = upload_ids(routing, routed); !status) return status;
     std::vector<std::int32_t> widths;
     for (const std::int32_t slot : slots) {
-      const std::int64_t token = slot / slots_each, j = slot % slots_each;
-      const std::int64_t id = j < spec_.top_k ? routing.ids[static_cast<std::size_t>(token * spec_.top_k + j)]
-                                              : spec_.num_experts() + j - spec_.top_k;
+      const std::int64_t id = expert_of(routing, slot / slots_each, slot % slots_each);
       const std::int64_t width = id < 0 ? 0 : spec_.width_of(id);
       widths.push_back(static_cast<std::int32_t>(width));
       routed.h_elements += width;
@@ -131,7 +118,7 @@ Status TrialLayer::try_bucket(std::int64_t bucket) {
     if (auto status = upload(device_, routed.h_columns, widths); !status) return status;
   }
   if (auto status = device_->synchronize(); !status) return status;  // as in add_copy
-  for (const RoutingKind kind : {RoutingKind::uniform, RoutingKind::zipf, RoutingKind::hot}) {
+  for (const RoutingKind kind : kRoutingKinds) {
     if (auto status = make_reference(kind); !status) return status;
   }
 
@@ -161,12 +148,9 @@ Status TrialLayer::make_reference(RoutingKind kind) {
   }
   // What the reference does not write is compared with nothing, but if it wrote nothing at all, nothing must
   // pass.
-  if (auto status = cuda::fill_async(*device_, routed.out.address(), kPoisonNan, routed.out.size(), stream_);
-      !status) {
-    return status;
-  }
-  const bool kn = spec_.fc1_layout == WeightLayout::kn;
+  if (auto status = poison(routed.out, kPoisonNan); !status) return status;
   ReferenceParams p;
+  describe_layer(spec_, p);
   p.x = x_.address();
   p.experts = experts_.address();
   p.samples = samples_.address();
@@ -174,62 +158,34 @@ Status TrialLayer::make_reference(RoutingKind kind) {
   p.topk_weights = routed.weights.address();
   p.h = routed.h.address();
   p.out = routed.out.address();
-  p.hidden = spec_.hidden_size;
   p.h_stride = spec_.widest_of_all();
-  p.top_k = static_cast<std::int32_t>(spec_.top_k);
-  p.num_experts = static_cast<std::int32_t>(spec_.num_experts());
-  p.num_shared = static_cast<std::int32_t>(spec_.num_shared());
   if (spec_.shared_gate) p.shared_gate = copies_.front().weights.shared_gate.address();
-  p.activation = static_cast<std::int32_t>(spec_.activation);
-  p.gated = spec_.gated() ? 1 : 0;
-  p.fp16 = spec_.dtype == DType::fp16 ? 1 : 0;
-  p.fc1_kn = kn ? 1 : 0;
-  p.fc2_kn = spec_.fc2_layout == WeightLayout::kn ? 1 : 0;
-  p.interleaved = kn && spec_.gated() && spec_.gate_order == GateOrder::interleaved ? 1 : 0;
-  p.alpha = spec_.activation_params.alpha;
-  p.limit = spec_.activation_params.limit;
-  p.weight_on_input = spec_.weight_on_input ? 1 : 0;
-  return kernels_.reference(p, samples(), spec_.widest_of_all(), stream_);
+  return fills_.reference(p, samples(), spec_.widest_of_all(), stream_);
 }
 
 Status TrialLayer::forward(const plan::KernelSet& kernels, RoutingKind routing, std::size_t copy) {
-  const Routed& routed = of(routing);
-  ForwardArgs args;
-  args.tokens = bucket_;
-  args.x = x_.data();
-  args.topk_ids = routed.ids.data();
-  args.topk_weights = static_cast<const float*>(routed.weights.data());
+  auto args = call_of<ForwardArgs>(of(routing));
   args.out = out_.data();
-  args.workspace = workspace_.data();
-  args.workspace_bytes = workspace_.size();
-  args.stream = stream_;
   const cuda::ContextScope current(*device_);
   if (!current.ok()) return current.status();
   return plan::run(copies_[copy].context, kernels, args, bucket_);
 }
 
-Status TrialLayer::run_poisoned(const plan::KernelSet& kernels, RoutingKind routing, std::uint8_t poison) {
-  const auto fill = [&](const cuda::DeviceBuffer& buffer, std::uint8_t value) {
-    return cuda::fill_async(*device_, buffer.address(), value, buffer.size(), stream_);
-  };
-  if (auto status = fill(out_, kPoisonNan); !status) return status;
-  if (auto status = fill(workspace_, poison); !status) return status;
+Status TrialLayer::run_poisoned(const plan::KernelSet& kernels, RoutingKind routing, std::uint8_t value) {
+  if (auto status = poison(out_, kPoisonNan); !status) return status;
+  if (auto status = poison(workspace_, value); !status) return status;
   return forward(kernels, routing, 0);
 }
 
 Result<Verdict> TrialLayer::check(const plan::KernelSet& kernels, RoutingKind routing, bool twice) {
   const Bars bars = bars_of(spec_.dtype);
   const Routed& routed = of(routing);
-  const std::int32_t fp16 = spec_.dtype == DType::fp16 ? 1 : 0;
   const auto rows = static_cast<std::size_t>(samples() + pairs());
   const std::uint64_t sums_at = results_.address() + 3 * rows * sizeof(double);
   const auto layout = plan::workspace_layout(spec_, &kernels.config, bucket_);
 
   // Poison in the results, so that a comparison that did not run is no success; the sums are added to.
-  if (auto status = cuda::fill_async(*device_, results_.address(), kPoisonNan, results_.size(), stream_);
-      !status) {
-    return status.error();
-  }
+  if (auto status = poison(results_, kPoisonNan); !status) return status.error();
   CompareParams out;
   out.actual = out_.address();
   out.reference = routed.out.address();
@@ -239,7 +195,7 @@ Result<Verdict> TrialLayer::check(const plan::KernelSet& kernels, RoutingKind ro
   out.actual_stride = out.reference_stride = spec_.hidden_size;
   out.relative = bars.relative;
   out.of_rms = bars.of_rms;
-  out.fp16 = fp16;
+  out.fp16 = fp16();
   CompareParams h = out;
   h.actual = workspace_.address() + layout.h;
   h.reference = routed.h.address();
@@ -258,11 +214,11 @@ Result<Verdict> TrialLayer::check(const plan::KernelSet& kernels, RoutingKind ro
       return status.error();
     if (auto status = cuda::fill_async(*device_, sums_at, 0, 2 * sizeof(std::uint64_t), stream_); !status)
       return status.error();
-    const ScanParams scan{out_.address(), out_.size() / 2, sums_at, fp16, 0};
-    if (auto status = kernels_.scan(scan, stream_); !status) return status.error();
+    const ScanParams scan{out_.address(), out_.size() / 2, sums_at, fp16(), 0};
+    if (auto status = fills_.scan(scan, stream_); !status) return status.error();
     if (run == 0) {
-      if (auto status = kernels_.compare(out, samples(), stream_); !status) return status.error();
-      if (auto status = kernels_.compare(h, pairs(), stream_); !status) return status.error();
+      if (auto status = fills_.compare(out, samples(), stream_); !status) return status.error();
+      if (auto status = fills_.compare(h, pairs(), stream_); !status) return status.error();
     }
     if (auto status = cuda::synchronize_stream(*device_, stream_); !status) return status.error();
     std::uint64_t sums[2];
@@ -291,17 +247,14 @@ Result<Verdict> TrialLayer::check(const plan::KernelSet& kernels, RoutingKind ro
     error += row[1];
     reference += row[2];
     // A row without experts is exactly zero; what is not a number is as wrong as can be.
-    const double share = row[2] > 0 ? std::sqrt(row[1] / row[2]) : row[1] == 0 ? 0 : INFINITY;
+    const double share = relative_error(row[1], row[2]);
     worst = share <= worst ? worst : share;
   }
   const double elements = static_cast<double>(samples() * spec_.hidden_size);
-  const auto share_of = [](double count, double all) {
-    return count >= 0 && count <= all ? count / std::max(all, 1.0) : 1.0;
-  };
   verdict.err1 = share_of(beyond_h, static_cast<double>(routed.h_elements));
   verdict.err2 = share_of(beyond, elements);
   if (!verdict.fault.empty()) return verdict;
-  const double total = reference > 0 ? std::sqrt(error / reference) : error == 0 ? 0 : INFINITY;
+  const double total = relative_error(error, reference);
   if (verdict.err2 > 0) {
     verdict.fault =
         fmt::format("{:.3g} of h and {:.3g} of out are beyond the tolerance", verdict.err1, verdict.err2);

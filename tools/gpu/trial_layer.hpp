@@ -12,7 +12,7 @@
 #include "plan/plan.hpp"
 #include "tools/gpu/reference_kernels.hpp"
 #include "tools/gpu/routing.hpp"
-#include "tools/gpu/trial_weights.hpp"
+#include "tools/gpu/trial.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
 
@@ -26,17 +26,14 @@ struct Verdict {
 };
 
 /// A layer with random weights on a device, to run kernels on: the weights in several copies, inputs and
-/// routings of one token bucket, and what right results are. Everything is made on the device. Used by one
-/// thread; everything runs on one stream.
-class TrialLayer {
+/// routings of one token bucket, and what right results are. Everything is made on the device.
+class TrialLayer : public Trial {
  public:
   /// `kernels` and `stream` outlive it. out_of_memory where one copy of the weights does not fit.
   static Result<std::unique_ptr<TrialLayer>> create(std::shared_ptr<cuda::Device> device,
                                                     const ReferenceKernels& kernels, void* stream,
                                                     const LayerSpec& spec, std::int64_t l2_bytes);
 
-  const LayerSpec& spec() const noexcept { return spec_; }
-  std::int64_t bucket() const noexcept { return bucket_; }
   /// Copies of the weights that forwards of this bucket should use in turn.
   std::size_t copies() const noexcept { return used_copies_; }
 
@@ -57,8 +54,8 @@ class TrialLayer {
     cuda::DeviceBuffer table;
     plan::RunContext context;
   };
-  struct Routed {
-    cuda::DeviceBuffer ids, weights, h, out;
+  struct Routed : RoutedIds {
+    cuda::DeviceBuffer h, out;
     cuda::DeviceBuffer h_columns;  ///< i32 per pair of sample and slot: its expert's width; 0: no expert
     std::int64_t h_elements = 0;
   };
@@ -68,21 +65,14 @@ class TrialLayer {
   Status try_bucket(std::int64_t bucket);
   Status add_copy();
   Status make_reference(RoutingKind kind);
-  Status run_poisoned(const plan::KernelSet& kernels, RoutingKind routing, std::uint8_t poison);
-  std::int64_t samples() const noexcept { return static_cast<std::int64_t>(sample_.size()); }
-  std::int64_t pairs() const noexcept { return samples() * spec_.slots_per_token(); }
+  Status run_poisoned(const plan::KernelSet& kernels, RoutingKind routing, std::uint8_t value);
+  std::int64_t pairs() const noexcept { return samples() * slots(); }
   Routed& of(RoutingKind kind) { return routed_[static_cast<std::size_t>(kind)]; }
 
-  std::shared_ptr<cuda::Device> device_;
-  const ReferenceKernels& kernels_;
-  void* stream_;
-  const LayerSpec spec_;
   std::int64_t l2_bytes_;
-  std::int64_t bucket_ = 0;
   std::vector<Copy> copies_;
   std::size_t used_copies_ = 1;
-  std::vector<std::int32_t> sample_;
-  cuda::DeviceBuffer experts_, x_, out_, workspace_, samples_, pair_slots_, out_columns_, results_;
+  cuda::DeviceBuffer pair_slots_, out_columns_;
   std::array<Routed, 3> routed_;
 };
 

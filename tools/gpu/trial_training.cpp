@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "cuda/stream.hpp"
@@ -12,12 +11,9 @@
 namespace varmoe::tools {
 namespace {
 
-/// Tokens that are compared, and pairs of them and their slots at most; columns of each expert.
-constexpr std::int64_t kMostSamples = 32, kMostPairs = 512, kColumns = 4;
+/// Of each expert's gradients: what is compared.
+constexpr std::int64_t kColumns = 4;
 constexpr std::uint64_t kInputSeed = 0x51ed270b00000002, kGradientSeed = 0x51ed270b20000004;
-/// NaN in all formats; small integers, which pass for indices and counts.
-constexpr std::uint8_t kPoisonNan = 0xFF, kPoisonSmall = 0x01;
-constexpr RoutingKind kKinds[] = {RoutingKind::uniform, RoutingKind::zipf, RoutingKind::hot};
 
 /// How far results may lie from the reference, for bf16; fp16 has a quarter of each. Rows of dz lie on
 /// several roundings, so an element has more room than in a forward; the norm has the tests' bar.
@@ -43,11 +39,8 @@ std::uint64_t doubles(std::int64_t count) {
 TrialTraining::TrialTraining(std::shared_ptr<cuda::Device> device, const ReferenceKernels& fills,
                              const BackwardReference& references, void* stream, const LayerSpec& spec,
                              GradientType type)
-    : device_(std::move(device)),
-      fills_(fills),
+    : Trial(std::move(device), fills, stream, spec),
       references_(references),
-      stream_(stream),
-      spec_(spec),
       back_(model::backward_layer(spec)),
       type_(type) {}
 
@@ -56,7 +49,6 @@ Result<std::unique_ptr<TrialTraining>> TrialTraining::create(std::shared_ptr<cud
                                                              const BackwardReference& references,
                                                              void* stream, const LayerSpec& spec,
                                                              GradientType type) {
-  if (auto status = model::check_trainable(spec); !status) return status.error();
   std::unique_ptr<TrialTraining> layer(
       new TrialTraining(std::move(device), fills, references, stream, spec, type));
   if (auto status = layer->make_weights(); !status) return status.error();
@@ -75,7 +67,7 @@ Status TrialTraining::make_weights() {
   if (!gradients) return gradients.error();
   gradients_ = *std::move(gradients);
   if (auto status = fill_weights(fills_, spec_, weights_, stream_); !status) return status;
-  const cuda::Driver* maps = device_->attributes().compute_major == 9 ? &device_->driver() : nullptr;
+  const cuda::Driver* maps = tensor_maps();
   struct Tables {
     Result<std::vector<std::byte>> forward, backward, gradients;
   };
@@ -110,7 +102,7 @@ Status TrialTraining::set_bucket(std::int64_t bucket) {
   if (bucket == bucket_) return {};
   bucket_ = 0;  // until all of it is there
   const auto tokens = static_cast<std::size_t>(bucket), hidden = static_cast<std::size_t>(spec_.hidden_size);
-  sample_ = sampled_tokens(bucket, std::clamp<std::int64_t>(kMostPairs / slots(), 1, kMostSamples));
+  choose_samples(bucket);
   const std::int64_t halves = spec_.gated() ? 2 : 1;
   const std::int64_t compared = 2 * samples() + (halves + 1) * places();
   const std::pair<cuda::DeviceBuffer*, std::uint64_t> buffers[] = {
@@ -133,14 +125,11 @@ Status TrialTraining::set_bucket(std::int64_t bucket) {
   for (const auto& [buffer, bytes] : buffers) {
     if (auto status = allocate(device_, *buffer, bytes); !status) return status;
   }
-  for (const auto& [buffer, seed] : {std::pair(&x_, kInputSeed), std::pair(&dout_, kGradientSeed)}) {
-    const FillParams fill{buffer->address(), tokens * hidden, seed, static_cast<float>(std::sqrt(3.0)),
-                          spec_.dtype == DType::fp16 ? 1 : 0};
-    if (auto status = fills_.fill(fill, stream_); !status) return status;
-  }
+  if (auto status = fill_rows(x_, kInputSeed); !status) return status;
+  if (auto status = fill_rows(dout_, kGradientSeed); !status) return status;
   if (auto status = upload(device_, samples_, sample_); !status) return status;
   bucket_ = bucket;
-  for (const RoutingKind kind : kKinds) {
+  for (const RoutingKind kind : kRoutingKinds) {
     if (auto status = make_reference(kind); !status) {
       bucket_ = 0;
       return status;
@@ -156,9 +145,7 @@ Status TrialTraining::make_reference(RoutingKind kind) {
   std::vector<std::vector<std::int32_t>> rows(static_cast<std::size_t>(spec_.all_experts()));
   for (std::int64_t token = 0; token < bucket_; ++token) {
     for (std::int64_t slot = 0; slot < slots(); ++slot) {
-      const std::int64_t id = slot < spec_.top_k
-                                  ? routing.ids[static_cast<std::size_t>(token * spec_.top_k + slot)]
-                                  : spec_.num_experts() + slot - spec_.top_k;
+      const std::int64_t id = expert_of(routing, token, slot);
       if (id >= 0 && id < spec_.all_experts())
         rows[static_cast<std::size_t>(id)].push_back(static_cast<std::int32_t>(token * slots() + slot));
     }
@@ -173,8 +160,7 @@ Status TrialTraining::make_reference(RoutingKind kind) {
   // Nothing of size 0 is allocated.
   if (row_slots.empty()) row_slots = row_experts = {0};
   cuda::DeviceBuffer slots_at, experts_at, begin_at, gate, up, g, column_gate, column_up, column_h;
-  if (auto status = upload(device_, routed.ids, routing.ids); !status) return status;
-  if (auto status = upload(device_, routed.weights, routing.weights); !status) return status;
+  if (auto status = upload_ids(routing, routed); !status) return status;
   if (auto status = upload(device_, slots_at, row_slots); !status) return status;
   if (auto status = upload(device_, experts_at, row_experts); !status) return status;
   if (auto status = upload(device_, begin_at, begin); !status) return status;
@@ -193,12 +179,10 @@ Status TrialTraining::make_reference(RoutingKind kind) {
   for (const auto& [buffer, elements] : buffers) {
     if (auto status = allocate(device_, *buffer, doubles(elements)); !status) return status;
     // If the reference wrote nothing at all, nothing must pass.
-    if (auto status = cuda::fill_async(*device_, buffer->address(), kPoisonNan, buffer->size(), stream_);
-        !status)
-      return status;
+    if (auto status = poison(*buffer, kPoisonNan); !status) return status;
   }
-  const bool kn = spec_.fc1_layout == WeightLayout::kn;
   BackwardReferenceParams p;
+  describe_layer(spec_, p);
   p.x = x_.address();
   p.dout = dout_.address();
   p.experts = experts_.address();
@@ -219,21 +203,9 @@ Status TrialTraining::make_reference(RoutingKind kind) {
   p.column_h = column_h.address();
   p.dw1 = routed.dw1.address();
   p.dw2 = routed.dw2.address();
-  p.hidden = spec_.hidden_size;
   p.width_stride = width;
   p.rows = count;
-  p.top_k = static_cast<std::int32_t>(spec_.top_k);
-  p.num_experts = static_cast<std::int32_t>(spec_.num_experts());
-  p.num_shared = static_cast<std::int32_t>(spec_.num_shared());
   p.columns = kColumns;
-  p.activation = static_cast<std::int32_t>(spec_.activation);
-  p.gated = spec_.gated() ? 1 : 0;
-  p.fp16 = spec_.dtype == DType::fp16 ? 1 : 0;
-  p.fc1_kn = kn ? 1 : 0;
-  p.fc2_kn = spec_.fc2_layout == WeightLayout::kn ? 1 : 0;
-  p.interleaved = kn && spec_.gated() && spec_.gate_order == GateOrder::interleaved ? 1 : 0;
-  p.alpha = spec_.activation_params.alpha;
-  p.limit = spec_.activation_params.limit;
   // Uploads from pageable memory first; and the scratch goes when this returns.
   if (auto status = device_->synchronize(); !status) return status;
   if (auto status = references_.reference(p, samples(), width, stream_); !status) return status;
@@ -241,63 +213,42 @@ Status TrialTraining::make_reference(RoutingKind kind) {
 }
 
 Status TrialTraining::forward(const plan::TrainingKernels& kernels, RoutingKind routing) {
-  const Routed& routed = of(routing);
-  ForwardArgs args;
-  args.tokens = bucket_;
-  args.x = x_.data();
-  args.topk_ids = routed.ids.data();
-  args.topk_weights = static_cast<const float*>(routed.weights.data());
+  auto args = call_of<ForwardArgs>(of(routing));
   args.out = out_.data();
-  args.workspace = workspace_.data();
-  args.workspace_bytes = workspace_.size();
-  args.stream = stream_;
   const cuda::ContextScope current(*device_);
   if (!current.ok()) return current.status();
   return plan::run_training_forward(context_, kernels, args, saved_.data());
 }
 
 Status TrialTraining::backward(const plan::TrainingKernels& kernels, RoutingKind routing) {
-  const Routed& routed = of(routing);
-  BackwardArgs args;
-  args.tokens = bucket_;
-  args.x = x_.data();
-  args.topk_ids = routed.ids.data();
-  args.topk_weights = static_cast<const float*>(routed.weights.data());
+  auto args = call_of<BackwardArgs>(of(routing));
   args.dout = dout_.data();
   args.saved = saved_.data();
   args.saved_bytes = saved_.size();
   args.dx = dx_.data();
   args.dtopk_weights = static_cast<float*>(dtopk_.data());
-  args.workspace = workspace_.data();
-  args.workspace_bytes = workspace_.size();
-  args.stream = stream_;
   const cuda::ContextScope current(*device_);
   if (!current.ok()) return current.status();
   return plan::run_backward(context_, kernels, args);
 }
 
 Status TrialTraining::run_poisoned(const plan::TrainingKernels& kernels, RoutingKind routing,
-                                   std::uint8_t poison) {
-  const auto fill = [&](const cuda::DeviceBuffer& buffer, std::uint8_t value) {
-    if (buffer.size() == 0) return Status();
-    return cuda::fill_async(*device_, buffer.address(), value, buffer.size(), stream_);
-  };
+                                   std::uint8_t value) {
   for (const cuda::DeviceBuffer* output :
        {&out_, &dx_, &dtopk_, &gradients_.fc1, &gradients_.fc2, &gradients_.fc1_bias, &gradients_.fc2_bias,
         &gradients_.shared_gate}) {
-    if (auto status = fill(*output, kPoisonNan); !status) return status;
+    if (auto status = poison(*output, kPoisonNan); !status) return status;
   }
-  if (auto status = fill(workspace_, poison); !status) return status;
-  if (auto status = fill(saved_, poison); !status) return status;
+  if (auto status = poison(workspace_, value); !status) return status;
+  if (auto status = poison(saved_, value); !status) return status;
   if (auto status = forward(kernels, routing); !status) return status;
   // Nothing in the workspace is needed from one call to the next.
-  if (auto status = fill(workspace_, poison); !status) return status;
+  if (auto status = poison(workspace_, value); !status) return status;
   return backward(kernels, routing);
 }
 
 Status TrialTraining::scan_outputs(std::uint64_t sums) {
-  const std::int32_t fp16 = spec_.dtype == DType::fp16 ? 1 : 0;
-  if (auto status = fills_.scan({dx_.address(), dx_.size() / 2, sums, fp16, 0}, stream_); !status)
+  if (auto status = fills_.scan({dx_.address(), dx_.size() / 2, sums, fp16(), 0}, stream_); !status)
     return status;
   if (auto status = references_.scan({dtopk_.address(), dtopk_.size() / 4, sums}, stream_); !status)
     return status;
@@ -306,7 +257,7 @@ Status TrialTraining::scan_outputs(std::uint64_t sums) {
     if (part->size() == 0) continue;
     const Status status = type_ == GradientType::fp32
                               ? references_.scan({part->address(), part->size() / 4, sums}, stream_)
-                              : fills_.scan({part->address(), part->size() / 2, sums, fp16, 0}, stream_);
+                              : fills_.scan({part->address(), part->size() / 2, sums, fp16(), 0}, stream_);
     if (!status) return status;
   }
   return {};
@@ -329,16 +280,13 @@ Result<BackwardVerdict> TrialTraining::check(const plan::TrainingKernels& kernel
   const Bars bars = bars_of(spec_);
   const auto compared = comparisons(kind);
   // Poison in the results, so that a comparison that did not run is no success.
-  if (auto status = cuda::fill_async(*device_, results_.address(), kPoisonNan, results_.size(), stream_);
-      !status)
-    return status.error();
+  if (auto status = poison(results_, kPoisonNan); !status) return status.error();
   std::uint64_t checksums[2] = {0, 0};
   BackwardVerdict verdict;
   for (int run = 0; run < (twice ? 2 : 1); ++run) {
     if (auto status = run_poisoned(kernels, kind, run == 0 ? kPoisonNan : kPoisonSmall); !status)
       return status.error();
-    if (auto status = cuda::fill_async(*device_, sums_.address(), 0, sums_.size(), stream_); !status)
-      return status.error();
+    if (auto status = poison(sums_, 0); !status) return status.error();
     if (auto status = scan_outputs(sums_.address()); !status) return status.error();
     if (run == 0) {
       BackwardPickParams pick;
@@ -357,7 +305,7 @@ Result<BackwardVerdict> TrialTraining::check(const plan::TrainingKernels& kernel
       pick.columns = kColumns;
       pick.experts = static_cast<std::int32_t>(spec_.all_experts());
       pick.gated = spec_.gated() ? 1 : 0;
-      pick.fp16 = spec_.dtype == DType::fp16 ? 1 : 0;
+      pick.fp16 = fp16();
       pick.fp32_gradients = type_ == GradientType::fp32 ? 1 : 0;
       pick.fc1_kn = spec_.fc1_layout == WeightLayout::kn ? 1 : 0;
       pick.fc2_kn = spec_.fc2_layout == WeightLayout::kn ? 1 : 0;
@@ -399,10 +347,9 @@ Result<BackwardVerdict> TrialTraining::check(const plan::TrainingKernels& kernel
       error += row[1];
       reference += row[2];
     }
-    const double all = static_cast<double>(c.rows * c.columns);
-    const double share = beyond >= 0 && beyond <= all ? beyond / all : 1.0;
+    const double share = share_of(beyond, static_cast<double>(c.rows * c.columns));
     verdict.*c.share = share;
-    const double total = reference > 0 ? std::sqrt(error / reference) : error == 0 ? 0 : INFINITY;
+    const double total = relative_error(error, reference);
     if (!verdict.fault.empty()) continue;
     if (share > bars.share) {
       verdict.fault = fmt::format("{:.3g} of {} are beyond the tolerance", share, c.name);

@@ -13,6 +13,7 @@
 #include "tools/gpu/backward_reference.hpp"
 #include "tools/gpu/reference_kernels.hpp"
 #include "tools/gpu/routing.hpp"
+#include "tools/gpu/trial.hpp"
 #include "tools/gpu/trial_weights.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
@@ -27,9 +28,8 @@ struct BackwardVerdict {
 };
 
 /// A layer that learns, with random weights on a device: as TrialLayer, for the kernels of a backward pass.
-/// There is one copy of the weights: beside their gradients and the rows they do not stay in L2. Used by one
-/// thread; everything runs on one stream.
-class TrialTraining {
+/// There is one copy of the weights: beside their gradients and the rows they do not stay in L2.
+class TrialTraining : public Trial {
  public:
   /// `fills`, `references` and `stream` outlive it. out_of_memory where weights and gradients do not fit.
   static Result<std::unique_ptr<TrialTraining>> create(std::shared_ptr<cuda::Device> device,
@@ -37,9 +37,7 @@ class TrialTraining {
                                                        const BackwardReference& references, void* stream,
                                                        const LayerSpec& spec, GradientType type);
 
-  const LayerSpec& spec() const noexcept { return spec_; }
   GradientType gradient_type() const noexcept { return type_; }
-  std::int64_t bucket() const noexcept { return bucket_; }
 
   /// Inputs, routings and references of `bucket` tokens.
   Status set_bucket(std::int64_t bucket);
@@ -54,8 +52,7 @@ class TrialTraining {
   Result<BackwardVerdict> check(const plan::TrainingKernels& kernels, RoutingKind routing, bool twice = true);
 
  private:
-  struct Routed {
-    cuda::DeviceBuffer ids, weights;
+  struct Routed : RoutedIds {
     cuda::DeviceBuffer dtopk, dx, dw1, dw2;  ///< the reference
   };
   /// One thing that is compared.
@@ -70,28 +67,21 @@ class TrialTraining {
                 const BackwardReference& references, void* stream, const LayerSpec& spec, GradientType type);
   Status make_weights();
   Status make_reference(RoutingKind kind);
-  Status run_poisoned(const plan::TrainingKernels& kernels, RoutingKind routing, std::uint8_t poison);
+  Status run_poisoned(const plan::TrainingKernels& kernels, RoutingKind routing, std::uint8_t value);
   /// Adds to sums[0] and sums[1].
   Status scan_outputs(std::uint64_t sums);
   std::array<Comparison, 4> comparisons(RoutingKind kind);
-  std::int64_t samples() const noexcept { return static_cast<std::int64_t>(sample_.size()); }
-  std::int64_t slots() const noexcept { return spec_.slots_per_token(); }
   std::int64_t places() const noexcept;
   Routed& of(RoutingKind kind) { return routed_[static_cast<std::size_t>(kind)]; }
 
-  std::shared_ptr<cuda::Device> device_;
-  const ReferenceKernels& fills_;
   const BackwardReference& references_;
-  void* stream_;
-  const LayerSpec spec_, back_;
+  const LayerSpec back_;
   const GradientType type_;
-  std::int64_t bucket_ = 0;
   TrialWeights weights_, gradients_;
-  cuda::DeviceBuffer forward_table_, backward_table_, gradient_table_, experts_, gradient_experts_;
+  cuda::DeviceBuffer forward_table_, backward_table_, gradient_table_, gradient_experts_;
   plan::TrainingContext context_;
-  std::vector<std::int32_t> sample_;
-  cuda::DeviceBuffer x_, dout_, out_, dx_, dtopk_, saved_, workspace_, samples_;
-  cuda::DeviceBuffer picked_dx_, picked_dtopk_, picked_dw1_, picked_dw2_, results_, sums_;
+  cuda::DeviceBuffer dout_, dx_, dtopk_, saved_;
+  cuda::DeviceBuffer picked_dx_, picked_dtopk_, picked_dw1_, picked_dw2_, sums_;
   std::array<Routed, 3> routed_;
 };
 

@@ -6,7 +6,6 @@
 
 #include "base/text.hpp"
 #include "engine/kernel_plan.hpp"
-#include "model/backward_layer.hpp"
 #include "model/cost_model.hpp"
 #include "model/token_bucket.hpp"
 #include "plan/plan.hpp"
@@ -33,7 +32,6 @@ Status show_backward(const InputLayer& layer, const TrainingOptions& training,
                      const Output& out) {
   const LayerSpec& spec = layer.spec;
   const model::DeviceProfile& device = chooser.device();
-  if (Status status = model::check_trainable(spec); !status) return status;
   const bool fp32 = training.gradient_type == GradientType::fp32;
   const std::string gradients = fp32 ? "fp32" : to_string(spec.dtype);
   Table table({"tokens", "backward from", "dh", "dx", "fc1_gradient", "fc2_gradient", "floor us", "workspace",

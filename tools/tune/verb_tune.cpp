@@ -11,7 +11,6 @@
 #include "base/cache_dir.hpp"
 #include "base/text.hpp"
 #include "engine/kernel_plan.hpp"
-#include "model/backward_layer.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
@@ -115,11 +114,6 @@ Result<std::vector<TuningItem>> items_of(const TuneOptions& options, const model
         "note: a backward pass's four products are the same with and without --recompute: one record serves "
         "both");
   for (const InputLayer& layer : *layers) {
-    if (training) {
-      if (Status status = model::check_trainable(layer.spec); !status)
-        return Error(status.error().code(),
-                     fmt::format("--training: {}: {}", layer.label, status.error().message()));
-    }
     for (const std::int64_t bucket : *buckets) {
       TuningKey key = make_tuning_key(layer.spec, here, bucket);
       // The order of experts is no part of a key: layers that share one share its record.
