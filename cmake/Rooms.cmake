@@ -1,3 +1,12 @@
+include(${CMAKE_CURRENT_LIST_DIR}/Precompiled.cmake)
+option(VARMOE_QUICK_TESTS "Compile the tests for a short build: -O0, and -O1 where a test's own code computes" OFF)
+# The oracle's fp64 loops are most of the GPU suite's time.
+set(VARMOE_FLAGS_gpu_test -O2)
+if(VARMOE_QUICK_TESTS)
+  set(VARMOE_FLAGS_test -O0)
+  set(VARMOE_FLAGS_optimised_test -O1)
+endif()
+
 # A room is one folder of src/. Each is a static library of its own, so that its tests link it and the rooms below it and
 # nothing else; the shipped libraries are made of the same objects.
 set(VARMOE_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wold-style-cast -Wcast-align -Wimplicit-fallthrough)
@@ -23,12 +32,14 @@ function(varmoe_room name)
   target_include_directories(varmoe_room_${name} PUBLIC ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
   list(TRANSFORM ARG_DEPS PREPEND varmoe_room_)
   target_link_libraries(varmoe_room_${name} PUBLIC ${ARG_DEPS} ${ARG_LINK})
+  varmoe_precompile(varmoe_room_${name} library)
   set_property(GLOBAL APPEND PROPERTY VARMOE_ROOMS varmoe_room_${name})
 endfunction()
 
-# varmoe_test(base SOURCES a_test.cpp … ROOMS base [LINK …] [LABELS …]): one doctest runner a folder of tests/.
+# varmoe_test(base SOURCES a_test.cpp … ROOMS base [LINK …] [LABELS …] [OPTIMISED]): one doctest runner a folder of tests/.
+# OPTIMISED: the test's own code computes (oracles, fuzzers), so that -O0 would make it slow.
 function(varmoe_test name)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;ROOMS;LINK;LABELS;DEFINITIONS" ${ARGN})
+  cmake_parse_arguments(ARG "OPTIMISED" "TIMEOUT" "SOURCES;ROOMS;LINK;LABELS;DEFINITIONS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
@@ -39,6 +50,12 @@ function(varmoe_test name)
   endif()
   add_executable(varmoe_test_${name} ${ARG_SOURCES} $<TARGET_OBJECTS:varmoe_test_main>)
   varmoe_common_settings(varmoe_test_${name})
+  set(flags test)
+  if(ARG_OPTIMISED)
+    set(flags optimised_test)
+  endif()
+  target_compile_options(varmoe_test_${name} PRIVATE ${VARMOE_FLAGS_${flags}})
+  varmoe_precompile(varmoe_test_${name} ${flags})
   list(TRANSFORM ARG_ROOMS PREPEND varmoe_room_)
   target_link_libraries(varmoe_test_${name} PRIVATE ${ARG_ROOMS} ${ARG_LINK} varmoe_doctest)
   target_include_directories(varmoe_test_${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)

@@ -17,7 +17,7 @@ varmoe_install "${varmoe_packages[@]}"
 varmoe_cuda
 varmoe_disassembler
 say "Building (headers and NVRTC from $cuda_home)"
-varmoe_build all -- -DCMAKE_BUILD_TYPE=None "-DCMAKE_CXX_FLAGS=-O2" "-DCMAKE_C_FLAGS=-O2" \
+varmoe_build all -- -DCMAKE_BUILD_TYPE=None "-DCMAKE_CXX_FLAGS=-O2" "-DCMAKE_C_FLAGS=-O2" -DVARMOE_QUICK_TESTS=ON \
   "-DVARMOE_TEST_PATH=$disassembler_path"
 
 say "Testing"

@@ -39,7 +39,7 @@ std::string type_name(const FileInfo& info) {
 /// What is wrong with the file itself, as opposed to reading it; empty when it is a plain file of one name
 /// and sane size.
 std::string fault_of_file(const FileInfo& info, EntryFolder::Kind kind) {
-  if (info.type != FileType::regular) return type_name(info) + ", not a regular file";
+  if (info.type != FileType::regular) return fmt::format("{}, not a regular file", type_name(info));
   if (kind == EntryFolder::Kind::own && info.links != 1)
     return fmt::format("a file with {} names", info.links);
   if (info.size > kMaxEntryBytes) return fmt::format("a file of {} bytes, larger than any entry", info.size);

@@ -14,7 +14,7 @@ oracle::Buffer16 aligned_copy(const std::vector<std::uint16_t>& values) {
 }  // namespace
 
 TEST_CASE("the golden vectors") {
-  const auto files = oracle::golden_files(std::string(VARMOE_SOURCE_DIR) + "/tests/golden");
+  const auto files = oracle::golden_files(VARMOE_SOURCE_DIR "/tests/golden");
   CHECK(files.size() >= 10);
   for (const auto& path : files) {
     CAPTURE(path);

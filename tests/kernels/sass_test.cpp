@@ -85,6 +85,8 @@ TEST_CASE("the GEMM kernels use what their main loop is made of, no local memory
     if (stage == emit::Stage::fc1 || stage == emit::Stage::fc2) jobs.push_back({std::move(kernel), arch, {}});
   };
   for (const auto& device : devices()) {
+    // sm_86 and sm_89 run sm_80's instructions, which are read there.
+    if (device.arch == "sm_86" || device.arch == "sm_89") continue;
     for (const Family& family : families()) {
       // The main loop is the same for every activation.
       if (family.name.find("uniform") == std::string::npos && family.name.find("kn") == std::string::npos &&

@@ -1,6 +1,5 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -15,9 +14,9 @@
 #include "tools/bench/router_bench.hpp"
 #include "tools/bench/search.hpp"
 #include "tools/bench/training_bench.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/output.hpp"
-#include "varmoe/version.hpp"
 
 namespace varmoe::tools {
 namespace {
@@ -264,20 +263,14 @@ int bench(const BenchOptions& options, const Output& out) {
 int main(int argc, char** argv) try {
   using namespace varmoe::tools;
   handle_signals();
-  CLI::App app{
+  Program app(
+      "varmoe-bench",
       "Runs a Mixture-of-Experts layer, checks it against an fp64 oracle, and times it: on a GPU through the "
-      "compiled "
-      "kernels, without one on the CPU backend."};
-  app.name("varmoe-bench");
-  app.set_version_flag("--version", std::string("varmoe ") + varmoe::version());
-  app.footer("Exit status: 0 done, 1 a check failed, 2 usage, 3 environment.");
+      "compiled kernels, without one on the CPU backend.",
+      "Exit status: 0 done, 1 a check failed, 2 usage, 3 environment.");
   BenchOptions options;
   options.add_options(app);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kDone : kUsage;
-  }
+  if (const auto status = app.parse(argc, argv)) return *status;
   if (options.router) return bench_router(options, Output(options.json));
   if (options.mode != "forward") return bench_training(options, Output(options.json));
   return bench(options, Output(options.json));

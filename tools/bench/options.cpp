@@ -2,8 +2,9 @@
 
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
+
+#include "tools/common/command_line.hpp"
 
 namespace varmoe::tools {
 namespace {
@@ -24,11 +25,10 @@ T value_of(const T (&values)[N], const std::string& name) {
 
 }  // namespace
 
-void BenchOptions::add_options(CLI::App& app) {
+void BenchOptions::add_options(Command& app) {
   input.add_options(app);
   app.add_option("--device", device, "auto, cpu, or a CUDA device number")->capture_default_str();
-  app.add_option("--threads", cpu_threads, "CPU backend: threads; 0: one per core")
-      ->check(CLI::Range(0, 1024));
+  app.add_option("--threads", cpu_threads, "CPU backend: threads; 0: one per core")->range(0, 1024);
   session.add_build(app);
   session.add_backward_overrides(app);
   app.add_option("--tokens", tokens, "token counts, e.g. 1,64,4096; default 64");
@@ -37,32 +37,32 @@ void BenchOptions::add_options(CLI::App& app) {
   app.add_option("--mode", mode,
                  "forward; backward or both: a layer that learns, forward, backward and both timed apart")
       ->capture_default_str()
-      ->check(CLI::IsMember({"forward", "backward", "both"}));
+      ->member({"forward", "backward", "both"});
   app.add_option(
          "--gather", gather,
          "how fc1 reads x: fused, or separate (a copy in expert order); default the cost model's choice")
-      ->check(CLI::IsMember({"fused", "separate"}));
+      ->member({"fused", "separate"});
   app.add_option("--scatter", scatter, "how rows are combined: separate (deterministic) or fused")
       ->capture_default_str()
-      ->check(CLI::IsMember({"separate", "fused"}));
+      ->member({"separate", "fused"});
   app.add_option("--routing", routing, "how tokens choose experts")
       ->capture_default_str()
-      ->check(CLI::IsMember(names_of(oracle::kRoutings)));
+      ->member(names_of(oracle::kRoutings));
   app.add_option("--storage", storage, "how the weights are stored")
       ->capture_default_str()
-      ->check(CLI::IsMember(names_of(oracle::kStorages)));
+      ->member(names_of(oracle::kStorages));
   app.add_option("--seed", seed, "of weights, inputs and routing")->capture_default_str();
   app.add_option("--warmup", warmup, "forwards before timing; default 10 on a GPU, 1 on the CPU")
-      ->check(CLI::Range(0, 1000000));
+      ->range(0, 1000000);
   app.add_option("--iterations", iterations, "timed samples; default 50 on a GPU, 5 on the CPU")
-      ->check(CLI::Range(1, 1000000));
+      ->range(1, 1000000);
   app.add_option("--check-rows", check_rows, "tokens that are checked against the oracle; 0: all")
       ->capture_default_str()
-      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40));
+      ->range(std::int64_t{0}, std::int64_t{1} << 40);
   app.add_option("--search", search,
                  "GPU: try this many configs of each GEMM (0: every one), the cost model's favourites first; "
                  "every one is checked")
-      ->check(CLI::Range(std::int64_t{0}, std::int64_t{100000}));
+      ->range(std::int64_t{0}, std::int64_t{100000});
   app.add_flag(
       "--router", router,
       "instead of the layer, its router: alone, and on a GPU with the layer's sort behind it; of flags and "

@@ -11,6 +11,8 @@
 
 namespace varmoe::tools {
 
+class Command;
+
 /// The command line of varmoe-bench.
 struct BenchOptions {
   LayerInput input;
@@ -29,7 +31,7 @@ struct BenchOptions {
   bool recompute = false, accumulate = false, fp32_gradients = false;
   bool no_check = false, inject_error = false, profile = false, detailed = false, json = false;
 
-  void add_options(CLI::App& app);
+  void add_options(Command& app);
   /// The token counts to run. Also refuses what this version has not.
   Result<std::vector<std::int64_t>> token_counts() const;
   oracle::Routing parsed_routing() const;

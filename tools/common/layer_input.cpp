@@ -2,13 +2,13 @@
 
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <string_view>
 
 #include "base/text.hpp"
 #include "model/model_config.hpp"
 #include "model/named_sets.hpp"
+#include "tools/common/command_line.hpp"
 
 namespace varmoe::tools {
 namespace {
@@ -45,7 +45,7 @@ Result<std::vector<std::int64_t>> parse_widths(const char* option, std::string_v
 
 }  // namespace
 
-void LayerInput::add_options(CLI::App& app) {
+void LayerInput::add_options(Command& app) {
   app.add_option("--model", model, "a Hugging Face config.json, or a layer file")->group("Layer");
   app.add_option("--layer", layer, "of a model: this layer alone (its index)")->group("Layer");
   app.add_option("--set", set,

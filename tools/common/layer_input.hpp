@@ -9,12 +9,10 @@
 #include "varmoe/layer_spec.hpp"
 #include "varmoe/router_spec.hpp"
 
-namespace CLI {
-class App;
-}
-
 /// Which layers a command is about: a model's config.json or a layer file, a named set, or flags.
 namespace varmoe::tools {
+
+class Command;
 
 struct InputLayer {
   LayerSpec spec;
@@ -37,7 +35,7 @@ struct LayerInput {
   std::string shared_widths;  ///< as `widths`
   bool shared_gate = false;
 
-  void add_options(CLI::App& app);
+  void add_options(Command& app);
   /// Nothing names a layer.
   bool empty() const noexcept;
   /// Reads and validates. `notes` receives what the reader of a model file remarks.

@@ -2,7 +2,6 @@
 
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <csignal>
 #include <filesystem>
 #include <utility>
@@ -10,6 +9,7 @@
 #include "base/env.hpp"
 #include "cuda/device.hpp"
 #include "cuda/driver.hpp"
+#include "tools/common/command_line.hpp"
 
 namespace varmoe::tools {
 
@@ -28,19 +28,19 @@ void handle_signals() {
   std::signal(SIGXFSZ, SIG_IGN);
 }
 
-void SessionOptions::add_device(CLI::App& app) {
+void SessionOptions::add_device(Command& app) {
   app.add_option("--device", device,
                  "profile of the target: h200, a100 …, a driver's device name, or a profile's path; "
                  "default VARMOE_DEVICE_PROFILE, else the GPU here");
 }
 
-void SessionOptions::add_cache(CLI::App& app) {
+void SessionOptions::add_cache(Command& app) {
   app.add_option("--cache-dir", cache_dir,
                  "writable cubin cache; default VARMOE_CACHE_DIR, else the user's cache folder");
   app.add_flag("--verbose", verbose, "print every line of the log to stderr");
 }
 
-void SessionOptions::add_overrides(CLI::App& app) {
+void SessionOptions::add_overrides(Command& app) {
   app.add_option("--fc1-config", fc1_config,
                  "tile override, e.g. block_m=64,stages=4; other keys keep their values");
   app.add_option("--fc2-config", fc2_config, "the same for fc2");
@@ -48,7 +48,7 @@ void SessionOptions::add_overrides(CLI::App& app) {
                  "folder or file of tuning records, looked up first; may be given several times");
 }
 
-void SessionOptions::add_backward_overrides(CLI::App& app) {
+void SessionOptions::add_backward_overrides(Command& app) {
   app.add_option("--dh-config", dh_config,
                  "training: tile override of the backward product dout·W2, as --fc1-config");
   app.add_option("--dx-config", dx_config, "training: of dz·W1");
@@ -58,9 +58,9 @@ void SessionOptions::add_backward_overrides(CLI::App& app) {
   app.add_option("--dw2-config", dw2_config, "training: of fc2's weight gradient");
 }
 
-void SessionOptions::add_build(CLI::App& app) {
+void SessionOptions::add_build(Command& app) {
   add_cache(app);
-  app.add_option("--jobs,-j", threads, "compile threads; 0: one per core")->check(CLI::Range(0, 1024));
+  app.add_option("--jobs,-j", threads, "compile threads; 0: one per core")->range(0, 1024);
   add_overrides(app);
 }
 

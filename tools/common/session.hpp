@@ -10,12 +10,10 @@
 #include "tuningdb/layers.hpp"
 #include "varmoe/error.hpp"
 
-namespace CLI {
-class App;
-}
-
 /// What the verbs have in common: environment, log, cache, compiler, overrides, target device.
 namespace varmoe::tools {
+
+class Command;
 
 /// Options that stand above variables, which stand above defaults.
 struct SessionOptions {
@@ -27,11 +25,11 @@ struct SessionOptions {
   int threads = 0;
   bool verbose = false;
 
-  void add_device(CLI::App& app);
-  void add_cache(CLI::App& app);
-  void add_overrides(CLI::App& app);           ///< tile overrides, tuning records
-  void add_backward_overrides(CLI::App& app);  ///< tile overrides of a backward pass
-  void add_build(CLI::App& app);               ///< cache, threads, overrides
+  void add_device(Command& app);
+  void add_cache(Command& app);
+  void add_overrides(Command& app);           ///< tile overrides, tuning records
+  void add_backward_overrides(Command& app);  ///< tile overrides of a backward pass
+  void add_build(Command& app);               ///< cache, threads, overrides
 
   EngineOptions engine_options() const;
 };

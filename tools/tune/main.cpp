@@ -1,30 +1,27 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
 #include <new>
 
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
 #include "tools/tune/verbs.hpp"
-#include "varmoe/version.hpp"
 
 using namespace varmoe;
 using namespace varmoe::tools;
 
 int main(int argc, char** argv) try {
   handle_signals();
-  CLI::App app{
+  Program app(
+      "varmoe-tune",
       "Plans, compiles, tunes and inspects the kernels of Mixture-of-Experts layers. All but tune and verify "
-      "need no GPU."};
-  app.name("varmoe-tune");
-  app.set_version_flag("--version", std::string("varmoe ") + version());
+      "need no GPU.",
+      "Exit status: 0 done, 1 some items failed, 2 usage, 3 environment.");
   bool json = false;
   app.add_flag("--json", json, "one JSON object a line on stdout instead of text");
-  app.fallthrough();
   app.require_subcommand(1);
-  app.footer("Exit status: 0 done, 1 some items failed, 2 usage, 3 environment.");
 
   Action run;
   add_plan(app, run);
@@ -40,11 +37,7 @@ int main(int argc, char** argv) try {
   add_doctor(app, run);
   add_env(app, run);
   add_worker(app, run);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kDone : kUsage;
-  }
+  if (const auto status = app.parse(argc, argv)) return *status;
   return run(Output(json));
 } catch (const std::bad_alloc&) {
   fmt::print(stderr, "error: out of memory\n");

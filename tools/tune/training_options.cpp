@@ -1,10 +1,9 @@
 #include "tools/tune/training_options.hpp"
 
-#include <CLI/CLI.hpp>
-
+#include "tools/common/command_line.hpp"
 namespace varmoe::tools {
 
-void TrainingFlags::add_options(CLI::App& verb, const char* what) {
+void TrainingFlags::add_options(Command& verb, const char* what) {
   auto* on = verb.add_flag("--training", training, what);
   verb.add_flag("--recompute", recompute, "with --training: forward keeps nothing, backward computes z again")
       ->needs(on);

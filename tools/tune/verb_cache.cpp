@@ -1,12 +1,12 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <optional>
 
 #include "base/digest.hpp"
 #include "base/text.hpp"
 #include "cubin/cache.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
 #include "tools/tune/verbs.hpp"
@@ -137,8 +137,8 @@ int extract(const CacheVerbOptions& options, const cubin::CubinCache& cache, con
   return kDone;
 }
 
-CLI::App* add_cache_verb(CLI::App& cache, const char* name, const char* help,
-                         const std::shared_ptr<CacheVerbOptions>& options, Action& run, Verb verb) {
+Command* add_cache_verb(Command& cache, const char* name, const char* help,
+                        const std::shared_ptr<CacheVerbOptions>& options, Action& run, Verb verb) {
   auto* sub = cache.add_subcommand(name, help);
   options->session.add_cache(*sub);
   sub->callback([options, &run, verb] {
@@ -153,7 +153,7 @@ CLI::App* add_cache_verb(CLI::App& cache, const char* name, const char* help,
 
 }  // namespace
 
-void add_cache(CLI::App& app, Action& run) {
+void add_cache(Command& app, Action& run) {
   auto* verb = app.add_subcommand("cache", "Looks after the cubin cache");
   verb->require_subcommand(1);
   auto options = std::make_shared<CacheVerbOptions>();

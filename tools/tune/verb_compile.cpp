@@ -1,6 +1,5 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <chrono>
 #include <map>
 #include <memory>
@@ -15,6 +14,7 @@
 #include "engine/kernel_plan.hpp"
 #include "engine/layer_build.hpp"
 #include "engine/training_build.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
@@ -292,7 +292,7 @@ int compile_verb(const CompileOptions& options, const Output& out) {
 
 }  // namespace
 
-void add_compile(CLI::App& app, Action& run) {
+void add_compile(Command& app, Action& run) {
   auto* verb =
       app.add_subcommand("compile", "Compiles and caches the kernels of a model's layers; needs no GPU");
   auto options = std::make_shared<CompileOptions>();

@@ -1,6 +1,5 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 
@@ -13,6 +12,7 @@
 #include "cuda/device.hpp"
 #include "cuda/driver.hpp"
 #include "model/device_profile.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/disassemble.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
@@ -177,7 +177,7 @@ int doctor_verb(const SessionOptions& options, const Output& out) {
 
 }  // namespace
 
-void add_doctor(CLI::App& app, Action& run) {
+void add_doctor(Command& app, Action& run) {
   auto* verb =
       app.add_subcommand("doctor", "Says what is here: NVRTC, driver, GPUs, target, cache, environment");
   auto options = std::make_shared<SessionOptions>();

@@ -1,6 +1,5 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
@@ -16,6 +15,7 @@
 #include "emit/routing.hpp"
 #include "engine/kernel_builder.hpp"
 #include "engine/kernel_plan.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/disassemble.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
@@ -175,15 +175,13 @@ int emit_verb(const EmitOptions& options, const Output& out) {
 
 }  // namespace
 
-void add_emit(CLI::App& app, Action& run) {
+void add_emit(Command& app, Action& run) {
   auto* verb = app.add_subcommand("emit", "Prints the source, PTX, SASS, cubin or compile log of one kernel");
   auto options = std::make_shared<EmitOptions>();
   options->input.add_options(*verb);
   options->session.add_device(*verb);
   options->session.add_build(*verb);
-  verb->add_option("--tokens", options->tokens, "token count")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+  verb->add_option("--tokens", options->tokens, "token count")->capture_default_str()->positive();
   verb->add_option(
           "--stage", options->stage,
           "sort_single, sort_count, sort_scatter, gather, fc1, fc2, combine or whole_layer; route of a "
@@ -194,7 +192,7 @@ void add_emit(CLI::App& app, Action& run) {
                  "stages of training: weight gradients of 32 bits");
   verb->add_option("--form", options->form, "what to print")
       ->capture_default_str()
-      ->check(CLI::IsMember({"source", "ptx", "sass", "cubin", "log"}));
+      ->member({"source", "ptx", "sass", "cubin", "log"});
   verb->add_flag("--headers", options->headers, "source: print the headers that it includes as well");
   verb->add_option("--out,-o", options->out, "file to write; default standard output");
   verb->callback(

@@ -1,9 +1,9 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <map>
 
 #include "base/env.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/tune/verbs.hpp"
 
 namespace varmoe::tools {
@@ -38,7 +38,7 @@ int env_verb(const Output& out) {
 
 }  // namespace
 
-void add_env(CLI::App& app, Action& run) {
+void add_env(Command& app, Action& run) {
   auto* verb = app.add_subcommand("env", "Lists every VARMOE_* variable with its value, default and choices");
   verb->callback([&run] { run = env_verb; });
 }

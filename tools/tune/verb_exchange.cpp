@@ -1,12 +1,12 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/atomic_file.hpp"
 #include "base/file_system.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
 #include "tools/tune/foreign_files.hpp"
@@ -88,7 +88,7 @@ int export_verb(const ExportOptions& options, const Output& out) {
 
 }  // namespace
 
-void add_exchange(CLI::App& app, Action& run) {
+void add_exchange(Command& app, Action& run) {
   auto* importer = app.add_subcommand(
       "import", "Takes records from AITER's tuned_fmoe.csv, and counts what vLLM's files say");
   auto imported = std::make_shared<ImportOptions>();

@@ -1,6 +1,5 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 #include <utility>
@@ -8,6 +7,7 @@
 
 #include "base/text.hpp"
 #include "engine/kernel_plan.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
@@ -102,7 +102,7 @@ int pack_verb(const PackOptions& options, const Output& out) {
 
 }  // namespace
 
-void add_pack(CLI::App& app, Action& run) {
+void add_pack(Command& app, Action& run) {
   auto* verb = app.add_subcommand(
       "pack",
       "Makes one folder of the kernels and tuning records that a server needs, to copy into an image");

@@ -1,6 +1,5 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <vector>
 
@@ -10,6 +9,7 @@
 #include "model/token_bucket.hpp"
 #include "plan/plan.hpp"
 #include "plan/training.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
 #include "tools/tune/record_text.hpp"
@@ -133,7 +133,7 @@ int plan_verb(const PlanOptions& options, const Output& out) {
 
 }  // namespace
 
-void add_plan(CLI::App& app, Action& run) {
+void add_plan(Command& app, Action& run) {
   auto* verb = app.add_subcommand("plan", "Shows the configuration of each token bucket; compiles nothing");
   auto options = std::make_shared<PlanOptions>();
   options->input.add_options(*verb);

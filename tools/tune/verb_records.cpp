@@ -1,6 +1,5 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
 #include <memory>
@@ -10,6 +9,7 @@
 #include "base/file_system.hpp"
 #include "model/device_profile.hpp"
 #include "model/strict_json.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
 #include "tools/tune/record_text.hpp"
@@ -158,7 +158,7 @@ int merge_verb(const RecordsOptions& options, const Output& out) {
 
 }  // namespace
 
-void add_records(CLI::App& app, Action& run) {
+void add_records(Command& app, Action& run) {
   auto* show =
       app.add_subcommand("show", "Shows tuning records: those given, or all that a look-up would see");
   auto shown = std::make_shared<RecordsOptions>();

@@ -1,12 +1,12 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/atomic_file.hpp"
 #include "base/file_system.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
 #include "tools/tune/record_text.hpp"
@@ -86,7 +86,7 @@ int report_verb(const ReportOptions& options, const Output& out) {
 
 }  // namespace
 
-void add_report(CLI::App& app, Action& run) {
+void add_report(Command& app, Action& run) {
   auto* verb = app.add_subcommand(
       "report", "Shows winners against floor and cost model, bucket by bucket; --html for a page");
   auto options = std::make_shared<ReportOptions>();

@@ -1,7 +1,6 @@
 #include <fmt/core.h>
 #include <sys/stat.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <optional>
 #include <set>
@@ -11,6 +10,7 @@
 #include "base/cache_dir.hpp"
 #include "base/text.hpp"
 #include "engine/kernel_plan.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/layer_input.hpp"
 #include "tools/common/session.hpp"
@@ -373,7 +373,7 @@ int tune_verb(const TuneOptions& options, const Output& out) {
 
 }  // namespace
 
-void add_tune(CLI::App& app, Action& run) {
+void add_tune(Command& app, Action& run) {
   auto* verb = app.add_subcommand("tune",
                                   "Measures the best configs on the GPUs here and keeps them as tuning "
                                   "records; goes on where it stopped");
@@ -396,7 +396,7 @@ void add_tune(CLI::App& app, Action& run) {
   verb->add_option("--min-improvement", options->min_improvement,
                    "share by which a config must beat the cost model's choice to replace it")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+      ->range(0.0, 1.0);
   verb->add_flag("--retune", options->retune, "measure again what has a fresh record");
   verb->add_flag("--exhaustive", options->exhaustive,
                  "try every config of the space, not the promising ones: many times longer");
@@ -408,7 +408,7 @@ void add_tune(CLI::App& app, Action& run) {
   options->session.add_cache(*verb);
   verb->add_option("--jobs,-j", options->session.threads,
                    "compile threads of each GPU's worker; 0: the cores shared out")
-      ->check(CLI::Range(0, 1024));
+      ->range(0, 1024);
   verb->callback(
       [options, &run] { run = [options](const Output& out) { return tune_verb(*options, out); }; });
 }

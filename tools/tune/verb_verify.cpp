@@ -1,6 +1,5 @@
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -8,6 +7,7 @@
 
 #include "base/file_system.hpp"
 #include "base/thread_pool.hpp"
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
 #include "tools/tune/duration.hpp"
@@ -161,7 +161,7 @@ int verify_verb(const VerifyOptions& options, const Output& out) {
 
 }  // namespace
 
-void add_verify(CLI::App& app, Action& run) {
+void add_verify(Command& app, Action& run) {
   auto* verb = app.add_subcommand(
       "verify", "Runs every tuning record of the GPU here and compares the result with a reference");
   auto options = std::make_shared<VerifyOptions>();
@@ -174,7 +174,7 @@ void add_verify(CLI::App& app, Action& run) {
   options->session.add_cache(*verb);
   verb->add_option("--jobs,-j", options->session.threads,
                    "compile threads of each GPU's worker; 0: the cores shared out")
-      ->check(CLI::Range(0, 1024));
+      ->range(0, 1024);
   verb->callback(
       [options, &run] { run = [options](const Output& out) { return verify_verb(*options, out); }; });
 }

@@ -1,8 +1,8 @@
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 
+#include "tools/common/command_line.hpp"
 #include "tools/common/exit_status.hpp"
 #include "tools/common/session.hpp"
 #include "tools/gpu/gpu_measurer.hpp"
@@ -30,13 +30,13 @@ int worker_verb(const WorkerOptions& options, const Output&) {
 
 }  // namespace
 
-void add_worker(CLI::App& app, Action& run) {
+void add_worker(Command& app, Action& run) {
   auto* verb = app.add_subcommand(
       "worker", "Measures for varmoe-tune tune and verify, which start it; no verb for people");
   verb->group("");  // not in the help
   auto options = std::make_shared<WorkerOptions>();
-  verb->add_option("--gpu", options->gpu, "CUDA device number")->check(CLI::Range(0, 1023));
-  verb->add_option("--jobs", options->session.threads, "compile threads")->check(CLI::Range(0, 1024));
+  verb->add_option("--gpu", options->gpu, "CUDA device number")->range(0, 1023);
+  verb->add_option("--jobs", options->session.threads, "compile threads")->range(0, 1024);
   options->session.add_cache(*verb);
   verb->callback(
       [options, &run] { run = [options](const Output& out) { return worker_verb(*options, out); }; });

@@ -1,0 +1,1 @@
+// The source of the targets that precompiled headers belong to (Precompiled.cmake): a target needs one.
