@@ -11,7 +11,7 @@
 namespace varmoe::epilogue {
 
 /// Eight columns of every kRows-th row from one on; kRows is 0 for one row alone. Layer (emitted): kElement, Forward (the activation of the
-/// layer whose gradient this is), kAlternating (dz's gate and up alternate).
+/// layer whose gradient this is), kAlternating (dz's gate and up alternate), kStoresH (else there is dz alone).
 template <class Layer, int kRows>
 class ActivationBackward {
  public:
@@ -89,7 +89,7 @@ class ActivationBackward {
 
  private:
   VARMOE_DEVICE void put(const Vec16& gate, const Vec16& up, const Vec16& h) const {
-    ptx::store16(h_, h);
+    if constexpr (Layer::kStoresH) ptx::store16(h_, h);
     // Where z is, but for the two rows that load() is ahead (this one's and the next): an address less to keep.
     char* const dz = const_cast<char*>(z_) + (static_cast<char*>(p.dz) - static_cast<const char*>(p.z) - p.z_stride * (4 * kRows));
     if constexpr (kAlternating) {

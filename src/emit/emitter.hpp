@@ -43,14 +43,17 @@ enum class Stage : std::uint8_t {
   fc1_bias_gradient,
   fc2_bias_gradient,
   shared_gate_gradient,
-  router_loss_terms,  ///< what the losses of mean scores mean to each expert
-  router_dlogits,     ///< gradients of topk_weights and losses → logits
-  router_dx,          ///< gradient of logits → x
-  router_dweight,     ///< gradient of logits → the router's weight and bias
-  block_schedule,     ///< tile lists from a caller's segments of rows (emit/blocks.hpp)
-  block_gather,       ///< rows of x by a caller's row map
-  block_slot_rows,    ///< the inverse of a row map
-  combine_gradient,   ///< of combine: rows and weights
+  router_loss_terms,    ///< what the losses of mean scores mean to each expert
+  router_dlogits,       ///< gradients of topk_weights and losses → logits
+  router_dx,            ///< gradient of logits → x
+  router_dweight,       ///< gradient of logits → the router's weight and bias
+  block_schedule,       ///< tile lists from a caller's segments of rows (emit/blocks.hpp)
+  block_gather,         ///< rows of x by a caller's row map
+  block_slot_rows,      ///< the inverse of a row map
+  combine_gradient,     ///< of combine: rows and weights
+  activation_gradient,  ///< of up: dh and z → dz
+  row_weight_gradient,  ///< of down: weights of rows
+  weigh_rows,           ///< rows times their weights, and what those weights' gradients are
 };
 /// Of a layer's forward.
 inline constexpr std::size_t kStageCount = 8;
@@ -70,6 +73,7 @@ struct ActivationBackward {
   ActivationParams params;
   bool alternating = false;  ///< dz: gate and up alternate in one matrix
   bool shared_gate = false;  ///< that layer's shared experts have a gate
+  bool weighs_rows = true;   ///< rows have weights; else each counts once
   bool operator==(const ActivationBackward&) const = default;
 };
 
@@ -83,7 +87,7 @@ struct KernelRequest {
   bool saves_z = false;            ///< fc1: keeps what the activation is applied to (TrainingLayer)
   DownK down_k = DownK::width;     ///< fc2
   std::optional<ActivationBackward> backward;  ///< fc1 of model::backward_layer
-  bool row_weights = false;        ///< fc2: multiplies each row by its weight (Blocks::down)
+  bool row_weights = false;                    ///< fc2: multiplies each row by its weight (Blocks::down)
   bool row_gaps = false;  ///< fc1 of runtime width: there may be gaps between experts' rows (Blocks::up)
   bool operator==(const KernelRequest&) const = default;
 };

@@ -132,6 +132,7 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
       if (request.backward) {
         s += shared_traits(spec.num_shared(), request.backward->shared_gate);
         s += boolean("kAlternating", request.backward->alternating);
+        s += boolean("kWeighsRows", request.backward->weighs_rows) + boolean("kStoresH", true);
         s += fmt::format("  using Forward = varmoe::activation::{};\n",
                          activation_type(request.backward->activation, request.backward->params));
       }
@@ -176,6 +177,9 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
     case Stage::block_gather:
     case Stage::block_slot_rows:
     case Stage::combine_gradient:
+    case Stage::activation_gradient:
+    case Stage::row_weight_gradient:
+    case Stage::weigh_rows:
       break;  // emit/routing.cpp, emit/training.cpp, emit/blocks.cpp
   }
   return s + "};\n";
@@ -373,6 +377,29 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(CombineGradientParams, topk_gradient);
       VARMOE_OFFSET(CombineGradientParams, dout_stride);
       VARMOE_OFFSET(CombineGradientParams, tokens);
+      break;
+    case Stage::activation_gradient:
+      VARMOE_SIZE(GemmParams);
+      VARMOE_OFFSET(GemmParams, a_stride);
+      VARMOE_OFFSET(GemmParams, z_stride);
+      VARMOE_OFFSET(GemmParams, classes);
+      VARMOE_SIZE(ExpertEntry);
+      VARMOE_OFFSET(ExpertEntry, width);
+      VARMOE_SIZE(RowTile);
+      VARMOE_OFFSET(TileCounts, fc2_begin);
+      break;
+    case Stage::row_weight_gradient:
+    case Stage::weigh_rows:
+      VARMOE_SIZE(BlockRowsParams);
+      VARMOE_OFFSET(BlockRowsParams, partials);
+      VARMOE_OFFSET(BlockRowsParams, out_stride);
+      VARMOE_OFFSET(BlockRowsParams, classes);
+      VARMOE_SIZE(ExpertEntry);
+      VARMOE_OFFSET(ExpertEntry, width);
+      VARMOE_SIZE(ExpertBias);
+      VARMOE_OFFSET(ExpertBias, down);
+      VARMOE_SIZE(RowTile);
+      VARMOE_OFFSET(TileCounts, fc2_begin);
       break;
   }
 #undef VARMOE_SIZE

@@ -44,7 +44,7 @@ std::string weight_traits(const LayerSpec& spec, const GradientRequest& r) {
          integer("kHalves", !fc2 && spec.gated() && !alternate ? 2 : 1) +
          integer("kWidthScale", alternate ? 2 : 1) +
          flag("kTokensFirst", model::gradient_rows_are_hidden(spec, stage)) + flag("kFc2", fc2) +
-         flag("kFp32", r.type == GradientType::fp32) + "};\n";
+         flag("kSegments", r.segments) + flag("kFp32", r.type == GradientType::fp32) + "};\n";
 }
 
 std::string weight_config(const model::GradientConfig& c) {
@@ -69,7 +69,7 @@ std::string bias_traits(const LayerSpec& spec, const GradientRequest& r) {
   return "struct Gradient {\n" + element_trait(spec.dtype) + integer("kHidden", spec.hidden_size) +
          integer("kTopK", spec.slots_per_token()) + flag("kFc2", r.stage == Stage::fc2_bias_gradient) +
          flag("kGated", spec.gated()) + flag("kAlternating", model::gate_and_up_alternate(spec)) +
-         flag("kFp32", r.type == GradientType::fp32) + "};\n";
+         flag("kSegments", r.segments) + flag("kFp32", r.type == GradientType::fp32) + "};\n";
 }
 
 std::string gate_traits(const LayerSpec& spec, const GradientRequest& r) {
@@ -86,7 +86,16 @@ DownK backward_down_k(const LayerSpec& spec) {
 }
 
 ActivationBackward activation_backward(const LayerSpec& spec) {
-  return {spec.activation, spec.activation_params, model::gate_and_up_alternate(spec), spec.shared_gate};
+  return {spec.activation, spec.activation_params, model::gate_and_up_alternate(spec), spec.shared_gate,
+          true};
+}
+
+ActivationBackward block_activation_backward(const LayerSpec& spec, bool weighs_rows) {
+  return {spec.activation, spec.activation_params, model::gate_and_up_alternate(spec), false, weighs_rows};
+}
+
+ActivationBackward block_row_weights() {
+  return {};
 }
 
 Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest& r) {
@@ -107,7 +116,7 @@ Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest
       kernel.block_threads = kScheduleThreads;
       include = "moe/gradient_schedule.cuh";
       params = "GradientScheduleParams";
-      call = fmt::format("gradient_schedule<{}>", kScheduleThreads);
+      call = fmt::format("gradient_schedule<{}, {}>", kScheduleThreads, boolean(r.segments));
       name = fmt::format("t{}", kScheduleThreads);
       break;
     case Stage::fc1_gradient:
@@ -141,6 +150,7 @@ Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest
   }
 
   std::string head = fmt::format("// varmoe {}\n#include \"{}\"\n\n", to_string(r.stage), include);
+  if (r.segments) name += "_segments";
   const bool product = r.stage == Stage::fc1_gradient || r.stage == Stage::fc2_gradient;
   if (product && r.config.schedule == Schedule::wgmma)
     head += wgmma_outer_instruction(spec.dtype, r.config.block_n) + "\n";

@@ -26,10 +26,10 @@ std::string request_text(const emit::KernelRequest& r) {
                   r.one_launch.teams, r.runtime_width ? 1 : 0, r.saves_z ? 1 : 0, static_cast<int>(r.down_k),
                   r.row_weights ? 1 : 0, r.row_gaps ? 1 : 0);
   if (r.backward)
-    text += fmt::format("|{}|{:x}|{:x}|{}|{}", static_cast<int>(r.backward->activation),
+    text += fmt::format("|{}|{:x}|{:x}|{}|{}|{}", static_cast<int>(r.backward->activation),
                         std::bit_cast<std::uint32_t>(r.backward->params.alpha),
                         std::bit_cast<std::uint32_t>(r.backward->params.limit), r.backward->alternating,
-                        r.backward->shared_gate);
+                        r.backward->shared_gate, r.backward->weighs_rows);
   return text;
 }
 
