@@ -325,7 +325,7 @@ struct GemmParams {
   float* partials;               // [rows, partial_stride] over each span of columns ⟨g, h⟩, or of weight on input ⟨dz/w, z⟩
   const float* shared_weight;    // [tokens], of layers with a shared gate
   i32 partial_stride;
-  i32 reserved;
+  i32 classes;                   // of kernels that walk row tiles by themselves: their list ends at fc2_begin[classes]
   void* unweighted_dz;           // as dz, rows not multiplied by their weights: of weight on input with biases (`biases` is the forward's there)
 };
 
@@ -355,7 +355,7 @@ struct GradientSplit {
 /// Parameters of the kernel that orders the output tiles of the weights' gradients: experts with most rows first.
 struct GradientScheduleParams {
   const GradientEntry* experts;  // [E]
-  const i32* expert_offsets;     // [E + 1]
+  const i32* expert_offsets;     // [E + 1], or of a caller's segments [2E + 1]: first rows, all rows, rows of each
   i32* expert_order;             // [E]
   i32* fc1_prefix;               // [E + 1] parts of output tiles before the experts of expert_order
   i32* fc2_prefix;
@@ -374,15 +374,15 @@ struct GradientScheduleParams {
 /// Parameters of the kernels that sum outer products over an expert's rows: fc1's dW = Σ dz ⊗ x, fc2's Σ dout ⊗ w·h.
 struct WeightGradientParams {
   const GradientEntry* gradients;  // [E]
-  const i32* expert_offsets;       // [E + 1]
+  const i32* expert_offsets;       // [E + 1], or [2E + 1] as the schedule's
   const i32* expert_order;         // [E]
   const i32* tile_prefix;          // [E + 1]
   const GradientSplit* splits;     // [E]
   float* partials;                 // [kGradientSlots][elements of a tile] sums of parts
   i32* arrivals;                   // [2 · kGradientSlots] parts that are there, of a tile's half
-  const i32* row_source;           // [rows]
+  const i32* row_source;           // [rows]; of a caller's segments null
   const void* rows;                // dz or w·h, by row
-  const void* tokens;              // x or dout, by token
+  const void* tokens;              // x or dout, by token; of a caller's segments by row
   i64 rows_stride;                 // elements
   i64 tokens_stride;
   i32* ticket;                     // wgmma: output tiles handed out beyond the first of each block
@@ -410,14 +410,35 @@ struct TopkWeightGradientParams {
   i32 reserved;
 };
 
+/// Parameters of the kernels that walk a caller's rows by expert: the gradients of rows' weights, and rows times weights.
+struct BlockRowsParams {
+  const ExpertEntry* experts;    // [E]
+  const ExpertBias* biases;      // [E]; null without biases
+  const RowTile* tiles;          // fc2's
+  const TileCounts* tile_counts;
+  const void* a;                 // [rows, H]: dy, or rows to weigh
+  const void* b;                 // [rows, H] weighing: rows whose products with those of `a` are dots; null: none are wanted
+  void* out;                     // [rows, H] weighing: w·a
+  const float* weights;          // [rows]
+  const float* partials;         // [rows, partial_stride] ⟨g, h⟩ over each span of columns
+  float* dots;                   // [rows]
+  i64 a_stride;                  // elements
+  i64 b_stride;
+  i64 out_stride;
+  i32 span;                      // columns
+  i32 partial_stride;
+  i32 classes;                   // the tile list ends at fc2_begin[classes]
+  i32 reserved;
+};
+
 /// Parameters of the kernels that sum biases' gradients: fc1's over dz, fc2's over w·dout.
 struct BiasGradientParams {
   const GradientEntry* gradients;  // [E]
-  const i32* expert_offsets;       // [E + 1]
-  const i32* row_source;
+  const i32* expert_offsets;       // [E + 1], or [2E + 1] as the schedule's
+  const i32* row_source;           // of a caller's segments null: dout and weights lie by row
   const void* rows;                // dz; of weight on input unweighted
   const void* dout;
-  const float* topk_weights;       // [tokens, k]; not read of weight on input
+  const float* topk_weights;       // [tokens, k]; of a caller's segments [rows], or null: 1; not read of weight on input
   i64 rows_stride;                 // elements
   i64 dout_stride;
   i32 experts;

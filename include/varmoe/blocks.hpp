@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "varmoe/backward_config.hpp"
 #include "varmoe/engine.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
@@ -58,6 +59,10 @@ struct BlocksOptions {
   /// down takes GroupedDownArgs::row_weights: a kernel of its own, so it is said beforehand. Not with the
   /// spec's weight_on_input.
   bool weighted_down = false;
+  /// down_backward and up_backward are there, and up can keep z: kernels beside the others.
+  bool training = false;
+  /// Of the weights' gradients; with training.
+  GradientType gradient_type = GradientType::layer_dtype;
 };
 
 /// What the entries of a row map count.
@@ -103,6 +108,13 @@ struct GroupedUpArgs {
   /// gets I_e columns; those up to the next multiple of 64 may be overwritten.
   void* h = nullptr;
   std::int64_t h_stride = 0;  ///< multiple of 8, at least the widest of all experts rounded up to 64. 0: that
+  /// [R, z_stride], spec dtype, 16-byte aligned, of blocks made with training: gets what the activation is
+  /// applied to, rounded, for up_backward or down_backward. A row of expert e has the gate's I_e columns
+  /// first, and up's from I_e rounded up to 64 on (without a gate: the one half); columns up to the next
+  /// multiple of 64 may be overwritten. Null: not kept. Must overlap nothing else.
+  void* z = nullptr;
+  std::int64_t z_stride =
+      0;  ///< multiple of 8, at least the widest rounded up to 64, twice with a gate. 0: that
   void* workspace = nullptr;  ///< 256-byte aligned; needs no initial contents; not shared by concurrent calls
   std::size_t workspace_bytes = 0;  ///< ≥ Blocks::workspace_bytes(R)
   void* stream = nullptr;
@@ -120,6 +132,65 @@ struct GroupedDownArgs {
   void* y =
       nullptr;  ///< [R, H] contiguous, spec dtype, 16-byte aligned; must overlap neither h nor the workspace
   void* workspace = nullptr;  ///< as GroupedUpArgs
+  std::size_t workspace_bytes = 0;
+  void* stream = nullptr;
+};
+
+/// Of blocks made with training, the backward pass of down. With g = dy · W2, fp32: dh = w · g, rounded;
+/// dw = ⟨g, h⟩ + ⟨b2, dy⟩; dW2 = Σ dy ⊗ w·h, where w·h is rounded, and db2 = Σ w · dy over an expert's rows.
+/// w is 1 without row_weights. Gradients of weights go where bind_gradients said; an expert without rows gets
+/// exact zeros. Rows of padding are not written, and what they hold does not matter.
+///
+/// With z instead of h the activation's backward is done too, while g is in registers: dz = w · g ∘
+/// activation'(z), and h = activation(z) need neither be kept nor written. up_backward goes on from dz.
+struct GroupedDownBackwardArgs {
+  RowsByExpert by_expert;
+  const void* dy = nullptr;    ///< [R, H], spec dtype, 16-byte aligned
+  std::int64_t dy_stride = 0;  ///< elements between rows; 0: H; multiple of 8
+  /// [R, h_stride], 16-byte aligned: what down read. Null with z, or where dh of rows without weights is all
+  /// that is asked for.
+  const void* h = nullptr;
+  /// Of h and dh; multiple of 8, at least the widest of all experts rounded up to 64. 0: that.
+  std::int64_t h_stride = 0;
+  const void* z = nullptr;             ///< [R, z_stride], 16-byte aligned: what up kept, instead of h
+  std::int64_t z_stride = 0;           ///< of z and dz; as GroupedUpArgs
+  const float* row_weights = nullptr;  ///< [R], of blocks made with weighted_down; else null
+  /// [R, h_stride], 16-byte aligned; null with z. A row's columns up to the next multiple of 64 may be
+  /// overwritten. Null: not computed; with row_weights it must be given.
+  void* dh = nullptr;
+  /// [R, z_stride], 16-byte aligned, with z, and then it must be given: as z, but that gate and up alternate,
+  /// 2 · I_e columns, where W1's do (kn, interleaved). Columns up to the next multiple of 64 get zeros.
+  void* dz = nullptr;
+  float* drow_weights = nullptr;             ///< [R] with row_weights. Null: not computed
+  bool weight_gradients = true;              ///< dW2 and db2 are computed
+  bool accumulate_weight_gradients = false;  ///< added to what is there instead of written
+  void* workspace = nullptr;        ///< 256-byte aligned; needs no initial contents; overlaps nothing else
+  std::size_t workspace_bytes = 0;  ///< ≥ Blocks::backward_workspace_bytes(R)
+  void* stream = nullptr;
+};
+
+/// Of blocks made with training, the backward pass of up: dz = dh ∘ activation'(z), rounded; dx = dz · W1;
+/// dW1 = Σ dz ⊗ x and db1 = Σ dz over an expert's rows. With the spec's weight_on_input z is of w·x: then
+/// dx = w · p, dw = ⟨p, x⟩ and dW1 = Σ dz ⊗ w·x, with p = dz · W1 and w·x rounded. At the kinks of relu,
+/// relu2 and of swiglu_oai's clamps the derivative is 0. Gradients of weights and padding: as
+/// GroupedDownBackwardArgs.
+struct GroupedUpBackwardArgs {
+  RowsByExpert by_expert;
+  const void* x = nullptr;     ///< [R, H], what up read; null without gradients of weights of any kind
+  std::int64_t x_stride = 0;   ///< elements between rows; 0: H; multiple of 8
+  const void* z = nullptr;     ///< [R, z_stride], 16-byte aligned, what up kept; null without dh
+  std::int64_t z_stride = 0;   ///< of z and dz; as GroupedUpArgs
+  const void* dh = nullptr;    ///< [R, dh_stride], 16-byte aligned. Null: dz is there already
+  std::int64_t dh_stride = 0;  ///< as h_stride of GroupedUpArgs
+  const float* row_weights = nullptr;  ///< [R], of a spec with weight_on_input; else null
+  /// [R, z_stride], 16-byte aligned, laid out as GroupedDownBackwardArgs has it: written from dh and z, or
+  /// without dh read as down_backward left it.
+  void* dz = nullptr;
+  void* dx = nullptr;             ///< [R, H] contiguous, spec dtype, 16-byte aligned. Null: not computed
+  float* drow_weights = nullptr;  ///< [R] with row_weights and dx. Null: not computed
+  bool weight_gradients = true;   ///< dW1 and db1 are computed
+  bool accumulate_weight_gradients = false;  ///< added to what is there instead of written
+  void* workspace = nullptr;                 ///< as GroupedDownBackwardArgs
   std::size_t workspace_bytes = 0;
   void* stream = nullptr;
 };
@@ -184,8 +255,14 @@ class VARMOE_API Blocks {
   Result<PrepareReport> prepare(const PrepareOptions& options = {});
   /// As Layer::bind. gather, slot_rows and combine need no weights.
   Status bind(const Weights& weights);
+  /// As TrainingLayer::bind_gradients, of blocks made with training: where down_backward and up_backward put
+  /// the weights' gradients. The shared gate's, which is the caller's business, is not written.
+  Status bind_gradients(const Weights& gradients);
   /// Of up and down, of at most so many rows (R, padding included); monotonic.
   Result<std::size_t> workspace_bytes(std::int64_t rows) const;
+
+  /// Of down_backward and up_backward, likewise.
+  Result<std::size_t> backward_workspace_bytes(std::int64_t rows) const;
 
   Status gather(const GatherArgs& args) noexcept;
   Status slot_rows(const SlotRowsArgs& args) noexcept;
@@ -193,6 +270,8 @@ class VARMOE_API Blocks {
   Status down(const GroupedDownArgs& args) noexcept;
   Status combine(const CombineArgs& args) noexcept;
   Status combine_backward(const CombineBackwardArgs& args) noexcept;
+  Status down_backward(const GroupedDownBackwardArgs& args) noexcept;
+  Status up_backward(const GroupedUpBackwardArgs& args) noexcept;
 
   struct Impl;
 

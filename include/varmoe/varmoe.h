@@ -343,6 +343,8 @@ typedef struct varmoe_blocks_options {
   size_t struct_size;
   int32_t max_sms;       /* 0: all */
   int32_t weighted_down; /* 0 or 1: down takes row_weights; 0 */
+  int32_t training;      /* 0 or 1: down_backward and up_backward are there, and up can keep z; 0 */
+  int32_t gradient_type; /* VARMOE_GRADIENT_* of weights; LAYER_DTYPE */
 } varmoe_blocks_options;
 
 /* Which rows of a batch are which expert's; what the layout does not name is null or 0. */
@@ -395,6 +397,8 @@ typedef struct varmoe_grouped_up_args {
   void* workspace;          /* 256-byte aligned */
   size_t workspace_bytes;
   void* stream;
+  void* z;          /* [R, z_stride], 16-byte aligned, of blocks made with training; null: not kept */
+  int64_t z_stride; /* elements; 0: the widest rounded up to 64, twice with a gate, which is the least */
 } varmoe_grouped_up_args;
 
 typedef struct varmoe_grouped_down_args {
@@ -408,6 +412,47 @@ typedef struct varmoe_grouped_down_args {
   size_t workspace_bytes;
   void* stream;
 } varmoe_grouped_down_args;
+
+/* Of blocks made with training; see blocks.hpp. */
+typedef struct varmoe_grouped_down_backward_args {
+  size_t struct_size;
+  const varmoe_rows_by_expert* by_expert;
+  const void* dy;    /* [R, H], 16-byte aligned */
+  int64_t dy_stride; /* elements; 0: H */
+  const void* h;     /* [R, h_stride], what down read; null with z */
+  int64_t h_stride;  /* elements, of h and dh; 0, and least: the widest of all experts rounded up to 64 */
+  const void* z;     /* [R, z_stride], what up kept, instead of h */
+  int64_t z_stride;  /* elements, of z and dz; as varmoe_grouped_up_args */
+  const float* row_weights;            /* [R], of blocks made with weighted_down; else null */
+  void* dh;                            /* [R, h_stride]; null with z, or not computed */
+  void* dz;                            /* [R, z_stride], with z */
+  float* drow_weights;                 /* [R] with row_weights; null: not computed */
+  int32_t weight_gradients;            /* 0 or 1: dW2 and db2 are computed; 1 */
+  int32_t accumulate_weight_gradients; /* 0 or 1: added to what is there; 0 */
+  void* workspace;                     /* 256-byte aligned, of varmoe_blocks_backward_workspace_bytes */
+  size_t workspace_bytes;
+  void* stream;
+} varmoe_grouped_down_backward_args;
+
+typedef struct varmoe_grouped_up_backward_args {
+  size_t struct_size;
+  const varmoe_rows_by_expert* by_expert;
+  const void* x;            /* [R, H], what up read, 16-byte aligned; null without gradients of weights */
+  int64_t x_stride;         /* elements; 0: H */
+  const void* z;            /* [R, z_stride], what up kept; null without dh */
+  int64_t z_stride;         /* elements, of z and dz; as varmoe_grouped_up_args */
+  const void* dh;           /* [R, dh_stride]; null: dz is there already */
+  int64_t dh_stride;        /* elements; 0: the widest of all experts rounded up to 64, which is the least */
+  const float* row_weights; /* [R], of a layer with weight_on_input; else null */
+  void* dz;                 /* [R, z_stride]: written from dh and z, or read */
+  void* dx;                 /* [R, H], 16-byte aligned; null: not computed */
+  float* drow_weights;      /* [R] with row_weights and dx; null: not computed */
+  int32_t weight_gradients; /* 0 or 1: dW1 and db1 are computed; 1 */
+  int32_t accumulate_weight_gradients; /* 0 or 1: added to what is there; 0 */
+  void* workspace;                     /* 256-byte aligned, of varmoe_blocks_backward_workspace_bytes */
+  size_t workspace_bytes;
+  void* stream;
+} varmoe_grouped_up_backward_args;
 
 typedef struct varmoe_combine_args {
   size_t struct_size;
@@ -651,6 +696,10 @@ VARMOE_C_API int varmoe_gather_args_init(varmoe_gather_args* args, size_t struct
 VARMOE_C_API int varmoe_slot_rows_args_init(varmoe_slot_rows_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_grouped_up_args_init(varmoe_grouped_up_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_grouped_down_args_init(varmoe_grouped_down_args* args, size_t struct_size);
+VARMOE_C_API int varmoe_grouped_down_backward_args_init(varmoe_grouped_down_backward_args* args,
+                                                        size_t struct_size);
+VARMOE_C_API int varmoe_grouped_up_backward_args_init(varmoe_grouped_up_backward_args* args,
+                                                      size_t struct_size);
 VARMOE_C_API int varmoe_combine_args_init(varmoe_combine_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_combine_backward_args_init(varmoe_combine_backward_args* args, size_t struct_size);
 VARMOE_C_API int varmoe_training_options_init(varmoe_training_options* options, size_t struct_size);
@@ -745,6 +794,14 @@ VARMOE_C_API int varmoe_blocks_down(varmoe_blocks* blocks, const varmoe_grouped_
 VARMOE_C_API int varmoe_blocks_combine(varmoe_blocks* blocks, const varmoe_combine_args* args);
 VARMOE_C_API int varmoe_blocks_combine_backward(varmoe_blocks* blocks,
                                                 const varmoe_combine_backward_args* args);
+/* Of blocks made with training: where the weights' gradients go, and the backward passes of down and up. */
+VARMOE_C_API int varmoe_blocks_bind_gradients(varmoe_blocks* blocks, const varmoe_weights* gradients);
+VARMOE_C_API int varmoe_blocks_backward_workspace_bytes(const varmoe_blocks* blocks, int64_t rows,
+                                                        size_t* bytes);
+VARMOE_C_API int varmoe_blocks_down_backward(varmoe_blocks* blocks,
+                                             const varmoe_grouped_down_backward_args* args);
+VARMOE_C_API int varmoe_blocks_up_backward(varmoe_blocks* blocks,
+                                           const varmoe_grouped_up_backward_args* args);
 
 /* Routers: logits to topk_ids and topk_weights; see router.hpp. */
 VARMOE_C_API int varmoe_router_create(varmoe_engine* engine, const varmoe_router_spec* spec,

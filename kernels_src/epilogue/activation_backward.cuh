@@ -27,8 +27,8 @@ struct ExpertAndWidth<true> {
 };
 
 /// Eight columns of every kRows-th row from one on; kRows is 0 for one row alone. Layer (emitted): kElement, Forward (the activation of the
-/// layer whose gradient this is), kAlternating (dz's gate and up alternate), kExperts, kSharedExperts, kForwardWeightOnInput, kForwardBias
-/// (of weight on input alone: without it z has its bias).
+/// layer whose gradient this is), kAlternating (dz's gate and up alternate), kStoresH (else there is dz alone), kExperts, kSharedExperts,
+/// kForwardWeightOnInput, kForwardBias (of weight on input alone: without it z has its bias).
 template <class Layer, int kRows>
 class ActivationBackward : ExpertAndWidth<Layer::kForwardWeightOnInput> {
   using Where = ExpertAndWidth<Layer::kForwardWeightOnInput>;
@@ -175,7 +175,7 @@ class ActivationBackward : ExpertAndWidth<Layer::kForwardWeightOnInput> {
   }
 
   VARMOE_DEVICE void put(const Vec16& gate, const Vec16& up, const Vec16& h) const {
-    ptx::store16(h_, h);
+    if constexpr (Layer::kStoresH) ptx::store16(h_, h);
     // Where z is, but for the rows that load() is ahead (this one's, and the next): an address less to keep.
     char* const dz = const_cast<char*>(z_) + (static_cast<char*>(p.dz) - static_cast<const char*>(p.z) - p.z_stride * (2 * kLoaded * kRows));
     if constexpr (kAlternating) {

@@ -6,7 +6,7 @@
 #include "ptx/memory.cuh"
 
 // Biases' gradients: sums over an expert's rows of dz (fc1), or of w·dout (fc2; unless kWeighted, of dout). A block an expert and 256 columns: its warps take every
-// kWarps-th row, then add up in order.
+// kWarps-th row, then add up in order. kSegments: rows are a caller's, and dout and weights lie by row.
 namespace varmoe::moe {
 
 template <class Gradient, int kThreads>
@@ -27,11 +27,14 @@ VARMOE_DEVICE void bias_gradient(const abi::BiasGradientParams& p) {
   const i32 column = first + lane * 8;
   float sum[8] = {};
   if (column < columns) {
-    const i32 end = p.expert_offsets[expert + 1];
+    const i32 end = Gradient::kSegments ? p.expert_offsets[expert] + p.expert_offsets[p.experts + 1 + expert] : p.expert_offsets[expert + 1];
     for (i32 row = p.expert_offsets[expert] + warp; row < end; row += kWarps) {
       float weight = 1.0f;
       const char* from = static_cast<const char*>(p.rows) + (row * p.rows_stride + column) * 2;
-      if constexpr (Gradient::kFc2) {
+      if constexpr (Gradient::kFc2 && Gradient::kSegments) {
+        if (p.topk_weights != nullptr) weight = p.topk_weights[row];
+        from = static_cast<const char*>(p.dout) + (row * p.dout_stride + column) * 2;
+      } else if constexpr (Gradient::kFc2) {
         const u32 source = static_cast<u32>(p.row_source[row]);
         if constexpr (Gradient::kWeighted) weight = p.topk_weights[source];
         from = static_cast<const char*>(p.dout) + (static_cast<i64>(source / Gradient::kTopK) * p.dout_stride + column) * 2;

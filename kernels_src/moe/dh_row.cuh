@@ -8,12 +8,13 @@
 // warpgroup has; moe/topk_weight_gradient.cuh adds those up.
 namespace varmoe::moe {
 
-/// Layer (emitted): kTopK, kSharedExperts, kSharedGate, kExperts.
+/// Layer (emitted): kTopK, kSharedExperts, kSharedGate, kExperts, kWeighsRows (else every row counts once).
 template <class Layer>
 struct DhRow {
   /// The row's weight, 0 unless `there`: shared experts' are 1, or their token's gate. Without branches: they would stand between
   /// accumulators and their next product.
   VARMOE_DEVICE static float weight(const abi::GemmParams& p, i32 expert, i32 row, bool there) {
+    if constexpr (!Layer::kWeighsRows) return there ? 1.0f : 0.0f;
     const float* from = p.row_weight + row;
     if constexpr (Layer::kSharedGate) {
       const bool shared = expert >= Layer::kExperts - Layer::kSharedExperts;

@@ -79,13 +79,13 @@ class Fc1 {
   };
 
   VARMOE_DEVICE void epilogue(const schedule::OutputTile& t, typename Warp::Accumulator& acc) const {
-    if constexpr (Layer::kSavesZ && Layer::kWeightOnInput) store_z(t, acc);
+    if constexpr (Layer::kSavesZ && Layer::kSavesProduct) store_z(t, acc);
     if constexpr (Layer::kBias || Layer::kWeightOnInput) {
       epilogue::scale_and_bias<Warp, kElement, Layer::kBias, Layer::kWeightOnInput>(
           acc, [&](int pair, int block, int element) { return bias_of(t, pair, block, element); }, p.row_weight + t.row_begin, t.rows);
     }
     store_as<Output::h>(t, acc, p.out, p.out_stride);
-    if constexpr (Layer::kSavesZ && !Layer::kWeightOnInput) store_z(t, acc);
+    if constexpr (Layer::kSavesZ && !Layer::kSavesProduct) store_z(t, acc);
   }
 
  private:

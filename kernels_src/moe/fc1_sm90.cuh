@@ -69,10 +69,10 @@ class Fc1Sm90 {
   /// `first_block`: of this group in the weight tile. Columns up to the next multiple of 64 are written, as the zeroes that they
   /// are (weights beyond the width arrive as zero, their bias is zero, and every activation of 0 is 0): fc2 multiplies whole stages.
   VARMOE_DEVICE void store(const mma::TileSlot& t, typename Group::Accumulator& acc, Staging& rows, int first_block, const Ahead& ahead) const {
-    if constexpr (Layer::kSavesZ && Layer::kWeightOnInput) store_z(t, acc, rows, first_block);
+    if constexpr (Layer::kSavesZ && Layer::kSavesProduct) store_z(t, acc, rows, first_block);
     ahead.apply(acc, p.row_weight, t.row_begin, t.rows);
     store_as<Output::h>(t, acc, rows, first_block, p.out, p.out_stride);
-    if constexpr (Layer::kSavesZ && !Layer::kWeightOnInput) store_z(t, acc, rows, first_block);
+    if constexpr (Layer::kSavesZ && !Layer::kSavesProduct) store_z(t, acc, rows, first_block);
   }
 
  private:

@@ -9,7 +9,7 @@
 // tiles of the weights' gradients come before each: long sums start first, so that the last are short. One block.
 namespace varmoe::moe {
 
-template <int kThreads>
+template <int kThreads, bool kSegments>
 VARMOE_DEVICE void gradient_schedule(const abi::GradientScheduleParams& p) {
   constexpr i32 kMost = 1024 + 16;  // routed and shared experts
   __shared__ i32 rows[kMost];
@@ -19,7 +19,7 @@ VARMOE_DEVICE void gradient_schedule(const abi::GradientScheduleParams& p) {
   const i32 n = p.experts_count;
   for (i32 i = static_cast<i32>(threadIdx.x); i < 4 * abi::kGradientSlots; i += kThreads) p.arrivals[i] = 0;
   for (i32 e = static_cast<i32>(threadIdx.x); e < n; e += kThreads) {
-    rows[e] = p.expert_offsets[e + 1] - p.expert_offsets[e];
+    rows[e] = schedule::gradient_rows<kSegments>(p.expert_offsets, n, e);
     const i32 width = p.experts[e].width;
     tiles[0][e] = ceil_div(width * p.fc1_width_scale, p.fc1_width_block) * p.fc1_tiles_per_width;
     tiles[1][e] = ceil_div(width, p.fc2_width_block) * p.fc2_tiles_per_width;

@@ -15,6 +15,7 @@
 // beyond the expert's are zeroes in both operands: what lies there is another expert's.
 //
 // `Gradient` (emitted): see schedule/gradient_tiles.cuh, and kElement, kTopK (slots of a token), kFc2, kFp32 (the output's elements).
+// kSegments: x or dout lie by row too.
 namespace varmoe::moe {
 
 /// Where an output tile's half lies, and its row stride in elements.
@@ -64,8 +65,8 @@ class WeightGradient {
   static_assert(kWarpM % 16 == 0 && kWarpN % 32 == 0, "a warp tile is stored in pieces of 32 columns");
   static constexpr int kRowBlocks = kWarpM / 16, kPairs = kWarpN / 16;
   static constexpr u32 kABytes = kBlockK * kBlockM * 2, kBBytes = kBlockK * kBlockN * 2, kStageBytes = kABytes + kBBytes;
-  using OperandA = OuterOperand<kBlockM, kBlockK, kThreads, Gradient::kTokensFirst, Gradient::kTopK>;
-  using OperandB = OuterOperand<kBlockN, kBlockK, kThreads, !Gradient::kTokensFirst, Gradient::kTopK>;
+  using OperandA = OuterOperand<kBlockM, kBlockK, kThreads, Gradient::kTokensFirst && !Gradient::kSegments, Gradient::kTopK>;
+  using OperandB = OuterOperand<kBlockN, kBlockK, kThreads, !Gradient::kTokensFirst && !Gradient::kSegments, Gradient::kTopK>;
   using Accumulator = float[kRowBlocks][kPairs][2][4];
 
  public:

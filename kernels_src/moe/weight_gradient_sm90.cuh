@@ -48,6 +48,7 @@ class WeightGradientSm90 {
   static constexpr Element kElement = Gradient::kElement;
   static constexpr int kBlockM = Config::kBlockM, kBlockN = Config::kBlockN;
   static_assert(kBlockM % 128 == 0 && kBlockN % 64 == 0, "two warpgroups, boxes of 64");
+  static_assert(!Gradient::kSegments || !Config::kGather, "there is no map from rows to tokens");
   static constexpr int kMBlocks = kBlockM / 128;  // of 64 rows, of one warpgroup
   using Instruction = ptx::Wgmma<kBlockN, kElement, true, true>;
   using Accumulator = float[kMBlocks][kBlockN / 2];

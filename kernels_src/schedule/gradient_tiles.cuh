@@ -6,7 +6,8 @@
 // Output tiles of the weights' gradients. How many there are follows from widths alone; routing says how long each takes, so experts
 // go by their rows, most first. The rows of an expert that has far more than its share are summed in parts by several blocks, of which the
 // last to end adds the parts up, in their order. `Gradient` (emitted): kHidden, kHalves (gate and up apart), kWidthScale (2: they alternate in one matrix),
-// kTokensFirst (the output's rows are those of H). Shared with the host.
+// kTokensFirst (the output's rows are those of H), kSegments (rows are a caller's, with gaps between experts; how many each has follows
+// the E + 1 first rows). Shared with the host.
 namespace varmoe::schedule {
 
 /// Output rows [m, m + kBlockM) and columns [n, …) of one half of an expert's matrix.
@@ -38,6 +39,12 @@ VARMOE_SHARED_CODE i32 gradient_part_rows(i64 work, i32 rows) {
 }
 VARMOE_SHARED_CODE i32 gradient_parts(i32 part_rows, i32 rows) { return part_rows == 0 ? 1 : ceil_div(rows, part_rows); }
 
+/// Rows of one of `count` experts.
+template <bool kSegments>
+VARMOE_SHARED_CODE i32 gradient_rows(const i32* offsets, i32 count, i32 expert) {
+  return kSegments ? offsets[count + 1 + expert] : offsets[expert + 1] - offsets[expert];
+}
+
 template <class Gradient, int kBlockM, int kBlockN>
 VARMOE_SHARED_CODE GradientTile gradient_tile(const i32* prefix, const i32* order, const abi::GradientSplit* splits, const i32* offsets,
                                               const abi::GradientEntry* experts, i32 count, i32 index) {
@@ -46,7 +53,7 @@ VARMOE_SHARED_CODE GradientTile gradient_tile(const i32* prefix, const i32* orde
   const i32 width = experts[expert].width * Gradient::kWidthScale;
   const i32 rows_of_tiles = ceil_div(Gradient::kTokensFirst ? Gradient::kHidden : width, kBlockM);
   const i32 columns_of_tiles = ceil_div(Gradient::kTokensFirst ? width : Gradient::kHidden, kBlockN);
-  const i32 begin = offsets[expert], rows = offsets[expert + 1] - begin;
+  const i32 begin = offsets[expert], rows = gradient_rows<Gradient::kSegments>(offsets, count, expert);
   const abi::GradientSplit split = splits[p];
   const i32 parts = gradient_parts(split.part_rows, rows);
   const i32 local = (index - prefix[p]) / parts, part = index - prefix[p] - local * parts;

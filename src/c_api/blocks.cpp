@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <string>
 #include <utility>
 
 #include "c_api/convert.hpp"
@@ -29,6 +30,19 @@ varmoe_rows_by_expert defaults() {
   return rows;
 }
 
+template <>
+varmoe_grouped_down_backward_args defaults() {
+  auto args = sized<varmoe_grouped_down_backward_args>();
+  args.weight_gradients = 1;
+  return args;
+}
+template <>
+varmoe_grouped_up_backward_args defaults() {
+  auto args = sized<varmoe_grouped_up_backward_args>();
+  args.weight_gradients = 1;
+  return args;
+}
+
 template <class T>
 int init(T* given, std::size_t size, const char* type) noexcept {
   if (!given) return fail_null(type);
@@ -49,7 +63,13 @@ Result<BlocksOptions> convert(const varmoe_blocks_options* given) {
   if (!read) return std::move(read).error();
   if (read->weighted_down != 0 && read->weighted_down != 1)
     return bad_member(where, "weighted_down", read->weighted_down, "0 or 1");
+  if (read->training != 0 && read->training != 1)
+    return bad_member(where, "training", read->training, "0 or 1");
+  if (read->gradient_type < 0 || read->gradient_type > VARMOE_GRADIENT_FP32)
+    return bad_member(where, "gradient_type", read->gradient_type, "one of VARMOE_GRADIENT_*");
   BlocksOptions o;
+  o.training = read->training != 0;
+  o.gradient_type = static_cast<GradientType>(read->gradient_type);
   o.max_sms = read->max_sms;
   o.weighted_down = read->weighted_down != 0;
   return o;
@@ -114,6 +134,8 @@ Result<GroupedUpArgs> convert(const varmoe_grouped_up_args* given) {
   a.row_weights = read->row_weights;
   a.h = read->h;
   a.h_stride = read->h_stride;
+  a.z = read->z;
+  a.z_stride = read->z_stride;
   a.workspace = read->workspace;
   a.workspace_bytes = read->workspace_bytes;
   a.stream = read->stream;
@@ -181,6 +203,82 @@ Result<CombineBackwardArgs> convert(const varmoe_combine_backward_args* given) {
   return a;
 }
 
+/// Flags that both backward passes have.
+template <class Read, class Args>
+Status convert_gradients(const Read& read, const char* where, Args& args) {
+  if (read.weight_gradients != 0 && read.weight_gradients != 1)
+    return bad_member(where, "weight_gradients", read.weight_gradients, "0 or 1");
+  if (read.accumulate_weight_gradients != 0 && read.accumulate_weight_gradients != 1)
+    return bad_member(where, "accumulate_weight_gradients", read.accumulate_weight_gradients, "0 or 1");
+  args.weight_gradients = read.weight_gradients != 0;
+  args.accumulate_weight_gradients = read.accumulate_weight_gradients != 0;
+  return {};
+}
+
+Result<GroupedDownBackwardArgs> convert(const varmoe_grouped_down_backward_args* given) {
+  constexpr const char* where = "varmoe_grouped_down_backward_args";
+  auto read = read_struct(given, where, defaults<varmoe_grouped_down_backward_args>());
+  if (!read) return std::move(read).error();
+  auto rows = convert(read->by_expert);
+  if (!rows) return std::move(rows).error();
+  GroupedDownBackwardArgs a;
+  if (Status status = convert_gradients(*read, where, a); !status) return std::move(status).error();
+  a.by_expert = *rows;
+  a.dy = read->dy;
+  a.dy_stride = read->dy_stride;
+  a.h = read->h;
+  a.h_stride = read->h_stride;
+  a.z = read->z;
+  a.z_stride = read->z_stride;
+  a.row_weights = read->row_weights;
+  a.dh = read->dh;
+  a.dz = read->dz;
+  a.drow_weights = read->drow_weights;
+  a.workspace = read->workspace;
+  a.workspace_bytes = read->workspace_bytes;
+  a.stream = read->stream;
+  return a;
+}
+
+Result<GroupedUpBackwardArgs> convert(const varmoe_grouped_up_backward_args* given) {
+  constexpr const char* where = "varmoe_grouped_up_backward_args";
+  auto read = read_struct(given, where, defaults<varmoe_grouped_up_backward_args>());
+  if (!read) return std::move(read).error();
+  auto rows = convert(read->by_expert);
+  if (!rows) return std::move(rows).error();
+  GroupedUpBackwardArgs a;
+  if (Status status = convert_gradients(*read, where, a); !status) return std::move(status).error();
+  a.by_expert = *rows;
+  a.x = read->x;
+  a.x_stride = read->x_stride;
+  a.z = read->z;
+  a.z_stride = read->z_stride;
+  a.dh = read->dh;
+  a.dh_stride = read->dh_stride;
+  a.row_weights = read->row_weights;
+  a.dz = read->dz;
+  a.dx = read->dx;
+  a.drow_weights = read->drow_weights;
+  a.workspace = read->workspace;
+  a.workspace_bytes = read->workspace_bytes;
+  a.stream = read->stream;
+  return a;
+}
+
+/// workspace_bytes and backward_workspace_bytes.
+template <class Size>
+int size_of(const varmoe_blocks* blocks, std::size_t* bytes, Size&& size) noexcept {
+  if (!bytes) return fail_null("bytes");
+  *bytes = 0;
+  if (!blocks) return fail_null("blocks");
+  return guarded([&] {
+    auto needed = size(blocks->blocks);
+    if (!needed) return fail(needed.error());
+    *bytes = *needed;
+    return int{VARMOE_OK};
+  });
+}
+
 int code_of(const Status& status) {
   return status ? int{VARMOE_OK} : fail(status.error());
 }
@@ -221,6 +319,12 @@ int varmoe_grouped_up_args_init(varmoe_grouped_up_args* args, size_t struct_size
 }
 int varmoe_grouped_down_args_init(varmoe_grouped_down_args* args, size_t struct_size) {
   return init(args, struct_size, "varmoe_grouped_down_args");
+}
+int varmoe_grouped_down_backward_args_init(varmoe_grouped_down_backward_args* args, size_t struct_size) {
+  return init(args, struct_size, "varmoe_grouped_down_backward_args");
+}
+int varmoe_grouped_up_backward_args_init(varmoe_grouped_up_backward_args* args, size_t struct_size) {
+  return init(args, struct_size, "varmoe_grouped_up_backward_args");
 }
 int varmoe_combine_args_init(varmoe_combine_args* args, size_t struct_size) {
   return init(args, struct_size, "varmoe_combine_args");
@@ -267,16 +371,21 @@ int varmoe_blocks_bind(varmoe_blocks* blocks, const varmoe_weights* weights) {
   });
 }
 
-int varmoe_blocks_workspace_bytes(const varmoe_blocks* blocks, int64_t rows, size_t* bytes) {
-  if (!bytes) return fail_null("bytes");
-  *bytes = 0;
+int varmoe_blocks_bind_gradients(varmoe_blocks* blocks, const varmoe_weights* gradients) {
   if (!blocks) return fail_null("blocks");
   return guarded([&] {
-    auto needed = blocks->blocks.workspace_bytes(rows);
-    if (!needed) return fail(needed.error());
-    *bytes = *needed;
-    return int{VARMOE_OK};
+    auto converted = to_cpp(gradients, blocks->blocks.spec(), blocks->blocks.options().gradient_type);
+    if (!converted)
+      return fail(converted.error().code(), "gradients: " + std::string(converted.error().message()));
+    return code_of(blocks->blocks.bind_gradients(*converted));
   });
+}
+
+int varmoe_blocks_workspace_bytes(const varmoe_blocks* blocks, int64_t rows, size_t* bytes) {
+  return size_of(blocks, bytes, [&](const Blocks& b) { return b.workspace_bytes(rows); });
+}
+int varmoe_blocks_backward_workspace_bytes(const varmoe_blocks* blocks, int64_t rows, size_t* bytes) {
+  return size_of(blocks, bytes, [&](const Blocks& b) { return b.backward_workspace_bytes(rows); });
 }
 
 int varmoe_blocks_gather(varmoe_blocks* blocks, const varmoe_gather_args* args) {
@@ -296,5 +405,11 @@ int varmoe_blocks_combine(varmoe_blocks* blocks, const varmoe_combine_args* args
 }
 int varmoe_blocks_combine_backward(varmoe_blocks* blocks, const varmoe_combine_backward_args* args) {
   return run(blocks, args, &Blocks::combine_backward);
+}
+int varmoe_blocks_down_backward(varmoe_blocks* blocks, const varmoe_grouped_down_backward_args* args) {
+  return run(blocks, args, &Blocks::down_backward);
+}
+int varmoe_blocks_up_backward(varmoe_blocks* blocks, const varmoe_grouped_up_backward_args* args) {
+  return run(blocks, args, &Blocks::up_backward);
 }
 }

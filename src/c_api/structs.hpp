@@ -28,6 +28,8 @@ VARMOE_FIRST_SIZE(varmoe_gather_args, reserved);
 VARMOE_FIRST_SIZE(varmoe_slot_rows_args, stream);
 VARMOE_FIRST_SIZE(varmoe_grouped_up_args, stream);
 VARMOE_FIRST_SIZE(varmoe_grouped_down_args, stream);
+VARMOE_FIRST_SIZE(varmoe_grouped_down_backward_args, stream);
+VARMOE_FIRST_SIZE(varmoe_grouped_up_backward_args, stream);
 VARMOE_FIRST_SIZE(varmoe_combine_args, stream);
 VARMOE_FIRST_SIZE(varmoe_combine_backward_args, stream);
 VARMOE_FIRST_SIZE(varmoe_training_options, reserved);

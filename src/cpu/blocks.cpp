@@ -1,121 +1,33 @@
 #include "cpu/blocks.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <new>
 #include <utility>
 #include <vector>
 
 #include "base/thread_pool.hpp"
+#include "cpu/blocks_impl.hpp"
 #include "cpu/kernels.hpp"
-#include "cpu/segments.hpp"
 #include "cpu/slots.hpp"
-#include "cpu/team.hpp"
-#include "cpu/tiles.hpp"
+#include "cpu/workspace.hpp"
 
 namespace varmoe::cpu {
 namespace {
 
 constexpr std::int64_t kTaskRows = 8;  ///< of gather and combine
 
-const std::uint16_t* elements(const void* p) {
-  return static_cast<const std::uint16_t*>(p);
-}
-
-/// Where each part of a workspace lies; offsets in bytes, 256-byte aligned.
-struct Layout {
-  std::size_t begin = 0, count = 0, rows = 0, tasks = 0, scratch = 0, total_bytes = 0;
-  Layout(std::int64_t experts, int threads) noexcept {
-    const auto take = [&](std::size_t bytes) {
-      const std::size_t at = total_bytes;
-      total_bytes = (at + bytes + 255) / 256 * 256;
-      return at;
-    };
-    const std::size_t numbers = (static_cast<std::size_t>(experts) + 1) * sizeof(std::int64_t);
-    begin = take(numbers);
-    count = take(numbers);
-    rows = take(numbers);
-    tasks = take(numbers);
-    scratch = take(static_cast<std::size_t>(threads) * kTileScratch * sizeof(float));
-  }
-};
-
-/// Tasks 0 … count − 1, each taken by one of the threads.
-template <class Task>
-void each_task(Team& team, int active, std::int64_t count, const Task& task) noexcept {
-  struct Work {
-    const Task& task;
-    std::int64_t count;
-    std::atomic<std::int64_t> next{0};
-  } work{task, count};
-  team.run(
-      active,
-      [](void* context, int member) {
-        Work& w = *static_cast<Work*>(context);
-        for (std::int64_t i; (i = w.next.fetch_add(1, std::memory_order_relaxed)) < w.count;)
-          w.task(i, member);
-      },
-      &work);
-}
-
 }  // namespace
-
-struct CpuBlocks::Impl {
-  Impl(LayerSpec s, const Kernels& k, int threads) : spec(std::move(s)), kernels(k), team(threads) {}
-
-  /// up or down: `tile(t, begin, scratch)` for every tile of rows and outputs; `begin`: the first row of its
-  /// expert less that of the numbering without gaps, in which tiles are.
-  template <class OutputsOf, class OnTile>
-  void products(const RowsByExpert& by_expert, void* workspace, std::int64_t depth, int widest_tile,
-                const OutputsOf& outputs_of, const OnTile& on_tile) noexcept {
-    const std::int64_t all = spec.all_experts();
-    const Layout layout(all, team.size());
-    const auto numbers = [&](std::size_t at) {
-      return reinterpret_cast<std::int64_t*>(static_cast<std::byte*>(workspace) + at);
-    };
-    std::int64_t *begin = numbers(layout.begin), *count = numbers(layout.count), *rows = numbers(layout.rows),
-                 *tasks = numbers(layout.tasks);
-    read_segments(by_expert, all, begin, count);
-    rows[0] = 0;
-    double outputs = 0;
-    for (std::int64_t e = 0; e < all; ++e) {
-      rows[e + 1] = rows[e] + count[e];
-      outputs += static_cast<double>(count[e]) * static_cast<double>(outputs_of(e));
-    }
-    const int active = team.worth(outputs * static_cast<double>(depth));
-    // Narrower tasks until there are enough for every thread; an output's sum does not depend on its task.
-    int tile = widest_tile;
-    for (;; tile /= 2) {
-      plan_tiles(all, rows, tile, outputs_of, tasks);
-      if (active == 1 || tile <= 32 || tasks[all] >= 4 * static_cast<std::int64_t>(active)) break;
-    }
-    each_task(team, active, tasks[all], [&](std::int64_t task, int member) {
-      const Tile t = tile_at(all, rows, tile, outputs_of, tasks, task);
-      float* scratch = reinterpret_cast<float*>(static_cast<std::byte*>(workspace) + layout.scratch) +
-                       static_cast<std::size_t>(member) * kTileScratch;
-      on_tile(t, begin[t.expert] - rows[t.expert], scratch);
-    });
-  }
-
-  /// Members for copying so many rows.
-  int worth_copying(std::int64_t rows) const noexcept {
-    return team.worth(static_cast<double>(rows) * static_cast<double>(spec.hidden_size));
-  }
-
-  LayerSpec spec;
-  const Kernels& kernels;
-  std::vector<ExpertWeights> experts;  ///< routed, then shared
-  Team team;
-};
 
 CpuBlocks::CpuBlocks(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 CpuBlocks::~CpuBlocks() = default;
 
-Result<std::unique_ptr<CpuBlocks>> CpuBlocks::create(const LayerSpec& spec, int threads) try {
+Result<std::unique_ptr<CpuBlocks>> CpuBlocks::create(const LayerSpec& spec, GradientType gradient_type,
+                                                     int threads) try {
   const int count = threads > 0 ? std::min(threads, 1024) : available_cores();
   const auto kernels = kernels_named({});
   if (!kernels) return kernels.error();
-  return std::unique_ptr<CpuBlocks>(new CpuBlocks(std::make_unique<Impl>(spec, **kernels, count)));
+  return std::unique_ptr<CpuBlocks>(
+      new CpuBlocks(std::make_unique<Impl>(spec, gradient_type, **kernels, count)));
 } catch (const std::bad_alloc&) {
   return Error(ErrorCode::out_of_memory, "no host memory for CPU building blocks");
 }
@@ -126,7 +38,7 @@ void CpuBlocks::bind(const Weights& weights) {
 }
 
 std::size_t CpuBlocks::workspace_bytes(std::int64_t) const noexcept {
-  return Layout(impl_->spec.all_experts(), impl_->team.size()).total_bytes;
+  return BlocksLayout(impl_->spec.all_experts(), impl_->team.size()).total_bytes;
 }
 
 Status CpuBlocks::gather(const GatherArgs& a) noexcept {
@@ -161,6 +73,7 @@ Status CpuBlocks::up(const GroupedUpArgs& a) noexcept {
   const Kernels& kernels = impl_->kernels;
   const std::int64_t x_stride = a.x_stride != 0 ? a.x_stride : spec.hidden_size;
   const std::int64_t h_stride = a.h_stride != 0 ? a.h_stride : (spec.widest_of_all() + 63) / 64 * 64;
+  const std::int64_t z_stride = a.z_stride != 0 ? a.z_stride : z_rows(spec).stride;
   impl_->products(
       a.by_expert, a.workspace, (spec.gated() ? 2 : 1) * spec.hidden_size,
       gate_and_up_joint(spec) ? kTileOutputs / 2 : kTileOutputs,
@@ -172,9 +85,19 @@ Status CpuBlocks::up(const GroupedUpArgs& a) noexcept {
         const UpSums sums =
             up_sums(spec, kernels, impl_->experts[static_cast<std::size_t>(t.expert)], t, rows,
                     a.row_weights != nullptr ? a.row_weights + first : nullptr, scratch);
-        for (int m = 0; m < t.rows; ++m)
+        for (int m = 0; m < t.rows; ++m) {
           store_h(spec, kernels, t, sums, m,
                   static_cast<std::uint16_t*>(a.h) + (first + m) * h_stride + t.first_output);
+          if (a.z == nullptr) continue;
+          auto* const z = static_cast<std::uint16_t*>(a.z) + (first + m) * z_stride + t.first_output;
+          const auto keep = [&](const float* half, std::uint16_t* to) {
+            float values[kTileOutputs];
+            for (int i = 0; i < t.outputs; ++i) values[i] = half[m * kTileOutputs + i * sums.step];
+            kernels.scale_round(spec.dtype, values, 1.0f, t.outputs, to);
+          };
+          if (spec.gated()) keep(sums.gate, z);
+          keep(sums.up, z + BlockRow(spec, t.expert).up);
+        }
       });
   return {};
 }

@@ -77,7 +77,7 @@ void Gradients::put_tile(const Kernels& kernels, const GradientMatrix& to, std::
   }
 }
 
-void Gradients::clear(const LayerSpec& spec) const noexcept {
+void Gradients::clear(const LayerSpec& spec, const Parts& parts) const noexcept {
   const auto zero = [&](void* base, std::int64_t first, std::int64_t step, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
       if (fp32_)
@@ -103,14 +103,17 @@ void Gradients::clear(const LayerSpec& spec) const noexcept {
   for (std::int64_t e = 0; e < spec.all_experts(); ++e) {
     const ExpertGradients& g = expert(e);
     const std::int64_t width = spec.width_of(e);
-    matrix(g.gate, width, spec.hidden_size);
-    matrix(g.up, width, spec.hidden_size);
+    if (parts.fc1) {
+      matrix(g.gate, width, spec.hidden_size);
+      matrix(g.up, width, spec.hidden_size);
+      vector(g.gate_bias, width);
+      vector(g.up_bias, width);
+    }
+    if (!parts.fc2) continue;
     matrix(g.down, spec.hidden_size, width);
-    vector(g.gate_bias, width);
-    vector(g.up_bias, width);
     vector(g.down_bias, spec.hidden_size);
   }
-  vector(shared_gate_, spec.hidden_size);
+  if (parts.shared_gate) vector(shared_gate_, spec.hidden_size);
 }
 
 }  // namespace varmoe::cpu

@@ -47,8 +47,12 @@ class Gradients {
   /// first_input) on.
   void put_tile(const Kernels& kernels, const GradientMatrix& to, std::int64_t first_output, int outputs,
                 std::int64_t first_input, int inputs, float* sums, bool accumulate) const noexcept;
-  /// Writes zeros to everything.
-  void clear(const LayerSpec& spec) const noexcept;
+  /// Writes zeros to everything, or to what belongs to fc1 (W1, b1), fc2 or the shared gate alone.
+  struct Parts {
+    bool fc1 = true, fc2 = true, shared_gate = true;
+  };
+  void clear(const LayerSpec& spec, const Parts& parts) const noexcept;
+  void clear(const LayerSpec& spec) const noexcept { clear(spec, Parts{}); }
 
  private:
   std::vector<ExpertGradients> experts_;

@@ -8,6 +8,8 @@
 #include "emit/kernel_sources.hpp"
 #include "emit/layer_traits.hpp"
 #include "emit/sort_shape.hpp"
+#include "model/config_space.hpp"
+#include "model/gradient_config.hpp"
 
 namespace varmoe::emit {
 namespace {
@@ -17,6 +19,10 @@ constexpr std::int32_t kMapThreads = 256;
 
 std::string integer(const char* name, std::int64_t value) {
   return fmt::format("  static constexpr int {} = {};\n", name, value);
+}
+
+std::string flag(const char* name, bool value) {
+  return fmt::format("  static constexpr bool {} = {};\n", name, value);
 }
 
 /// The sort's traits, of which the schedule asks the number of experts: layers of as many share the kernel.
@@ -64,6 +70,29 @@ Result<EmittedKernel> emit_block(const LayerSpec& spec, Stage stage, std::int32_
                integer("kTopK", spec.slots_per_token()) + integer("kSharedExperts", spec.num_shared());
       params = "CombineGradientParams";
       call = fmt::format("combine_gradient<Layer, {}>", kMapThreads);
+      break;
+    case Stage::activation_gradient: {
+      kernel.block_threads = kMapThreads;
+      include = "moe/activation_gradient.cuh";
+      constexpr std::int64_t kSliceColumns = 512;
+      traits =
+          element_trait(spec.dtype) +
+          fmt::format("  using Forward = varmoe::activation::{};\n", activation_type(spec)) +
+          flag("kAlternating", model::gate_and_up_alternate(spec)) + flag("kStoresH", false) +
+          flag("kForwardWeightOnInput", false) + flag("kForwardBias", false) +
+          integer("kSlices", (model::h_columns(spec.widest_of_all()) + kSliceColumns - 1) / kSliceColumns);
+      params = "GemmParams";
+      call = fmt::format("activation_gradient<Layer, {}>", kMapThreads);
+      break;
+    }
+    case Stage::row_weight_gradient:
+    case Stage::weigh_rows:
+      kernel.block_threads = kMapThreads;
+      include = "moe/block_rows.cuh";
+      traits = element_trait(spec.dtype) + integer("kHidden", spec.hidden_size);
+      if (stage == Stage::row_weight_gradient) traits += flag("kBias", spec.bias);
+      params = "BlockRowsParams";
+      call = fmt::format("{}<Layer, {}>", to_string(stage), kMapThreads);
       break;
     default:
       return Error(ErrorCode::internal, fmt::format("{} is no building block's own", to_string(stage)));

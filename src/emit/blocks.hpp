@@ -9,8 +9,8 @@
 /// What the public building blocks (varmoe/blocks.hpp) have beside a layer's kernels.
 namespace varmoe::emit {
 
-/// Emits block_schedule, block_gather, block_slot_rows or combine_gradient for a layer. `block_threads`: of
-/// the gather; the others' are their own.
+/// Emits one of the stages block_schedule … weigh_rows for a layer. `block_threads`: of the gather; the
+/// others' are their own.
 Result<EmittedKernel> emit_block(const LayerSpec& spec, Stage stage, std::int32_t block_threads);
 
 }  // namespace varmoe::emit

@@ -67,6 +67,9 @@ StageText stage_text(Stage stage, const KernelRequest& request, std::int32_t blo
     case Stage::block_gather:
     case Stage::block_slot_rows:
     case Stage::combine_gradient:
+    case Stage::activation_gradient:
+    case Stage::row_weight_gradient:
+    case Stage::weigh_rows:
       break;  // not of a forward
   }
   return {};
@@ -123,9 +126,9 @@ std::string config_name(const KernelRequest& r) {
     return fmt::format("t{}g{}", r.one_launch.max_tokens, r.one_launch.teams);
   if (r.stage != Stage::fc1 && r.stage != Stage::fc2) return fmt::format("t{}", r.block_threads);
   const GemmConfig& c = r.gemm;
-  std::string training = r.saves_z                        ? "_saving"
-                         : r.backward                     ? "_dh"
-                         : r.down_k == DownK::width       ? ""
+  std::string training = r.saves_z                  ? "_saving"
+                         : r.backward               ? (r.backward->weighs_rows ? "_dh" : "_dh_unweighted")
+                         : r.down_k == DownK::width ? ""
                          : r.down_k == DownK::alternating ? "_alternating"
                                                           : "_both";
   if (r.row_weights) training += "_weighted";
@@ -242,6 +245,12 @@ const char* to_string(Stage stage) noexcept {
       return "block_slot_rows";
     case Stage::combine_gradient:
       return "combine_gradient";
+    case Stage::activation_gradient:
+      return "activation_gradient";
+    case Stage::row_weight_gradient:
+      return "row_weight_gradient";
+    case Stage::weigh_rows:
+      return "weigh_rows";
   }
   return "unknown";
 }

@@ -43,14 +43,17 @@ enum class Stage : std::uint8_t {
   fc1_bias_gradient,
   fc2_bias_gradient,
   shared_gate_gradient,
-  router_loss_terms,  ///< what the losses of mean scores mean to each expert
-  router_dlogits,     ///< gradients of topk_weights and losses → logits
-  router_dx,          ///< gradient of logits → x
-  router_dweight,     ///< gradient of logits → the router's weight and bias
-  block_schedule,     ///< tile lists from a caller's segments of rows (emit/blocks.hpp)
-  block_gather,       ///< rows of x by a caller's row map
-  block_slot_rows,    ///< the inverse of a row map
-  combine_gradient,   ///< of combine: rows and weights
+  router_loss_terms,    ///< what the losses of mean scores mean to each expert
+  router_dlogits,       ///< gradients of topk_weights and losses → logits
+  router_dx,            ///< gradient of logits → x
+  router_dweight,       ///< gradient of logits → the router's weight and bias
+  block_schedule,       ///< tile lists from a caller's segments of rows (emit/blocks.hpp)
+  block_gather,         ///< rows of x by a caller's row map
+  block_slot_rows,      ///< the inverse of a row map
+  combine_gradient,     ///< of combine: rows and weights
+  activation_gradient,  ///< of up: dh and z → dz
+  row_weight_gradient,  ///< of down: weights of rows
+  weigh_rows,           ///< rows times their weights, and what those weights' gradients are
 };
 /// Of a layer's forward.
 inline constexpr std::size_t kStageCount = 8;
@@ -72,6 +75,7 @@ struct ActivationBackward {
   bool shared_gate = false;      ///< that layer's shared experts have a gate
   bool weight_on_input = false;  ///< its weights are of its input: z is kept without them
   bool bias = false;             ///< of weight_on_input: z is kept without fc1's biases
+  bool weighs_rows = true;       ///< rows have weights; else each counts once
   bool operator==(const ActivationBackward&) const = default;
 };
 
@@ -82,7 +86,8 @@ struct KernelRequest {
   std::int32_t block_threads = 0;  ///< sort_*, gather, combine
   OneLaunchConfig one_launch;      ///< whole_layer
   bool runtime_width = false;      ///< fc1, fc2: widths from the device table instead of compiled in
-  bool saves_z = false;            ///< fc1: keeps what the activation is applied to (TrainingLayer)
+  bool saves_z = false;            ///< fc1: keeps what the activation is applied to (TrainingLayer, Blocks)
+  bool saves_product = false;      ///< and that before weight on input and bias are (TrainingLayer)
   DownK down_k = DownK::width;     ///< fc2
   std::optional<ActivationBackward> backward;  ///< fc1 of model::backward_layer
   bool row_weights = false;                    ///< fc2: multiplies each row by its weight (Blocks::down)

@@ -127,6 +127,7 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
       s += boolean("kBias", spec.bias);
       s += boolean("kWeightOnInput", spec.weight_on_input);
       s += boolean("kSavesZ", request.saves_z);
+      s += boolean("kSavesProduct", request.saves_z && request.saves_product);
       if (runtime_width) s += boolean("kRowCounts", request.row_gaps);
       s += fmt::format("  using Activation = varmoe::activation::{};\n", activation_type(spec));
       if (request.backward) {
@@ -134,6 +135,7 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
         s += boolean("kAlternating", request.backward->alternating);
         s += boolean("kForwardWeightOnInput", request.backward->weight_on_input);
         s += boolean("kForwardBias", request.backward->bias);
+        s += boolean("kWeighsRows", request.backward->weighs_rows) + boolean("kStoresH", true);
         s += fmt::format("  using Forward = varmoe::activation::{};\n",
                          activation_type(request.backward->activation, request.backward->params));
       }
@@ -178,6 +180,9 @@ std::string layer_traits(const LayerSpec& spec, const KernelRequest& request) {
     case Stage::block_gather:
     case Stage::block_slot_rows:
     case Stage::combine_gradient:
+    case Stage::activation_gradient:
+    case Stage::row_weight_gradient:
+    case Stage::weigh_rows:
       break;  // emit/routing.cpp, emit/training.cpp, emit/blocks.cpp
   }
   return s + "};\n";
@@ -376,6 +381,29 @@ std::string abi_assertions(Stage stage) {
       VARMOE_OFFSET(CombineGradientParams, topk_gradient);
       VARMOE_OFFSET(CombineGradientParams, dout_stride);
       VARMOE_OFFSET(CombineGradientParams, tokens);
+      break;
+    case Stage::activation_gradient:
+      VARMOE_SIZE(GemmParams);
+      VARMOE_OFFSET(GemmParams, a_stride);
+      VARMOE_OFFSET(GemmParams, z_stride);
+      VARMOE_OFFSET(GemmParams, classes);
+      VARMOE_SIZE(ExpertEntry);
+      VARMOE_OFFSET(ExpertEntry, width);
+      VARMOE_SIZE(RowTile);
+      VARMOE_OFFSET(TileCounts, fc2_begin);
+      break;
+    case Stage::row_weight_gradient:
+    case Stage::weigh_rows:
+      VARMOE_SIZE(BlockRowsParams);
+      VARMOE_OFFSET(BlockRowsParams, partials);
+      VARMOE_OFFSET(BlockRowsParams, out_stride);
+      VARMOE_OFFSET(BlockRowsParams, classes);
+      VARMOE_SIZE(ExpertEntry);
+      VARMOE_OFFSET(ExpertEntry, width);
+      VARMOE_SIZE(ExpertBias);
+      VARMOE_OFFSET(ExpertBias, down);
+      VARMOE_SIZE(RowTile);
+      VARMOE_OFFSET(TileCounts, fc2_begin);
       break;
   }
 #undef VARMOE_SIZE

@@ -44,7 +44,7 @@ std::string weight_traits(const LayerSpec& spec, const GradientRequest& r) {
          integer("kHalves", !fc2 && spec.gated() && !alternate ? 2 : 1) +
          integer("kWidthScale", alternate ? 2 : 1) +
          flag("kTokensFirst", model::gradient_rows_are_hidden(spec, stage)) + flag("kFc2", fc2) +
-         flag("kFp32", r.type == GradientType::fp32) + "};\n";
+         flag("kSegments", r.segments) + flag("kFp32", r.type == GradientType::fp32) + "};\n";
 }
 
 std::string weight_config(const model::GradientConfig& c) {
@@ -69,7 +69,7 @@ std::string bias_traits(const LayerSpec& spec, const GradientRequest& r) {
   return "struct Gradient {\n" + element_trait(spec.dtype) + integer("kHidden", spec.hidden_size) +
          integer("kTopK", spec.slots_per_token()) + flag("kFc2", r.stage == Stage::fc2_bias_gradient) +
          flag("kWeighted", !spec.weight_on_input) + flag("kGated", spec.gated()) +
-         flag("kAlternating", model::gate_and_up_alternate(spec)) +
+         flag("kAlternating", model::gate_and_up_alternate(spec)) + flag("kSegments", r.segments) +
          flag("kFp32", r.type == GradientType::fp32) + "};\n";
 }
 
@@ -91,6 +91,19 @@ ActivationBackward activation_backward(const LayerSpec& spec) {
           spec.shared_gate, spec.weight_on_input,   spec.bias && spec.weight_on_input};
 }
 
+ActivationBackward block_activation_backward(const LayerSpec& spec, bool weighs_rows) {
+  ActivationBackward backward;
+  backward.activation = spec.activation;
+  backward.params = spec.activation_params;
+  backward.alternating = model::gate_and_up_alternate(spec);
+  backward.weighs_rows = weighs_rows;
+  return backward;
+}
+
+ActivationBackward block_row_weights() {
+  return {};
+}
+
 Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest& r) {
   if (auto ok = spec.validate(); !ok) return ok.error();
   EmittedKernel kernel;
@@ -109,7 +122,7 @@ Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest
       kernel.block_threads = kScheduleThreads;
       include = "moe/gradient_schedule.cuh";
       params = "GradientScheduleParams";
-      call = fmt::format("gradient_schedule<{}>", kScheduleThreads);
+      call = fmt::format("gradient_schedule<{}, {}>", kScheduleThreads, boolean(r.segments));
       name = fmt::format("t{}", kScheduleThreads);
       break;
     case Stage::fc1_gradient:
@@ -143,6 +156,7 @@ Result<EmittedKernel> emit_gradient(const LayerSpec& spec, const GradientRequest
   }
 
   std::string head = fmt::format("// varmoe {}\n#include \"{}\"\n\n", to_string(r.stage), include);
+  if (r.segments) name += "_segments";
   const bool product = r.stage == Stage::fc1_gradient || r.stage == Stage::fc2_gradient;
   if (product && r.config.schedule == Schedule::wgmma)
     head += wgmma_outer_instruction(spec.dtype, r.config.block_n) + "\n";

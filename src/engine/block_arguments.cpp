@@ -11,28 +11,6 @@
 namespace varmoe::engine {
 namespace {
 
-struct Span {
-  const char* name;
-  const void* begin;
-  std::uint64_t bytes;
-  bool overlaps(const Span& other) const {
-    const auto a = std::bit_cast<std::uintptr_t>(begin), b = std::bit_cast<std::uintptr_t>(other.begin);
-    return bytes != 0 && other.bytes != 0 && (a < b ? b - a < bytes : a - b < other.bytes);
-  }
-};
-
-Span rows_span(const char* name, const void* begin, std::int64_t rows, std::int64_t stride,
-               std::int64_t columns) {
-  const std::int64_t elements = rows > 0 ? (rows - 1) * stride + columns : 0;
-  return {name, begin, static_cast<std::uint64_t>(elements) * 2};
-}
-
-std::string overlap_problem(std::initializer_list<std::pair<Span, Span>> pairs) {
-  for (const auto& [one, other] : pairs)
-    if (one.overlaps(other)) return fmt::format("{} overlaps {}", one.name, other.name);
-  return {};
-}
-
 std::string count_problem(const char* name, std::int64_t count, std::int64_t most) {
   if (count >= 0 && count <= most) return {};
   return fmt::format("{} = {}: must be from 0 to {}", name, count, most);
@@ -126,6 +104,32 @@ std::int64_t stride_of(std::int64_t given, std::int64_t standard) {
   return given != 0 ? given : standard;
 }
 
+constexpr const char* kWidest = "the widest expert rounded up to 64";
+
+std::int64_t z_width(const LayerSpec& spec) {
+  return model::h_columns(spec.widest_of_all()) * (spec.gated() ? 2 : 1);
+}
+std::string z_stride_problem(const LayerSpec& spec, std::int64_t stride) {
+  return stride_problem("z_stride", stride, z_width(spec),
+                        spec.gated() ? "twice the widest expert rounded up to 64" : kWidest);
+}
+Span z_span(const char* name, const LayerSpec& spec, const void* at, std::int64_t rows, std::int64_t stride) {
+  return rows_span(name, at, rows, stride_of(stride, z_width(spec)), z_width(spec));
+}
+
+/// Outputs, of which none may overlap another or an input.
+std::string outputs_problem(std::initializer_list<Span> outputs, std::initializer_list<Span> inputs) {
+  for (const Span* one = outputs.begin(); one != outputs.end(); ++one) {
+    for (const Span& input : inputs)
+      if (one->overlaps(input)) return fmt::format("{} overlaps {}", one->name, input.name);
+    for (const Span* other = one + 1; other != outputs.end(); ++other)
+      if (one->overlaps(*other)) return fmt::format("{} overlaps {}", one->name, other->name);
+  }
+  return {};
+}
+
+constexpr const char* kNotTraining = "BlocksOptions::training is false: these blocks have no backward pass";
+
 }  // namespace
 
 std::string gather_problem(const LayerSpec& spec, const GatherArgs& a) {
@@ -158,22 +162,27 @@ std::string slot_rows_problem(const LayerSpec& spec, const SlotRowsArgs& a) {
   return pointer_problem(pointers);
 }
 
-std::string up_problem(const LayerSpec& spec, const GroupedUpArgs& a, std::size_t workspace_needed) {
+std::string up_problem(const LayerSpec& spec, const BlocksOptions& options, const GroupedUpArgs& a,
+                       std::size_t workspace_needed) {
   const std::int64_t widest = model::h_columns(spec.widest_of_all()), rows = a.by_expert.rows;
-  if (std::string problem =
-          first_of({rows_problem(spec, a.by_expert),
-                    stride_problem("x_stride", a.x_stride, spec.hidden_size, "the hidden size"),
-                    stride_problem("h_stride", a.h_stride, widest, "the widest expert rounded up to 64"),
-                    row_weights_problem(a.row_weights, spec.weight_on_input, "the layer's weight_on_input")});
+  if (std::string problem = first_of(
+          {rows_problem(spec, a.by_expert),
+           stride_problem("x_stride", a.x_stride, spec.hidden_size, "the hidden size"),
+           stride_problem("h_stride", a.h_stride, widest, kWidest), z_stride_problem(spec, a.z_stride),
+           row_weights_problem(a.row_weights, spec.weight_on_input, "the layer's weight_on_input")});
       !problem.empty())
     return problem;
-  const std::array<Pointer, 3> pointers{
-      {{"x", a.x, 16, rows > 0}, {"h", a.h, 16, rows > 0}, {"workspace", a.workspace, 256, rows > 0}}};
+  if (a.z && !options.training) return "z is given: must be null without BlocksOptions::training";
+  const std::array<Pointer, 4> pointers{{{"x", a.x, 16, rows > 0},
+                                         {"h", a.h, 16, rows > 0},
+                                         {"z", a.z, 16, false},
+                                         {"workspace", a.workspace, 256, rows > 0}}};
   if (std::string problem = pointer_problem(pointers); !problem.empty()) return problem;
   const Span x = rows_span("x", a.x, rows, stride_of(a.x_stride, spec.hidden_size), spec.hidden_size);
   const Span h = rows_span("h", a.h, rows, stride_of(a.h_stride, widest), widest);
+  const Span z = z_span("z", spec, a.z, rows, a.z_stride);
   const Span workspace{"workspace", a.workspace, workspace_needed};
-  return overlap_problem({{h, x}, {workspace, h}, {workspace, x}});
+  return overlap_problem({{h, x}, {z, x}, {z, h}, {workspace, h}, {workspace, x}, {workspace, z}});
 }
 
 std::string down_problem(const LayerSpec& spec, const BlocksOptions& options, const GroupedDownArgs& a,
@@ -192,6 +201,84 @@ std::string down_problem(const LayerSpec& spec, const BlocksOptions& options, co
   const Span y = rows_span("y", a.y, rows, spec.hidden_size, spec.hidden_size);
   const Span workspace{"workspace", a.workspace, workspace_needed};
   return overlap_problem({{y, h}, {workspace, y}, {workspace, h}});
+}
+
+std::string down_backward_problem(const LayerSpec& spec, const BlocksOptions& options,
+                                  const GroupedDownBackwardArgs& a, std::size_t workspace_needed) {
+  if (!options.training) return kNotTraining;
+  const std::int64_t widest = model::h_columns(spec.widest_of_all()), rows = a.by_expert.rows;
+  if (std::string problem = first_of(
+          {rows_problem(spec, a.by_expert),
+           stride_problem("dy_stride", a.dy_stride, spec.hidden_size, "the hidden size"),
+           stride_problem("h_stride", a.h_stride, widest, kWidest), z_stride_problem(spec, a.z_stride),
+           rows > 0
+               ? row_weights_problem(a.row_weights, options.weighted_down, "BlocksOptions::weighted_down")
+               : std::string()});
+      !problem.empty())
+    return problem;
+  if (a.z && a.h) return "h and z are given: must be one of them, z being what h is made of";
+  if (a.z && a.dh) return "dh is given: must be null with z, of which dz is made";
+  if (!a.z && a.dz) return "dz is given: must be null without z";
+  if (a.drow_weights && !a.row_weights && rows > 0)
+    return "drow_weights is given: must be null without row_weights";
+  const bool reads_h = !a.z && (a.row_weights || a.weight_gradients);
+  const std::array<Pointer, 8> pointers{{{"dy", a.dy, 16, rows > 0},
+                                         {"h", a.h, 16, rows > 0 && reads_h},
+                                         {"z", a.z, 16, false},
+                                         {"row_weights", a.row_weights, 4, false},
+                                         {"dh", a.dh, 16, rows > 0 && !a.z && a.row_weights},
+                                         {"dz", a.dz, 16, rows > 0 && a.z},
+                                         {"drow_weights", a.drow_weights, 4, false},
+                                         {"workspace", a.workspace, 256, rows > 0}}};
+  if (std::string problem = pointer_problem(pointers); !problem.empty()) return problem;
+  const auto bytes = static_cast<std::uint64_t>(rows) * 4;
+  const std::int64_t h_stride = stride_of(a.h_stride, widest);
+  return outputs_problem(
+      {rows_span("dh", a.dh, rows, h_stride, widest),
+       z_span("dz", spec, a.dz, rows, a.z_stride),
+       {"drow_weights", a.drow_weights, bytes},
+       {"workspace", a.workspace, workspace_needed}},
+      {rows_span("dy", a.dy, rows, stride_of(a.dy_stride, spec.hidden_size), spec.hidden_size),
+       rows_span("h", a.h, rows, h_stride, widest),
+       z_span("z", spec, a.z, rows, a.z_stride),
+       {"row_weights", a.row_weights, bytes}});
+}
+
+std::string up_backward_problem(const LayerSpec& spec, const BlocksOptions& options,
+                                const GroupedUpBackwardArgs& a, std::size_t workspace_needed) {
+  if (!options.training) return kNotTraining;
+  const std::int64_t widest = model::h_columns(spec.widest_of_all()), rows = a.by_expert.rows;
+  if (std::string problem = first_of(
+          {rows_problem(spec, a.by_expert),
+           stride_problem("x_stride", a.x_stride, spec.hidden_size, "the hidden size"),
+           stride_problem("dh_stride", a.dh_stride, widest, kWidest), z_stride_problem(spec, a.z_stride),
+           rows > 0 ? row_weights_problem(a.row_weights, spec.weight_on_input, "the layer's weight_on_input")
+                    : std::string()});
+      !problem.empty())
+    return problem;
+  if (a.z && !a.dh && rows > 0) return "z is given: must be null without dh, as dz is made of both";
+  if (a.drow_weights && !a.row_weights && rows > 0)
+    return "drow_weights is given: must be null without row_weights";
+  if (a.drow_weights && !a.dx && rows > 0) return "dx is null: must be given with drow_weights";
+  const std::array<Pointer, 8> pointers{{{"x", a.x, 16, rows > 0 && (a.weight_gradients || a.drow_weights)},
+                                         {"z", a.z, 16, rows > 0 && a.dh},
+                                         {"dh", a.dh, 16, false},
+                                         {"row_weights", a.row_weights, 4, false},
+                                         {"dz", a.dz, 16, rows > 0},
+                                         {"dx", a.dx, 16, false},
+                                         {"drow_weights", a.drow_weights, 4, false},
+                                         {"workspace", a.workspace, 256, rows > 0}}};
+  if (std::string problem = pointer_problem(pointers); !problem.empty()) return problem;
+  const auto bytes = static_cast<std::uint64_t>(rows) * 4;
+  return outputs_problem(
+      {z_span("dz", spec, a.dz, rows, a.z_stride),
+       rows_span("dx", a.dx, rows, spec.hidden_size, spec.hidden_size),
+       {"drow_weights", a.drow_weights, bytes},
+       {"workspace", a.workspace, workspace_needed}},
+      {rows_span("x", a.x, rows, stride_of(a.x_stride, spec.hidden_size), spec.hidden_size),
+       z_span("z", spec, a.z, rows, a.z_stride),
+       rows_span("dh", a.dh, rows, stride_of(a.dh_stride, widest), widest),
+       {"row_weights", a.row_weights, bytes}});
 }
 
 std::string combine_problem(const LayerSpec& spec, const CombineArgs& a) {

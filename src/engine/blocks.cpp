@@ -8,20 +8,23 @@
 #include <utility>
 
 #include "cuda/device.hpp"
-#include "cuda/memory.hpp"
-#include "cuda/stream.hpp"
 #include "engine/block_arguments.hpp"
 #include "engine/blocks_build.hpp"
 #include "engine/blocks_impl.hpp"
 #include "engine/kernel_plan.hpp"
 #include "engine/operation.hpp"
-#include "model/token_bucket.hpp"
+#include "engine/training_impl.hpp"
+#include "model/backward_layer.hpp"
+#include "plan/training.hpp"
 
 /// Blocks: checks of arguments, and the way to the backend.
 namespace varmoe {
 
 Blocks::Impl::Impl(std::shared_ptr<Engine::Impl> engine, const LayerSpec& spec, const BlocksOptions& options)
-    : engine_(std::move(engine)), spec_(spec), options_(options) {}
+    : engine_(std::move(engine)),
+      spec_(spec),
+      options_(options),
+      backward_spec_(model::backward_layer(spec)) {}
 
 Blocks::Impl::~Impl() {
   // The threads of CPU blocks are the parent's; a child forked from it has none to join.
@@ -40,13 +43,18 @@ Result<std::shared_ptr<Blocks::Impl>> Blocks::Impl::create(std::shared_ptr<Engin
     return Error(ErrorCode::invalid_argument,
                  "BlocksOptions::weighted_down is true of a layer with weight_on_input: its rows have their "
                  "weights from up; must be false");
+  if (options.gradient_type != GradientType::layer_dtype && options.gradient_type != GradientType::fp32)
+    return Error(ErrorCode::invalid_argument,
+                 fmt::format("BlocksOptions::gradient_type = {}: must be layer_dtype (0) or fp32 (1)",
+                             static_cast<int>(options.gradient_type)));
   auto blocks = std::make_shared<Impl>(engine, spec, options);
   if (engine->on_cpu()) {
-    auto cpu = cpu::CpuBlocks::create(spec, engine->cpu_threads);
+    auto cpu = cpu::CpuBlocks::create(spec, options.gradient_type, engine->cpu_threads);
     if (!cpu) return std::move(cpu).error();
     blocks->cpu_ = *std::move(cpu);
   } else {
-    blocks->context_ = plan::run_context(*engine->device, blocks->spec_, options.max_sms);
+    blocks->context_.forward = plan::run_context(*engine->device, blocks->spec_, options.max_sms);
+    blocks->context_.backward = plan::run_context(*engine->device, blocks->backward_spec_, options.max_sms);
   }
   return blocks;
 }
@@ -62,8 +70,7 @@ Result<PrepareReport> Blocks::Impl::prepare(const PrepareOptions& options) {
   if (!buckets) return std::move(buckets).error();
   PrepareReport report;
   if (cpu_) return report;
-  std::lock_guard lock(prepare_mutex_);
-  failed_first_uses_.clear();
+  kernels_.forget_failures();
   auto kernels = prepare_buckets(*buckets, options, true);
   if (!kernels) return std::move(kernels).error();
   report.kernels = *std::move(kernels);
@@ -79,81 +86,27 @@ Result<std::vector<KernelReport>> Blocks::Impl::prepare_buckets(std::span<const 
                                     engine_->hooks(options));
   if (!build) return std::move(build).error();
   engine_->count(build->reports);
-  const Published* old = published_.load(std::memory_order_relaxed);
   std::optional<Error> problem;
-  for (engine::BlocksBucket& bucket : build->buckets) {
-    bool ready = true;
-    for (const engine::BlockPart& part : bucket.parts) {
-      const engine::BuiltKernel& kernel = build->built[part.kernel];
-      const engine::ResidentKernel* resident =
-          kernel.error ? nullptr : engine_->kernels->find(kernel.unit->key);
-      if (!resident) {
-        ready = false;
-        if (!problem)
-          problem = kernel.error ? *kernel.error
-                                 : Error(ErrorCode::internal, fmt::format("{} is built and not resident",
-                                                                          kernel.unit->emitted.entry_name));
-        continue;
-      }
-      (part.own ? bucket.kernels.*part.own : bucket.kernels.layer[part.stage]) = resident->launch;
-    }
-    // Choices do not change while an engine lives: a bucket that is there stays.
-    if (ready) sets_.try_emplace(bucket.bucket, std::make_unique<const plan::BlockKernels>(bucket.kernels));
-  }
-  auto next = std::make_unique<Published>();
-  next->by_prepare = (by_prepare && !sets_.empty()) || (old && old->by_prepare);
-  for (const auto& [bucket, set] : sets_) {
-    next->buckets.push_back(bucket);
-    next->sets.push_back(set.get());
-  }
-  if (!next->buckets.empty()) {
-    history_.push_back(std::move(next));
-    published_.store(history_.back().get(), std::memory_order_release);
-  }
+  auto sets = engine::resident_sets<plan::BlockKernels>(
+      *engine_, *build,
+      [](plan::BlockKernels& set, const engine::BlockPart& part) -> plan::LoadedKernel& {
+        return part.own ? set.*part.own : (part.backward ? set.backward : set.layer)[part.stage];
+      },
+      problem);
+  // Choices do not change while an engine lives: a bucket that is there stays.
+  kernels_.publish(std::move(sets), by_prepare, [](const auto&, const auto&) { return true; });
   if (problem) return *problem;
   return std::move(build->reports);
 }
 
 Result<const plan::BlockKernels*> Blocks::Impl::kernels_for(std::int64_t tokens, void* stream) {
-  const std::int64_t bucket = model::bucket_of(tokens);
-  const auto find = [&](bool any) -> const plan::BlockKernels* {
-    const Published* published = published_.load(std::memory_order_acquire);
-    if (!published) return nullptr;
-    const auto at = std::lower_bound(published->buckets.begin(), published->buckets.end(), bucket);
-    const auto i = static_cast<std::size_t>(at - published->buckets.begin());
-    if (at != published->buckets.end() && *at == bucket) return published->sets[i];
-    if (!any && !published->by_prepare) return nullptr;
-    return at == published->buckets.end() ? published->sets.back() : published->sets[i];
-  };
-  if (const plan::BlockKernels* found = find(false)) [[likely]]
+  if (const plan::BlockKernels* found = kernels_.serving(tokens)) [[likely]]
     return found;
-  auto capture = cuda::capture_status(engine_->device->driver(), stream);
-  if (!capture) return std::move(capture).error();
-  if (*capture != cuda::CaptureStatus::none) {
-    if (const plan::BlockKernels* found = find(true)) return found;
-    return Error(
-        ErrorCode::not_prepared,
-        fmt::format(
-            "no kernels are prepared for {} and none may be made while a stream is captured: call prepare "
-            "before capturing (token bucket {})",
-            name(), bucket));
-  }
-  std::lock_guard lock(prepare_mutex_);
-  if (const plan::BlockKernels* found = find(false)) return found;
-  if (const auto failed = failed_first_uses_.find(bucket); failed != failed_first_uses_.end())
-    return failed->second;
-  const std::int64_t buckets[] = {bucket};
-  auto kernels = prepare_buckets(buckets, {}, false);
-  if (!kernels) {
-    failed_first_uses_.insert_or_assign(bucket, kernels.error());
-    engine_->log.error("first use of {} at {} tokens: {}", name(), bucket, kernels.error().message());
-    return std::move(kernels).error();
-  }
-  engine_->log.warn(
-      "{} were prepared for {} tokens at first use: {} kernels; call prepare to do this beforehand", name(),
-      bucket, kernels->size());
-  if (const plan::BlockKernels* found = find(false)) return found;
-  return Error(ErrorCode::internal, "a bucket was prepared and is not there");
+  return kernels_.first_use(*engine_, tokens, stream, "prepared the " + name(), "the " + name(),
+                            [&](std::int64_t bucket) {
+                              const std::int64_t buckets[] = {bucket};
+                              return prepare_buckets(buckets, {}, false);
+                            });
 }
 
 Status Blocks::Impl::bind(const Weights& weights) {
@@ -161,34 +114,78 @@ Status Blocks::Impl::bind(const Weights& weights) {
   if (Status status = weights.validate(spec_); !status) return status;
   if (cpu_) {
     cpu_->bind(weights);
-    table_.store(1, std::memory_order_release);  // bound; the CPU has no table
+    table_.mark_bound();
     return {};
   }
   const bool hopper = engine_->device->attributes().compute_major == 9;
   const cuda::ContextScope current(*engine_->device);  // encoding a tensor map asks for one
   if (!current.ok()) return current.status();
-  auto table = plan::make_expert_table(spec_, weights, hopper ? &engine_->device->driver() : nullptr);
+  const cuda::Driver* maps = hopper ? &engine_->device->driver() : nullptr;
+  auto table = plan::make_expert_table(spec_, weights, maps);
   if (!table) return std::move(table).error();
+  Result<std::vector<std::byte>> backward{std::vector<std::byte>{}};
+  if (options_.training) backward = plan::make_backward_table(spec_, weights, maps);
+  if (!backward) return std::move(backward).error();
   std::lock_guard lock(bind_mutex_);
-  const std::uint64_t address = table_.load(std::memory_order_relaxed);
-  if (address != 0) {
-    // In place: graphs captured before follow the new binding.
-    if (table->size() != table_bytes_) return Error(ErrorCode::internal, "the expert table changed its size");
-    return cuda::copy_to_device(*engine_->device, address, table->data(), table->size());
-  }
-  auto kept = engine_->keep_on_device(table->data(), table->size());
-  if (!kept) return std::move(kept).error();
-  table_bytes_ = table->size();
-  table_.store(*kept, std::memory_order_release);
-  return {};
+  if (options_.training)
+    if (Status status = backward_table_.write(*engine_, *backward); !status) return status;
+  return table_.write(*engine_, *table);
 }
 
+Status Blocks::Impl::bind_gradients(const Weights& gradients) {
+  if (Status status = engine_->check_process(); !status) return status;
+  if (!options_.training)
+    return Error(ErrorCode::invalid_argument,
+                 "bind_gradients: BlocksOptions::training is false: these blocks compute no gradients");
+  if (Status status = engine::check_gradients(spec_, options_.gradient_type, gradients); !status)
+    return status;
+  if (cpu_) {
+    cpu_->bind_gradients(gradients);
+    gradient_table_.mark_bound();
+    return {};
+  }
+  auto table = plan::make_gradient_table(spec_, gradients);
+  if (!table) return std::move(table).error();
+  const cuda::ContextScope current(*engine_->device);
+  if (!current.ok()) return current.status();
+  std::lock_guard lock(bind_mutex_);
+  gradients_ = gradients;
+  return gradient_table_.write(*engine_, *table);
+}
+
+namespace {
+
+Status rows_in_range(const char* call, std::int64_t rows) {
+  if (rows >= 0 && rows <= engine::kMaxBlockRows) return {};
+  return {ErrorCode::invalid_argument,
+          fmt::format("{}: rows = {}: must be from 0 to {}", call, rows, engine::kMaxBlockRows)};
+}
+
+}  // namespace
+
 Result<std::size_t> Blocks::Impl::workspace_bytes(std::int64_t rows) const {
-  if (rows < 0 || rows > engine::kMaxBlockRows)
-    return Error(ErrorCode::invalid_argument, fmt::format("workspace_bytes: rows = {}: must be from 0 to {}",
-                                                          rows, engine::kMaxBlockRows));
+  if (Status status = rows_in_range("workspace_bytes", rows); !status) return std::move(status).error();
   if (rows == 0) return std::size_t{0};
   return cpu_ ? cpu_->workspace_bytes(rows) : plan::blocks_workspace_bytes(spec_, rows);
+}
+
+Result<std::size_t> Blocks::Impl::backward_workspace_bytes(std::int64_t rows) const {
+  if (!options_.training)
+    return Error(ErrorCode::invalid_argument,
+                 "backward_workspace_bytes: BlocksOptions::training is false: these blocks compute no "
+                 "gradients");
+  if (Status status = rows_in_range("backward_workspace_bytes", rows); !status)
+    return std::move(status).error();
+  if (rows == 0) return std::size_t{0};
+  return cpu_ ? cpu_->backward_workspace_bytes(rows) : plan::blocks_backward_workspace_bytes(spec_, rows);
+}
+
+plan::BlocksContext Blocks::Impl::context() const noexcept {
+  plan::BlocksContext context = context_;
+  context.forward.expert_table = table_.address();
+  context.backward.expert_table = backward_table_.address();
+  context.gradients = gradient_table_.address();
+  return context;
 }
 
 template <class Launch>
@@ -199,9 +196,7 @@ Status Blocks::Impl::on_device(std::int64_t tokens, void* stream, Launch&& launc
   auto kernels = kernels_for(std::max<std::int64_t>(tokens, 1), stream);
   if (!kernels) [[unlikely]]
     return std::move(kernels).error();
-  plan::RunContext context = context_;
-  context.expert_table = table_.load(std::memory_order_acquire);
-  return launch(context, **kernels);
+  return launch(context(), **kernels);
 }
 
 namespace {
@@ -210,10 +205,11 @@ Error argument_error(const char* args, const std::string& problem) {
   return {ErrorCode::invalid_argument, fmt::format("{}: {}", args, problem)};
 }
 
-Error small_workspace(const char* args, std::size_t given, std::int64_t rows, std::size_t needed) {
+Error small_workspace(const char* args, std::size_t given, std::int64_t rows, std::size_t needed,
+                      const char* asked_by = "workspace_bytes") {
   return {ErrorCode::workspace_too_small,
-          fmt::format("{}: workspace_bytes = {}: {} rows need {} (Blocks::workspace_bytes)", args, given,
-                      rows, needed)};
+          fmt::format("{}: workspace_bytes = {}: {} rows need {} (Blocks::{})", args, given, rows, needed,
+                      asked_by)};
 }
 
 Error not_bound(const char* call) {
@@ -237,7 +233,7 @@ Status Blocks::Impl::gather(const GatherArgs& args) {
   if (args.rows == 0) return {};
   if (cpu_) return cpu_->gather(args);
   return on_device(tokens_of(args.rows), args.stream, [&](const auto& context, const auto& kernels) {
-    return plan::run_block_gather(context, kernels, args);
+    return plan::run_block_gather(context.forward, kernels, args);
   });
 }
 
@@ -248,7 +244,7 @@ Status Blocks::Impl::slot_rows(const SlotRowsArgs& args) {
   if (args.tokens == 0) return {};
   if (cpu_) return cpu_->slot_rows(args);
   return on_device(args.tokens, args.stream, [&](const auto& context, const auto& kernels) {
-    return plan::run_slot_rows(context, kernels, args);
+    return plan::run_slot_rows(context.forward, kernels, args);
   });
 }
 
@@ -256,16 +252,16 @@ Status Blocks::Impl::up(const GroupedUpArgs& args) {
   if (Status status = not_forked(); !status) return status;
   const std::int64_t rows = args.by_expert.rows;
   const std::size_t bytes = needed(rows, [&](std::int64_t n) { return workspace_bytes(n); });
-  if (std::string problem = engine::up_problem(spec_, args, bytes); !problem.empty()) [[unlikely]]
+  if (std::string problem = engine::up_problem(spec_, options_, args, bytes); !problem.empty()) [[unlikely]]
     return argument_error("GroupedUpArgs", problem);
   if (rows == 0) return {};
   if (args.workspace_bytes < bytes) [[unlikely]]
     return small_workspace("GroupedUpArgs", args.workspace_bytes, rows, bytes);
-  if (table_.load(std::memory_order_acquire) == 0) [[unlikely]]
+  if (table_.address() == 0) [[unlikely]]
     return not_bound("up");
   if (cpu_) return cpu_->up(args);
   return on_device(tokens_of(rows), args.stream, [&](const auto& context, const auto& kernels) {
-    return plan::run_block_up(context, kernels, args);
+    return plan::run_block_up(context.forward, kernels, args);
   });
 }
 
@@ -278,11 +274,11 @@ Status Blocks::Impl::down(const GroupedDownArgs& args) {
   if (rows == 0) return {};
   if (args.workspace_bytes < bytes) [[unlikely]]
     return small_workspace("GroupedDownArgs", args.workspace_bytes, rows, bytes);
-  if (table_.load(std::memory_order_acquire) == 0) [[unlikely]]
+  if (table_.address() == 0) [[unlikely]]
     return not_bound("down");
   if (cpu_) return cpu_->down(args);
   return on_device(tokens_of(rows), args.stream, [&](const auto& context, const auto& kernels) {
-    return plan::run_block_down(context, kernels, args);
+    return plan::run_block_down(context.forward, kernels, args);
   });
 }
 
@@ -293,7 +289,7 @@ Status Blocks::Impl::combine(const CombineArgs& args) {
   if (args.tokens == 0) return {};
   if (cpu_) return cpu_->combine(args);
   return on_device(args.tokens, args.stream, [&](const auto& context, const auto& kernels) {
-    return plan::run_block_combine(context, kernels, args);
+    return plan::run_block_combine(context.forward, kernels, args);
   });
 }
 
@@ -304,8 +300,72 @@ Status Blocks::Impl::combine_backward(const CombineBackwardArgs& args) {
   if (args.tokens == 0) return {};
   if (cpu_) return cpu_->combine_backward(args);
   return on_device(args.tokens, args.stream, [&](const auto& context, const auto& kernels) {
-    return plan::run_combine_backward(context, kernels, args);
+    return plan::run_combine_backward(context.forward, kernels, args);
   });
+}
+
+template <class Args>
+Status Blocks::Impl::begin_backward(const char* type, const char* call, const Args& args, std::size_t bytes,
+                                    bool& rows_done, bool fc1) {
+  const std::int64_t rows = args.by_expert.rows;
+  if (args.workspace_bytes < bytes) [[unlikely]]
+    return small_workspace(type, args.workspace_bytes, rows, bytes, "backward_workspace_bytes");
+  if (args.weight_gradients && gradient_table_.address() == 0) [[unlikely]]
+    return Error(
+        ErrorCode::not_bound,
+        fmt::format("{} with weight_gradients before bind_gradients: nobody said where the gradients go",
+                    call));
+  rows_done = rows == 0;
+  if (rows_done) {
+    if (!args.weight_gradients || args.accumulate_weight_gradients) return {};
+    if (cpu_) {
+      cpu_->clear_gradients(fc1);
+      return {};
+    }
+    const cuda::ContextScope current(*engine_->device);
+    if (!current.ok()) return current.status();
+    return plan::clear_gradients(engine_->device->driver(), spec_, options_.gradient_type, gradients_,
+                                 args.stream, {.fc1 = fc1, .fc2 = !fc1, .shared_gate = false});
+  }
+  if (table_.address() == 0) [[unlikely]]
+    return not_bound(call);
+  return {};
+}
+
+Status Blocks::Impl::down_backward(const GroupedDownBackwardArgs& args) {
+  if (Status status = not_forked(); !status) return status;
+  const std::size_t bytes =
+      needed(args.by_expert.rows, [&](std::int64_t n) { return backward_workspace_bytes(n); });
+  if (std::string problem = engine::down_backward_problem(spec_, options_, args, bytes); !problem.empty())
+      [[unlikely]]
+    return argument_error("GroupedDownBackwardArgs", problem);
+  bool done = false;
+  if (Status status = begin_backward("GroupedDownBackwardArgs", "down_backward", args, bytes, done, false);
+      !status || done)
+    return status;
+  if (cpu_) return cpu_->down_backward(args);
+  return on_device(tokens_of(args.by_expert.rows), args.stream,
+                   [&](const auto& context, const auto& kernels) {
+                     return plan::run_block_down_backward(context, kernels, args);
+                   });
+}
+
+Status Blocks::Impl::up_backward(const GroupedUpBackwardArgs& args) {
+  if (Status status = not_forked(); !status) return status;
+  const std::size_t bytes =
+      needed(args.by_expert.rows, [&](std::int64_t n) { return backward_workspace_bytes(n); });
+  if (std::string problem = engine::up_backward_problem(spec_, options_, args, bytes); !problem.empty())
+      [[unlikely]]
+    return argument_error("GroupedUpBackwardArgs", problem);
+  bool done = false;
+  if (Status status = begin_backward("GroupedUpBackwardArgs", "up_backward", args, bytes, done, true);
+      !status || done)
+    return status;
+  if (cpu_) return cpu_->up_backward(args);
+  return on_device(tokens_of(args.by_expert.rows), args.stream,
+                   [&](const auto& context, const auto& kernels) {
+                     return plan::run_block_up_backward(context, kernels, args);
+                   });
 }
 
 Blocks::Blocks(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -383,6 +443,34 @@ Status Blocks::combine_backward(const CombineBackwardArgs& args) noexcept {
   return engine::guarded([&]() -> Status {
     if (!impl_) return engine::moved_from("combine_backward", "Blocks");
     return impl_->combine_backward(args);
+  });
+}
+
+Status Blocks::bind_gradients(const Weights& gradients) {
+  return engine::guarded([&]() -> Status {
+    if (!impl_) return engine::moved_from("bind_gradients", "Blocks");
+    return impl_->bind_gradients(gradients);
+  });
+}
+
+Result<std::size_t> Blocks::backward_workspace_bytes(std::int64_t rows) const {
+  return engine::guarded([&]() -> Result<std::size_t> {
+    if (!impl_) return engine::moved_from("backward_workspace_bytes", "Blocks");
+    return impl_->backward_workspace_bytes(rows);
+  });
+}
+
+Status Blocks::down_backward(const GroupedDownBackwardArgs& args) noexcept {
+  return engine::guarded([&]() -> Status {
+    if (!impl_) return engine::moved_from("down_backward", "Blocks");
+    return impl_->down_backward(args);
+  });
+}
+
+Status Blocks::up_backward(const GroupedUpBackwardArgs& args) noexcept {
+  return engine::guarded([&]() -> Status {
+    if (!impl_) return engine::moved_from("up_backward", "Blocks");
+    return impl_->up_backward(args);
   });
 }
 

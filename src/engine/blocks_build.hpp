@@ -16,8 +16,9 @@ namespace varmoe::engine {
 /// One kernel of a bucket and where it belongs.
 struct BlockPart {
   std::size_t kernel = 0;                                 ///< index into BlocksBuild::built
-  plan::LoadedKernel plan::BlockKernels::*own = nullptr;  ///< null: `stage` of the layer
+  plan::LoadedKernel plan::BlockKernels::*own = nullptr;  ///< null: `stage` of the layer, or of its backward
   emit::Stage stage = emit::Stage::fc1;
+  bool backward = false;
 };
 
 struct BlocksBucket {
@@ -32,8 +33,9 @@ struct BlocksBuild {
   std::vector<KernelReport> reports;  ///< in the order of `built`
 };
 
-/// fc1's config where rows lie in order already: it gathers nothing.
+/// A product's config where rows lie in order already: it gathers nothing.
 GemmConfig ungathered(GemmConfig fc1);
+GradientConfig ungathered(GradientConfig config);
 
 /// Fails for what concerns all: a refused override, memory; errors of single kernels are in `built`.
 Result<BlocksBuild> build_blocks(const LayerSpec& spec, const BlocksOptions& options,

@@ -1,9 +1,7 @@
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -11,7 +9,9 @@
 #include <vector>
 
 #include "cpu/blocks.hpp"
+#include "engine/device_table.hpp"
 #include "engine/engine_impl.hpp"
+#include "engine/prepared_sets.hpp"
 #include "plan/blocks.hpp"
 #include "varmoe/blocks.hpp"
 
@@ -34,20 +34,22 @@ struct VARMOE_HIDDEN Blocks::Impl {
   Status down(const GroupedDownArgs& args);
   Status combine(const CombineArgs& args);
   Status combine_backward(const CombineBackwardArgs& args);
+  Status bind_gradients(const Weights& gradients);
+  Result<std::size_t> backward_workspace_bytes(std::int64_t rows) const;
+  Status down_backward(const GroupedDownBackwardArgs& args);
+  Status up_backward(const GroupedUpBackwardArgs& args);
 
   const LayerSpec& spec() const noexcept { return spec_; }
   const BlocksOptions& options() const noexcept { return options_; }
 
  private:
-  /// Immutable; calls read it through one atomic pointer.
-  struct Published {
-    bool by_prepare = false;  ///< a prepare has said which buckets to serve from: nothing is compiled after
-    std::vector<std::int64_t> buckets;  ///< ascending
-    std::vector<const plan::BlockKernels*> sets;
-  };
-
   Status not_forked() const { return engine_->fork.same_process() ? Status{} : engine_->fork.error(); }
   /// Runs `launch(context, kernels)` with the kernels of so many tokens.
+  plan::BlocksContext context() const noexcept;
+  /// What down_backward and up_backward ask before they begin; `rows_done`: there is nothing more to do.
+  template <class Args>
+  Status begin_backward(const char* type, const char* call, const Args& args, std::size_t bytes,
+                        bool& rows_done, bool fc1);
   template <class Launch>
   Status on_device(std::int64_t tokens, void* stream, Launch&& launch);
   std::int64_t tokens_of(std::int64_t rows) const noexcept {
@@ -64,18 +66,13 @@ struct VARMOE_HIDDEN Blocks::Impl {
   const BlocksOptions options_;
   std::unique_ptr<cpu::CpuBlocks> cpu_;
 
-  plan::RunContext context_;  ///< without the table's address, which bind sets
-  std::atomic<std::uint64_t> table_{0};
-  std::atomic<const Published*> published_{nullptr};
+  const LayerSpec backward_spec_;  ///< model::backward_layer
+  plan::BlocksContext context_;    ///< without the tables' addresses
+  engine::DeviceTable table_, backward_table_, gradient_table_;
+  engine::PreparedSets<plan::BlockKernels> kernels_;
 
   std::mutex bind_mutex_;
-  std::size_t table_bytes_ = 0;
-
-  std::mutex prepare_mutex_;
-  std::map<std::int64_t, std::unique_ptr<const plan::BlockKernels>> sets_;
-  /// What was published: calls may still read it.
-  std::vector<std::unique_ptr<const Published>> history_;
-  std::map<std::int64_t, Error> failed_first_uses_;  ///< later calls are told at once
+  Weights gradients_;  ///< as bound
 };
 
 }  // namespace varmoe

@@ -5,9 +5,8 @@
 #include <utility>
 
 #include "cuda/device.hpp"
-#include "cuda/stream.hpp"
 #include "engine/layer_impl.hpp"
-#include "model/token_bucket.hpp"
+#include "engine/operation.hpp"
 
 /// Layer::forward: what a server calls for every layer of every step. On the prepared path nothing here
 /// allocates, locks, logs or asks the system anything.
@@ -15,30 +14,12 @@ namespace varmoe {
 namespace engine {
 namespace {
 
-constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;
-
 std::int64_t stride_of(std::int64_t given, const LayerSpec& spec) noexcept {
   return given != 0 ? given : spec.hidden_size;
 }
 
-bool aligned(const void* p, std::uintptr_t alignment) noexcept {
-  return (std::bit_cast<std::uintptr_t>(p) & (alignment - 1)) == 0;
-}
-
 bool stride_ok(std::int64_t stride, const LayerSpec& spec) noexcept {
   return stride >= spec.hidden_size && stride % kWidthMultiple == 0 && stride <= kMaxStride;
-}
-
-/// Bytes that T rows span.
-std::uint64_t span_bytes(std::int64_t tokens, std::int64_t stride, std::int64_t row) noexcept {
-  return (static_cast<std::uint64_t>(tokens - 1) * static_cast<std::uint64_t>(stride) +
-          static_cast<std::uint64_t>(row)) *
-         2;
-}
-
-bool overlap(const void* a, std::uint64_t a_bytes, const void* b, std::uint64_t b_bytes) noexcept {
-  const auto x = std::bit_cast<std::uintptr_t>(a), y = std::bit_cast<std::uintptr_t>(b);
-  return x < y ? y - x < a_bytes : x - y < b_bytes;
 }
 
 /// Tokens are counted in 32 bits on the device, chunks or not.
@@ -70,11 +51,10 @@ bool forward_arguments_ok(const LayerSpec& spec, const ForwardArgs& a,
   if (!aligned(a.expert_map, 4) || !global_experts_ok(a) || !absent_tokens_ok(a)) return false;
   if (!stride_ok(x_stride, spec) || !stride_ok(out_stride, spec)) return false;
   if (a.workspace_bytes < workspace_needed) return false;
-  const std::uint64_t x_bytes = span_bytes(a.tokens, x_stride, spec.hidden_size);
-  const std::uint64_t out_bytes = span_bytes(a.tokens, out_stride, spec.hidden_size);
-  return !overlap(a.x, x_bytes, a.out, out_bytes) &&
-         !overlap(a.workspace, workspace_needed, a.out, out_bytes) &&
-         !overlap(a.workspace, workspace_needed, a.x, x_bytes);
+  const Span x = rows_span("x", a.x, a.tokens, x_stride, spec.hidden_size),
+             out = rows_span("out", a.out, a.tokens, out_stride, spec.hidden_size),
+             workspace{"workspace", a.workspace, workspace_needed};
+  return !out.overlaps(x) && !workspace.overlaps(out) && !workspace.overlaps(x);
 }
 
 std::string forward_argument_problem(const LayerSpec& spec, const ForwardArgs& a,
@@ -119,12 +99,10 @@ std::string forward_argument_problem(const LayerSpec& spec, const ForwardArgs& a
     if (!stride_ok(s.stride, spec))
       return fmt::format("{} = {}: must be 0 (the hidden size), or a multiple of {} from {} to {}", s.name,
                          s.stride, kWidthMultiple, spec.hidden_size, kMaxStride);
-  const std::uint64_t x_bytes = span_bytes(a.tokens, x_stride, spec.hidden_size);
-  const std::uint64_t out_bytes = span_bytes(a.tokens, out_stride, spec.hidden_size);
-  if (overlap(a.x, x_bytes, a.out, out_bytes)) return "out overlaps x";
-  if (overlap(a.workspace, workspace_needed, a.out, out_bytes)) return "workspace overlaps out";
-  if (overlap(a.workspace, workspace_needed, a.x, x_bytes)) return "workspace overlaps x";
-  return {};
+  const Span x = rows_span("x", a.x, a.tokens, x_stride, spec.hidden_size),
+             out = rows_span("out", a.out, a.tokens, out_stride, spec.hidden_size),
+             workspace{"workspace", a.workspace, workspace_needed};
+  return overlap_problem({{out, x}, {workspace, out}, {workspace, x}});
 }
 
 }  // namespace engine
@@ -150,7 +128,7 @@ Status Layer::Impl::forward(const ForwardArgs& args) noexcept try {
   const std::size_t needed = needed_workspace(args.tokens);
   if (!engine::forward_arguments_ok(spec_, args, needed)) [[unlikely]]
     return argument_error(spec_, args, needed);
-  const std::uint64_t table = table_.load(std::memory_order_acquire);
+  const std::uint64_t table = table_.address();
   if (table == 0) [[unlikely]]
     return Error(ErrorCode::not_bound, "forward before bind: the layer does not know where its weights lie");
   if (cpu_) {
@@ -161,11 +139,8 @@ Status Layer::Impl::forward(const ForwardArgs& args) noexcept try {
   const cuda::ContextScope current(*engine_->device);
   if (!current.ok()) [[unlikely]]
     return current.status();
-  const engine::PublishedSets* published = published_.load(std::memory_order_acquire);
   const std::int64_t part = chunk(args.tokens);
-  const plan::KernelSet* set = nullptr;
-  if (published) [[likely]]
-    set = published->by_prepare ? published->nearest(part) : published->exact(model::bucket_of(part));
+  const plan::KernelSet* set = kernels_.serving(part);
   if (!set) [[unlikely]] {
     auto found = first_use(part, args.stream);
     if (!found) return std::move(found).error();
@@ -182,56 +157,18 @@ Status Layer::Impl::forward(const ForwardArgs& args) noexcept try {
 }
 
 Result<const plan::KernelSet*> Layer::Impl::first_use(std::int64_t tokens, void* stream) {
-  auto capture = cuda::capture_status(engine_->device->driver(), stream);
-  if (!capture) return std::move(capture).error();
-  const std::int64_t bucket = model::bucket_of(tokens);
-  if (*capture != cuda::CaptureStatus::none) {
-    const engine::PublishedSets* published = published_.load(std::memory_order_acquire);
-    const plan::KernelSet* any = published ? published->nearest(tokens) : nullptr;
-    if (any) return any;
-    return Error(
-        ErrorCode::not_prepared,
-        fmt::format("no kernels are prepared for {} and none may be made while a stream is captured: call "
-                    "prepare before capturing (token bucket {})",
-                    name(), bucket));
-  }
-  if (Status status = prepare_at_first_use(bucket); !status) return std::move(status).error();
-  const engine::PublishedSets* published = published_.load(std::memory_order_acquire);
-  const plan::KernelSet* set = published ? published->exact(bucket) : nullptr;
-  if (!set) return Error(ErrorCode::internal, "a bucket was prepared and is not there");
-  return set;
-}
-
-Status Layer::Impl::prepare_at_first_use(std::int64_t bucket) {
-  std::lock_guard lock(first_use_mutex_);
-  // Another thread may have been first.
-  if (const engine::PublishedSets* published = published_.load(std::memory_order_acquire);
-      published && published->exact(bucket))
-    return {};
-  if (const auto failed = failed_first_uses_.find(bucket); failed != failed_first_uses_.end())
-    return failed->second;
-  const auto start = std::chrono::steady_clock::now();
-  const std::int64_t buckets[] = {bucket};
-  auto build = engine::build_layer(spec_, buckets, *engine_->chooser, *engine_->builder, engine_->hooks({}));
-  const auto fail = [&](const Error& error) -> Status {
-    failed_first_uses_.insert_or_assign(bucket, error);
-    engine_->log.error("first use of {} at {} tokens: {}", name(), bucket, error.message());
-    return error;
-  };
-  if (!build) return fail(build.error());
-  engine_->count(*build);
-  if (!build->complete()) return fail(engine::build_error(*build));
-  if (Status status = publish(*build, false); !status) return fail(status.error());
-  std::size_t compiled = 0;
-  for (const KernelReport& kernel : build->kernels) compiled += kernel.hit ? 0 : 1;
-  const double ms =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-  engine_->log.warn(
-      "forward prepared {} for {} tokens at first use: {} kernels, {} compiled, {:.0f} ms; call prepare to "
-      "do "
-      "this beforehand",
-      name(), bucket, build->kernels.size(), compiled, ms);
-  return {};
+  return kernels_.first_use(*engine_, tokens, stream, "forward prepared " + name(), name(),
+                            [&](std::int64_t bucket) -> Result<std::vector<KernelReport>> {
+                              const std::int64_t buckets[] = {bucket};
+                              auto build = engine::build_layer(spec_, buckets, *engine_->chooser,
+                                                               *engine_->builder, engine_->hooks({}));
+                              if (!build) return std::move(build).error();
+                              engine_->count(*build);
+                              if (!build->complete()) return engine::build_error(*build);
+                              if (Status status = publish(*build, false); !status)
+                                return std::move(status).error();
+                              return std::move(build->kernels);
+                            });
 }
 
 }  // namespace varmoe

@@ -23,13 +23,13 @@ std::string request_text(const emit::KernelRequest& r) {
   std::string text =
       fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}|{}|{}", static_cast<int>(r.stage), to_string(r.gemm),
                   static_cast<int>(r.gemm.schedule), r.block_threads, r.one_launch.max_tokens,
-                  r.one_launch.teams, r.runtime_width ? 1 : 0, r.saves_z ? 1 : 0, static_cast<int>(r.down_k),
+                  r.one_launch.teams, r.runtime_width ? 1 : 0, (r.saves_z ? 1 : 0) + (r.saves_product ? 2 : 0), static_cast<int>(r.down_k),
                   r.row_weights ? 1 : 0, r.row_gaps ? 1 : 0);
   if (r.backward)
-    text += fmt::format("|{}|{:x}|{:x}|{}|{}|{}|{}", static_cast<int>(r.backward->activation),
+    text += fmt::format("|{}|{:x}|{:x}|{}|{}|{}|{}|{}", static_cast<int>(r.backward->activation),
                         std::bit_cast<std::uint32_t>(r.backward->params.alpha),
                         std::bit_cast<std::uint32_t>(r.backward->params.limit), r.backward->alternating,
-                        r.backward->shared_gate, r.backward->weight_on_input, r.backward->bias);
+                        r.backward->shared_gate, r.backward->weight_on_input, r.backward->bias, r.backward->weighs_rows);
   return text;
 }
 

@@ -2,30 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <new>
 #include <utility>
 
 #include "cuda/device.hpp"
 #include "cuda/driver.hpp"
 #include "engine/layer_impl.hpp"
+#include "engine/operation.hpp"
 
 namespace varmoe {
-
-namespace engine {
-
-const plan::KernelSet* PublishedSets::nearest(std::int64_t tokens) const noexcept {
-  if (buckets.empty()) return nullptr;
-  const auto at = std::lower_bound(buckets.begin(), buckets.end(), tokens);
-  return at == buckets.end() ? sets.back() : sets[static_cast<std::size_t>(at - buckets.begin())];
-}
-
-const plan::KernelSet* PublishedSets::exact(std::int64_t bucket) const noexcept {
-  const auto at = std::lower_bound(buckets.begin(), buckets.end(), bucket);
-  return at == buckets.end() || *at != bucket ? nullptr
-                                              : sets[static_cast<std::size_t>(at - buckets.begin())];
-}
-
-}  // namespace engine
 
 namespace {
 
@@ -87,10 +71,7 @@ Result<PrepareReport> Layer::Impl::prepare(const PrepareOptions& options) {
   if (!buckets) return std::move(buckets).error();
   PrepareReport report;
   if (!cpu_) {
-    {
-      std::lock_guard lock(first_use_mutex_);
-      failed_first_uses_.clear();
-    }
+    kernels_.forget_failures();
     auto build =
         engine::build_layer(spec_, *buckets, *engine_->chooser, *engine_->builder, engine_->hooks(options));
     if (!build) return std::move(build).error();
@@ -107,17 +88,9 @@ Result<PrepareReport> Layer::Impl::prepare(const PrepareOptions& options) {
 }
 
 Status Layer::Impl::publish(const engine::LayerBuild& build, bool by_prepare) {
-  std::lock_guard lock(publish_mutex_);
-  const engine::PublishedSets* old = published_.load(std::memory_order_relaxed);
-  std::map<std::int64_t, const plan::KernelSet*> all;
-  if (old)
-    for (std::size_t i = 0; i < old->buckets.size(); ++i) all.emplace(old->buckets[i], old->sets[i]);
-  bool any = false, changed = false;
+  std::vector<std::pair<std::int64_t, plan::KernelSet>> sets;
   for (const engine::BuiltBucket& bucket : build.buckets) {
     if (bucket.units.empty()) continue;
-    any = true;
-    // Choices do not change while an engine lives, so a bucket that is there mostly stays as it is; but
-    // specialised kernels may come to replace runtime-width ones.
     plan::KernelSet set;
     set.config = bucket.plan.choice.config;
     set.runtime_width = bucket.plan.runtime_width;
@@ -128,27 +101,15 @@ Status Layer::Impl::publish(const engine::LayerBuild& build, bool by_prepare) {
                      fmt::format("{} is built and not resident", unit->emitted.entry_name));
       set[unit->emitted.stage] = resident->launch;
     }
-    const auto same = [](const plan::LoadedKernel& a, const plan::LoadedKernel& b) {
-      return a.function == b.function;
-    };
-    if (const auto found = all.find(bucket.plan.bucket);
-        found != all.end() &&
-        std::equal(set.kernels.begin(), set.kernels.end(), found->second->kernels.begin(), same))
-      continue;
-    sets_.push_back(set);
-    all.insert_or_assign(bucket.plan.bucket, &sets_.back());
-    changed = true;
+    sets.emplace_back(bucket.plan.bucket, set);
   }
-  by_prepare = (by_prepare && any) || (old && old->by_prepare);
-  if (!changed && (!old || old->by_prepare == by_prepare)) return {};
-  auto next = std::make_unique<engine::PublishedSets>();
-  next->by_prepare = by_prepare;
-  for (const auto& [bucket, set] : all) {
-    next->buckets.push_back(bucket);
-    next->sets.push_back(set);
-  }
-  history_.push_back(std::move(next));
-  published_.store(history_.back().get(), std::memory_order_release);
+  // Choices do not change while an engine lives, so a bucket that is there mostly stays as it is; but
+  // specialised kernels may come to replace runtime-width ones.
+  kernels_.publish(std::move(sets), by_prepare, [](const plan::KernelSet& a, const plan::KernelSet& b) {
+    return std::equal(
+        a.kernels.begin(), a.kernels.end(), b.kernels.begin(),
+        [](const plan::LoadedKernel& x, const plan::LoadedKernel& y) { return x.function == y.function; });
+  });
   return {};
 }
 
@@ -157,7 +118,7 @@ Status Layer::Impl::bind(const Weights& weights) {
   if (Status status = weights.validate(spec_); !status) return status;
   if (cpu_) {
     Status status = cpu_->bind(weights);
-    if (status) table_.store(1, std::memory_order_release);  // bound; the CPU has no table
+    if (status) table_.mark_bound();
     return status;
   }
   const bool hopper = engine_->device->attributes().compute_major == 9;
@@ -166,17 +127,7 @@ Status Layer::Impl::bind(const Weights& weights) {
   auto table = plan::make_expert_table(spec_, weights, hopper ? &engine_->device->driver() : nullptr);
   if (!table) return std::move(table).error();
   std::lock_guard lock(bind_mutex_);
-  const std::uint64_t address = table_.load(std::memory_order_relaxed);
-  if (address != 0) {
-    // In place: graphs captured before follow the new binding.
-    if (table->size() != table_bytes_) return Error(ErrorCode::internal, "the expert table changed its size");
-    return cuda::copy_to_device(*engine_->device, address, table->data(), table->size());
-  }
-  auto kept = engine_->keep_on_device(table->data(), table->size());
-  if (!kept) return std::move(kept).error();
-  table_bytes_ = table->size();
-  table_.store(*kept, std::memory_order_release);
-  return {};
+  return table_.write(*engine_, *table);
 }
 
 std::int64_t Layer::Impl::chunk(std::int64_t tokens) const noexcept {
@@ -207,44 +158,30 @@ Layer::Layer(Layer&&) noexcept = default;
 Layer& Layer::operator=(Layer&&) noexcept = default;
 Layer::~Layer() = default;
 
-namespace {
-
-Error moved_from(const char* call) {
-  return {ErrorCode::invalid_argument, fmt::format("{} on a Layer that was moved from", call)};
-}
-
-}  // namespace
-
 const LayerSpec& Layer::spec() const noexcept {
   static const LayerSpec none;
   return impl_ ? impl_->spec() : none;
 }
 
-Result<PrepareReport> Layer::prepare(const PrepareOptions& options) try {
-  if (!impl_) return moved_from("prepare");
-  return impl_->prepare(options);
-} catch (const std::bad_alloc&) {
-  return Error(ErrorCode::out_of_memory, "out of memory");
-} catch (const std::exception& e) {
-  return Error(ErrorCode::internal, e.what());
+Result<PrepareReport> Layer::prepare(const PrepareOptions& options) {
+  return engine::guarded([&]() -> Result<PrepareReport> {
+    if (!impl_) return engine::moved_from("prepare", "Layer");
+    return impl_->prepare(options);
+  });
 }
 
-Status Layer::bind(const Weights& weights) try {
-  if (!impl_) return moved_from("bind");
-  return impl_->bind(weights);
-} catch (const std::bad_alloc&) {
-  return Error(ErrorCode::out_of_memory, "out of memory");
-} catch (const std::exception& e) {
-  return Error(ErrorCode::internal, e.what());
+Status Layer::bind(const Weights& weights) {
+  return engine::guarded([&]() -> Status {
+    if (!impl_) return engine::moved_from("bind", "Layer");
+    return impl_->bind(weights);
+  });
 }
 
-Result<std::size_t> Layer::workspace_bytes(std::int64_t tokens) const try {
-  if (!impl_) return moved_from("workspace_bytes");
-  return impl_->workspace_bytes(tokens);
-} catch (const std::bad_alloc&) {
-  return Error(ErrorCode::out_of_memory, "out of memory");
-} catch (const std::exception& e) {
-  return Error(ErrorCode::internal, e.what());
+Result<std::size_t> Layer::workspace_bytes(std::int64_t tokens) const {
+  return engine::guarded([&]() -> Result<std::size_t> {
+    if (!impl_) return engine::moved_from("workspace_bytes", "Layer");
+    return impl_->workspace_bytes(tokens);
+  });
 }
 
 Status Layer::forward(const ForwardArgs& args) noexcept {

@@ -7,8 +7,10 @@
 #include <bit>
 #include <cstdint>
 #include <exception>
+#include <initializer_list>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "cuda/device.hpp"
 #include "cuda/driver.hpp"
@@ -16,7 +18,7 @@
 #include "plan/routing.hpp"
 #include "varmoe/error.hpp"
 
-/// What the operations of routing have in common: checks of arguments, their launches' context, their
+/// What calls have in common: checks of arguments, their launches' context, their
 /// borders.
 namespace varmoe::engine {
 
@@ -49,6 +51,33 @@ std::string pointer_problem(const std::array<Pointer, N>& pointers) {
     if (!aligned(p.pointer, p.alignment))
       return fmt::format("{} = {}: must be {}-byte aligned", p.name, fmt::ptr(p.pointer), p.alignment);
   }
+  return {};
+}
+
+/// Memory that an argument names; none where it is null.
+struct Span {
+  const char* name;
+  const void* begin;
+  std::uint64_t bytes;
+
+  bool overlaps(const Span& other) const noexcept {
+    if (!begin || !other.begin || bytes == 0 || other.bytes == 0) return false;
+    const auto a = std::bit_cast<std::uintptr_t>(begin), b = std::bit_cast<std::uintptr_t>(other.begin);
+    return a < b ? b - a < bytes : a - b < other.bytes;
+  }
+};
+
+/// Rows of two-byte elements.
+inline Span rows_span(const char* name, const void* begin, std::int64_t rows, std::int64_t stride,
+                      std::int64_t columns) noexcept {
+  const std::int64_t elements = rows > 0 ? (rows - 1) * stride + columns : 0;
+  return {name, begin, static_cast<std::uint64_t>(elements) * 2};
+}
+
+/// Of the first pair that shares memory: `a overlaps b`; empty: none does.
+inline std::string overlap_problem(std::initializer_list<std::pair<Span, Span>> pairs) {
+  for (const auto& [one, other] : pairs)
+    if (one.overlaps(other)) return fmt::format("{} overlaps {}", one.name, other.name);
   return {};
 }
 

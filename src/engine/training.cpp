@@ -10,34 +10,17 @@
 #include <utility>
 
 #include "cuda/device.hpp"
-#include "cuda/memory.hpp"
-#include "cuda/stream.hpp"
 #include "engine/kernel_plan.hpp"
 #include "engine/layer_impl.hpp"
 #include "engine/operation.hpp"
 #include "engine/training_build.hpp"
 #include "engine/training_impl.hpp"
 #include "model/backward_layer.hpp"
-#include "model/token_bucket.hpp"
 
 /// TrainingLayer: checks of arguments, and the way to the backend.
 namespace varmoe {
 namespace engine {
 namespace {
-
-struct Span {
-  const char* name;
-  const void* begin;
-  std::uint64_t bytes;
-  bool overlaps(const Span& other) const {
-    const auto a = std::bit_cast<std::uintptr_t>(begin), b = std::bit_cast<std::uintptr_t>(other.begin);
-    return begin != nullptr && other.begin != nullptr && (a < b ? b - a < bytes : a - b < other.bytes);
-  }
-};
-
-std::uint64_t rows_bytes(std::int64_t tokens, std::int64_t stride, std::int64_t columns) {
-  return static_cast<std::uint64_t>((tokens - 1) * stride + columns) * 2;
-}
 
 /// Weights::validate asks of biases the alignment of 16 bits.
 std::string fp32_bias_problem(const Weights& gradients) {
@@ -61,14 +44,23 @@ const char* overlapped_by_saved(const LayerSpec& spec, const ForwardArgs& a, con
                                 std::size_t saved_bytes, std::size_t workspace_bytes) noexcept {
   const auto stride = [&](std::int64_t given) { return given != 0 ? given : spec.hidden_size; };
   const Span kept{"saved", saved, saved_bytes};
-  for (const Span& other : {Span{"x", a.x, rows_bytes(a.tokens, stride(a.x_stride), spec.hidden_size)},
-                            Span{"out", a.out, rows_bytes(a.tokens, stride(a.out_stride), spec.hidden_size)},
+  for (const Span& other : {rows_span("x", a.x, a.tokens, stride(a.x_stride), spec.hidden_size),
+                            rows_span("out", a.out, a.tokens, stride(a.out_stride), spec.hidden_size),
                             Span{"the workspace", a.workspace, workspace_bytes}})
     if (saved_bytes != 0 && kept.overlaps(other)) return other.name;
   return nullptr;
 }
 
 }  // namespace
+
+Status check_gradients(const LayerSpec& spec, GradientType type, const Weights& gradients) {
+  if (Status status = gradients.validate(spec); !status)
+    return Error(status.error().code(), "gradients: " + status.error().message());
+  if (type == GradientType::fp32)
+    if (std::string problem = fp32_bias_problem(gradients); !problem.empty())
+      return Error(ErrorCode::invalid_argument, "gradients: " + problem);
+  return {};
+}
 
 std::string backward_argument_problem(const LayerSpec& spec, const BackwardArgs& a, std::size_t saved_needed,
                                       std::size_t workspace_needed) {
@@ -103,9 +95,9 @@ std::string backward_argument_problem(const LayerSpec& spec, const BackwardArgs&
                          s.stride, kWidthMultiple, spec.hidden_size, kMaxStride);
   if (!rows) return {};
   const auto stride = [&](std::int64_t given) { return given != 0 ? given : spec.hidden_size; };
-  const Span x{"x", a.x, rows_bytes(a.tokens, stride(a.x_stride), spec.hidden_size)};
-  const Span dout{"dout", a.dout, rows_bytes(a.tokens, stride(a.dout_stride), spec.hidden_size)};
-  const Span dx{"dx", a.dx, rows_bytes(a.tokens, stride(a.dx_stride), spec.hidden_size)};
+  const Span x = rows_span("x", a.x, a.tokens, stride(a.x_stride), spec.hidden_size);
+  const Span dout = rows_span("dout", a.dout, a.tokens, stride(a.dout_stride), spec.hidden_size);
+  const Span dx = rows_span("dx", a.dx, a.tokens, stride(a.dx_stride), spec.hidden_size);
   const Span weights{"topk_weights", a.topk_weights, static_cast<std::uint64_t>(a.tokens * spec.top_k) * 4};
   const Span dweights{"dtopk_weights", a.dtopk_weights,
                       static_cast<std::uint64_t>(a.tokens * spec.top_k) * 4};
@@ -173,8 +165,7 @@ Result<PrepareReport> TrainingLayer::Impl::prepare(const PrepareOptions& options
   if (!buckets) return std::move(buckets).error();
   PrepareReport report;
   if (cpu_) return report;
-  std::lock_guard lock(prepare_mutex_);
-  failed_first_uses_.clear();
+  kernels_.forget_failures();
   auto kernels = prepare_buckets(*buckets, options, true);
   if (!kernels) return std::move(kernels).error();
   report.kernels = *std::move(kernels);
@@ -190,42 +181,15 @@ Result<std::vector<KernelReport>> TrainingLayer::Impl::prepare_buckets(std::span
                                       engine_->hooks(options));
   if (!build) return std::move(build).error();
   engine_->count(build->reports);
-  const Published* old = published_.load(std::memory_order_relaxed);
   std::optional<Error> problem;
-  for (engine::TrainingBucket& bucket : build->buckets) {
-    bool ready = true;
-    for (const engine::TrainingPart& part : bucket.parts) {
-      const engine::BuiltKernel& kernel = build->built[part.kernel];
-      const engine::ResidentKernel* resident =
-          kernel.error ? nullptr : engine_->kernels->find(kernel.unit->key);
-      if (!resident) {
-        ready = false;
-        if (!problem)
-          problem = kernel.error ? *kernel.error
-                                 : Error(ErrorCode::internal, fmt::format("{} is built and not resident",
-                                                                          kernel.unit->emitted.entry_name));
-        continue;
-      }
-      if (part.own) {
-        bucket.kernels.*part.own = resident->launch;
-      } else {
-        (part.backward ? bucket.kernels.backward : bucket.kernels.forward)[part.stage] = resident->launch;
-      }
-    }
-    // Choices do not change while an engine lives: a bucket that is there stays.
-    if (ready)
-      sets_.try_emplace(bucket.bucket, std::make_unique<const plan::TrainingKernels>(bucket.kernels));
-  }
-  auto next = std::make_unique<Published>();
-  next->by_prepare = (by_prepare && !sets_.empty()) || (old && old->by_prepare);
-  for (const auto& [bucket, set] : sets_) {
-    next->buckets.push_back(bucket);
-    next->sets.push_back(set.get());
-  }
-  if (!next->buckets.empty()) {
-    history_.push_back(std::move(next));
-    published_.store(history_.back().get(), std::memory_order_release);
-  }
+  auto sets = engine::resident_sets<plan::TrainingKernels>(
+      *engine_, *build,
+      [](plan::TrainingKernels& set, const engine::TrainingPart& part) -> plan::LoadedKernel& {
+        return part.own ? set.*part.own : (part.backward ? set.backward : set.forward)[part.stage];
+      },
+      problem);
+  // Choices do not change while an engine lives: a bucket that is there stays.
+  kernels_.publish(std::move(sets), by_prepare, [](const auto&, const auto&) { return true; });
   if (problem) return *problem;
   if (by_prepare && engine_->log.enabled(LogLevel::info))
     engine_->log.write(LogLevel::info, engine::summary(*build, name()));
@@ -233,66 +197,20 @@ Result<std::vector<KernelReport>> TrainingLayer::Impl::prepare_buckets(std::span
 }
 
 Result<const plan::TrainingKernels*> TrainingLayer::Impl::kernels_for(std::int64_t tokens, void* stream) {
-  const std::int64_t bucket = model::bucket_of(tokens);
-  const auto find = [&](bool any) -> const plan::TrainingKernels* {
-    const Published* published = published_.load(std::memory_order_acquire);
-    if (!published) return nullptr;
-    const auto at = std::lower_bound(published->buckets.begin(), published->buckets.end(), bucket);
-    const auto i = static_cast<std::size_t>(at - published->buckets.begin());
-    if (at != published->buckets.end() && *at == bucket) return published->sets[i];
-    if (!any && !published->by_prepare) return nullptr;
-    return at == published->buckets.end() ? published->sets.back() : published->sets[i];
-  };
-  if (const plan::TrainingKernels* found = find(false)) [[likely]]
+  if (const plan::TrainingKernels* found = kernels_.serving(tokens)) [[likely]]
     return found;
-  auto capture = cuda::capture_status(engine_->device->driver(), stream);
-  if (!capture) return std::move(capture).error();
-  if (*capture != cuda::CaptureStatus::none) {
-    if (const plan::TrainingKernels* found = find(true)) return found;
-    return Error(
-        ErrorCode::not_prepared,
-        fmt::format(
-            "no kernels are prepared for {} and none may be made while a stream is captured: call prepare "
-            "before capturing (token bucket {})",
-            name(), bucket));
-  }
-  std::lock_guard lock(prepare_mutex_);
-  if (const plan::TrainingKernels* found = find(false)) return found;
-  if (const auto failed = failed_first_uses_.find(bucket); failed != failed_first_uses_.end())
-    return failed->second;
-  const std::int64_t buckets[] = {bucket};
-  auto kernels = prepare_buckets(buckets, {}, false);
-  if (!kernels) {
-    failed_first_uses_.insert_or_assign(bucket, kernels.error());
-    engine_->log.error("first use of {} at {} tokens: {}", name(), bucket, kernels.error().message());
-    return std::move(kernels).error();
-  }
-  engine_->log.warn(
-      "{} was prepared for {} tokens at first use: {} kernels; call prepare to do this beforehand", name(),
-      bucket, kernels->size());
-  if (const plan::TrainingKernels* found = find(false)) return found;
-  return Error(ErrorCode::internal, "a bucket was prepared and is not there");
-}
-
-Status TrainingLayer::Impl::keep_table(const std::vector<std::byte>& table,
-                                       std::atomic<std::uint64_t>& address, std::size_t& bytes) {
-  const std::uint64_t there = address.load(std::memory_order_relaxed);
-  if (there != 0) {
-    if (table.size() != bytes) return Error(ErrorCode::internal, "a device table changed its size");
-    return cuda::copy_to_device(*engine_->device, there, table.data(), table.size());
-  }
-  auto kept = engine_->keep_on_device(table.data(), table.size());
-  if (!kept) return std::move(kept).error();
-  bytes = table.size();
-  address.store(*kept, std::memory_order_release);
-  return {};
+  return kernels_.first_use(*engine_, tokens, stream, name() + " was prepared", name(),
+                            [&](std::int64_t bucket) {
+                              const std::int64_t buckets[] = {bucket};
+                              return prepare_buckets(buckets, {}, false);
+                            });
 }
 
 plan::TrainingContext TrainingLayer::Impl::context() const noexcept {
   plan::TrainingContext context = context_;
-  context.forward.expert_table = forward_table_.load(std::memory_order_acquire);
-  context.backward.expert_table = backward_table_.load(std::memory_order_acquire);
-  context.gradients = gradient_table_.load(std::memory_order_acquire);
+  context.forward.expert_table = forward_table_.address();
+  context.backward.expert_table = backward_table_.address();
+  context.gradients = gradient_table_.address();
   return context;
 }
 
@@ -313,19 +231,16 @@ Status TrainingLayer::Impl::bind(const Weights& weights) {
   auto backward = plan::make_backward_table(spec_, weights, maps);
   if (!backward) return std::move(backward).error();
   std::lock_guard lock(bind_mutex_);
-  if (Status status = keep_table(*forward, forward_table_, forward_table_bytes_); !status) return status;
-  if (Status status = keep_table(*backward, backward_table_, backward_table_bytes_); !status) return status;
+  if (Status status = forward_table_.write(*engine_, *forward); !status) return status;
+  if (Status status = backward_table_.write(*engine_, *backward); !status) return status;
   bound_.store(true, std::memory_order_release);
   return {};
 }
 
 Status TrainingLayer::Impl::bind_gradients(const Weights& gradients) {
   if (Status status = engine_->check_process(); !status) return status;
-  if (Status status = gradients.validate(spec_); !status)
-    return Error(status.error().code(), "gradients: " + status.error().message());
-  if (options_.gradient_type == GradientType::fp32)
-    if (std::string problem = engine::fp32_bias_problem(gradients); !problem.empty())
-      return Error(ErrorCode::invalid_argument, "gradients: " + problem);
+  if (Status status = engine::check_gradients(spec_, options_.gradient_type, gradients); !status)
+    return status;
   if (cpu_) {
     Status status = cpu_->bind_gradients(gradients);
     if (status) gradients_bound_.store(true, std::memory_order_release);
@@ -336,7 +251,7 @@ Status TrainingLayer::Impl::bind_gradients(const Weights& gradients) {
   const cuda::ContextScope current(*engine_->device);
   if (!current.ok()) return current.status();
   std::lock_guard lock(bind_mutex_);
-  if (Status status = keep_table(*table, gradient_table_, gradient_table_bytes_); !status) return status;
+  if (Status status = gradient_table_.write(*engine_, *table); !status) return status;
   gradients_ = gradients;
   gradients_bound_.store(true, std::memory_order_release);
   return {};

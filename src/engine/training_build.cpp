@@ -100,16 +100,10 @@ void add_training_bucket(TrainingPlan& plan, const LayerSpec& spec, const Traini
   k.backward.config = backward.config;
   k.backward.config.fc1 = model::saving_config(backward.config.fc1);
   k.forward.runtime_width = k.backward.runtime_width = runtime_width;
-  k.fc1_gradient_config = backward.fc1_gradient;
-  k.fc2_gradient_config = backward.fc2_gradient;
-  for (std::int64_t e = 0; e < spec.all_experts(); ++e) {
-    k.fc1_gradient_tiles +=
-        model::gradient_tiles(spec, model::GemmStage::fc1, k.fc1_gradient_config, spec.width_of(e));
-    k.fc2_gradient_tiles +=
-        model::gradient_tiles(spec, model::GemmStage::fc2, k.fc2_gradient_config, spec.width_of(e));
-  }
+  k.use(spec, backward.fc1_gradient, backward.fc2_gradient);
   for (emit::KernelRequest request : emit::required_kernels(spec, k.forward.config, tokens, runtime_width)) {
     request.saves_z = options.save_preactivation && request.stage == Stage::fc1;
+    request.saves_product = request.stage == Stage::fc1 && spec.weight_on_input;
     collect.layer(bucket, spec, request, false, emit::to_string(request.stage), forward.source);
     if (request.stage != Stage::fc1 || options.save_preactivation) continue;
     request.saves_z = true;

@@ -3,7 +3,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -11,7 +10,9 @@
 #include <vector>
 
 #include "cpu/training.hpp"
+#include "engine/device_table.hpp"
 #include "engine/engine_impl.hpp"
+#include "engine/prepared_sets.hpp"
 #include "plan/training.hpp"
 #include "varmoe/training.hpp"
 
@@ -23,6 +24,9 @@ namespace engine {
 /// sizes of saved and workspace.
 std::string backward_argument_problem(const LayerSpec& spec, const BackwardArgs& args,
                                       std::size_t saved_needed, std::size_t workspace_needed);
+
+/// Whether weights' gradients of this type may go there.
+Status check_gradients(const LayerSpec& spec, GradientType type, const Weights& gradients);
 
 }  // namespace engine
 
@@ -46,21 +50,10 @@ struct VARMOE_HIDDEN TrainingLayer::Impl {
   const TrainingOptions& options() const noexcept { return options_; }
 
  private:
-  /// Immutable; forward and backward read it through one atomic pointer.
-  struct Published {
-    bool by_prepare = false;  ///< a prepare has said which buckets to serve from: nothing is compiled after
-    std::vector<std::int64_t> buckets;  ///< ascending
-    std::vector<const plan::TrainingKernels*> sets;
-  };
-
   /// Kernels for a call, prepared at the first use of a bucket unless a capture forbids it.
   Result<const plan::TrainingKernels*> kernels_for(std::int64_t tokens, void* stream);
   Result<std::vector<KernelReport>> prepare_buckets(std::span<const std::int64_t> buckets,
                                                     const PrepareOptions& options, bool by_prepare);
-  /// Copies a table to the device: the first time to memory that stays, then in place, so that captured
-  /// graphs follow.
-  Status keep_table(const std::vector<std::byte>& table, std::atomic<std::uint64_t>& address,
-                    std::size_t& bytes);
   plan::TrainingContext context() const noexcept;
   std::string name() const;
 
@@ -76,18 +69,11 @@ struct VARMOE_HIDDEN TrainingLayer::Impl {
   // On a GPU.
   const LayerSpec backward_spec_;  ///< model::backward_layer
   plan::TrainingContext context_;  ///< without the tables' addresses
-  std::atomic<std::uint64_t> forward_table_{0}, backward_table_{0}, gradient_table_{0};
-  std::atomic<const Published*> published_{nullptr};
+  engine::DeviceTable forward_table_, backward_table_, gradient_table_;
+  engine::PreparedSets<plan::TrainingKernels> kernels_;
 
   std::mutex bind_mutex_;
-  std::size_t forward_table_bytes_ = 0, backward_table_bytes_ = 0, gradient_table_bytes_ = 0;
   Weights gradients_;  ///< as bound
-
-  std::mutex prepare_mutex_;
-  std::map<std::int64_t, std::unique_ptr<const plan::TrainingKernels>> sets_;
-  /// What was published: calls may still read it.
-  std::vector<std::unique_ptr<const Published>> history_;
-  std::map<std::int64_t, Error> failed_first_uses_;  ///< later calls are told at once
 };
 
 }  // namespace varmoe

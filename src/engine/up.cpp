@@ -1,54 +1,32 @@
 #include <fmt/format.h>
 
-#include <bit>
+#include <array>
 #include <new>
 #include <string>
-#include <utility>
 
 #include "cuda/device.hpp"
 #include "engine/layer_impl.hpp"
+#include "engine/operation.hpp"
 #include "model/config_space.hpp"
-#include "model/token_bucket.hpp"
 
 /// Layer::up: forward's first half, into memory of the caller's.
 namespace varmoe {
-namespace {
-
-constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;
-
-struct Span {
-  const char* name;
-  const void* begin;
-  std::int64_t rows, stride, columns;
-  std::uintptr_t first() const { return std::bit_cast<std::uintptr_t>(begin); }
-  std::uintptr_t end() const {
-    return first() + static_cast<std::uintptr_t>((rows - 1) * stride + columns) * 2;
-  }
-};
+namespace engine {
 
 /// What is wrong with the arguments; empty: nothing but, perhaps, the size of the workspace.
-std::string problem_of(const LayerSpec& spec, const UpArgs& a, std::size_t workspace_needed) {
+static std::string up_argument_problem(const LayerSpec& spec, const UpArgs& a, std::size_t workspace_needed) {
   if (a.tokens < 0 || a.tokens > INT32_MAX)
     return fmt::format("tokens = {}: must be from 0 to {}", a.tokens, INT32_MAX);
   if (a.id_type != IdType::int32 && a.id_type != IdType::int64)
     return fmt::format("id_type = {}: must be int32 (0) or int64 (1)", static_cast<int>(a.id_type));
-  const struct {
-    const char* name;
-    const void* pointer;
-    std::uintptr_t alignment;
-    bool required;
-  } pointers[] = {{"x", a.x, 16, true},
-                  {"topk_ids", a.topk_ids, a.id_type == IdType::int64 ? 8u : 4u, true},
-                  {"h", a.h, 16, true},
-                  {"expert_offsets", a.expert_offsets, 4, true},
-                  {"slot_row", a.slot_row, 4, true},
-                  {"token_count", a.token_count, 4, false},
-                  {"workspace", a.workspace, 256, true}};
-  for (const auto& p : pointers) {
-    if (p.required && !p.pointer) return fmt::format("{} is null", p.name);
-    if (std::bit_cast<std::uintptr_t>(p.pointer) % p.alignment != 0)
-      return fmt::format("{} = {}: must be {}-byte aligned", p.name, fmt::ptr(p.pointer), p.alignment);
-  }
+  const std::array<Pointer, 7> pointers{{{"x", a.x, 16, true},
+                                         {"topk_ids", a.topk_ids, a.id_type == IdType::int64 ? 8u : 4u, true},
+                                         {"h", a.h, 16, true},
+                                         {"expert_offsets", a.expert_offsets, 4, true},
+                                         {"slot_row", a.slot_row, 4, true},
+                                         {"token_count", a.token_count, 4, false},
+                                         {"workspace", a.workspace, 256, true}}};
+  if (std::string problem = pointer_problem(pointers); !problem.empty()) return problem;
   const std::int64_t widest = model::h_columns(spec.widest_of_all());
   const struct {
     const char* name;
@@ -58,16 +36,15 @@ std::string problem_of(const LayerSpec& spec, const UpArgs& a, std::size_t works
     if (s.stride != 0 && (s.stride < s.least || s.stride > kMaxStride || s.stride % kWidthMultiple != 0))
       return fmt::format("{} = {}: must be 0 ({}), or a multiple of {} from {} to {}", s.name, s.stride,
                          s.least, kWidthMultiple, s.least, kMaxStride);
-  const Span x{"x", a.x, a.tokens, a.x_stride != 0 ? a.x_stride : spec.hidden_size, spec.hidden_size};
-  const Span h{"h", a.h, a.tokens * spec.slots_per_token(), a.h_stride != 0 ? a.h_stride : widest, widest};
-  const Span workspace{"workspace", a.workspace, 1, 0, static_cast<std::int64_t>(workspace_needed / 2)};
-  for (const auto& [one, other] : {std::pair{h, x}, std::pair{workspace, h}, std::pair{workspace, x}})
-    if (one.first() < other.end() && other.first() < one.end())
-      return fmt::format("{} overlaps {}", one.name, other.name);
-  return {};
+  const Span x =
+      rows_span("x", a.x, a.tokens, a.x_stride != 0 ? a.x_stride : spec.hidden_size, spec.hidden_size);
+  const Span h =
+      rows_span("h", a.h, a.tokens * spec.slots_per_token(), a.h_stride != 0 ? a.h_stride : widest, widest);
+  const Span workspace{"workspace", a.workspace, workspace_needed};
+  return overlap_problem({{h, x}, {workspace, h}, {workspace, x}});
 }
 
-}  // namespace
+}  // namespace engine
 
 Status Layer::Impl::up(const UpArgs& args) noexcept try {
   if (!engine_->fork.same_process()) [[unlikely]]
@@ -77,7 +54,7 @@ Status Layer::Impl::up(const UpArgs& args) noexcept try {
                  "up: the layer has weight_on_input, and UpArgs has no weights: use forward");
   if (args.tokens == 0) return {};
   const std::size_t needed = args.tokens > 0 ? needed_workspace(args.tokens) : 0;
-  if (std::string problem = problem_of(spec_, args, needed); !problem.empty()) [[unlikely]]
+  if (std::string problem = engine::up_argument_problem(spec_, args, needed); !problem.empty()) [[unlikely]]
     return Error(ErrorCode::invalid_argument, "UpArgs: " + problem);
   if (args.tokens > max_chunk_) [[unlikely]]
     return Error(
@@ -89,7 +66,7 @@ Status Layer::Impl::up(const UpArgs& args) noexcept try {
     return Error(ErrorCode::workspace_too_small,
                  fmt::format("UpArgs: workspace_bytes = {}: {} tokens need {} (Layer::workspace_bytes)",
                              args.workspace_bytes, args.tokens, needed));
-  const std::uint64_t table = table_.load(std::memory_order_acquire);
+  const std::uint64_t table = table_.address();
   if (table == 0) [[unlikely]]
     return Error(ErrorCode::not_bound, "up before bind: the layer does not know where its weights lie");
   if (cpu_) return cpu_->up(args);
@@ -97,11 +74,7 @@ Status Layer::Impl::up(const UpArgs& args) noexcept try {
   const cuda::ContextScope current(*engine_->device);
   if (!current.ok()) [[unlikely]]
     return current.status();
-  const engine::PublishedSets* published = published_.load(std::memory_order_acquire);
-  const plan::KernelSet* set = nullptr;
-  if (published) [[likely]]
-    set = published->by_prepare ? published->nearest(args.tokens)
-                                : published->exact(model::bucket_of(args.tokens));
+  const plan::KernelSet* set = kernels_.serving(args.tokens);
   if (!set) [[unlikely]] {
     auto found = first_use(args.tokens, args.stream);
     if (!found) return std::move(found).error();

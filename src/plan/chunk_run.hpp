@@ -7,11 +7,11 @@
 
 #include "abi.cuh"
 #include "cuda/device.hpp"
-#include "cuda/launch.hpp"
 #include "cuda/tensor_map.hpp"
 #include "model/config_space.hpp"
 #include "model/one_launch.hpp"
 #include "plan/expert_table.hpp"
+#include "plan/launch.hpp"
 #include "plan/plan.hpp"
 #include "plan/sort_grid.hpp"
 #include "schedule/row_tiles.cuh"
@@ -23,11 +23,6 @@ namespace varmoe::plan {
 using emit::Stage;
 
 static_assert(model::kMaxOneLaunchBlocks == abi::kMaxLayerBlocks);
-
-template <class T>
-inline T* at(std::uint64_t base, std::size_t offset) {
-  return reinterpret_cast<T*>(base + offset);
-}
 
 /// One chunk of tokens on its way through the kernels.
 class ChunkRun {
@@ -100,12 +95,7 @@ class ChunkRun {
   /// Kernels of the chain alone, and others' that follow them.
   template <class Params>
   Status launch_kernel(const LoadedKernel& kernel, std::int64_t blocks, Params& params) noexcept {
-    void* arguments[] = {&params};
-    return cuda::launch(*context_.driver, kernel.function,
-                        {static_cast<std::uint32_t>(std::max<std::int64_t>(blocks, 1))},
-                        {static_cast<std::uint32_t>(kernel.block_threads)},
-                        static_cast<std::uint32_t>(kernel.dynamic_smem_bytes), args_.stream, arguments,
-                        {.programmatic_dependent_launch = context_.dependent_launch});
+    return plan::launch_kernel(context_, args_.stream, kernel, blocks, params);
   }
   template <class Params>
   Status launch(Stage stage, std::int64_t blocks, Params& params) noexcept {

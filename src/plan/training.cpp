@@ -4,12 +4,10 @@
 
 #include "model/gradient_config.hpp"
 #include "plan/chunk_run.hpp"
+#include "plan/gradient_run.hpp"
 
 namespace varmoe::plan {
 namespace {
-
-/// Of one product: of each slot, for both halves of a tile.
-constexpr std::int64_t kArrivals = 2 * abi::kGradientSlots;
 
 /// dz is made with its rows' weights and without: b1's gradient is the sum of the latter where a weight
 /// multiplies the input.
@@ -22,8 +20,7 @@ bool keeps_both(const LayerSpec& spec) noexcept {
 struct TrainingLayout {
   std::size_t total_bytes = 0;
   std::size_t dz = 0, unweighted_dz = 0, partials = 0, z = 0;
-  std::size_t order = 0, fc1_prefix = 0, fc2_prefix = 0, fc1_splits = 0, fc2_splits = 0, tickets = 0;
-  std::size_t arrivals = 0, part_sums = 0;
+  GradientLayout gradients;
   std::size_t shared_weight = 0, shared_gradient = 0;
 
   TrainingLayout(const LayerSpec& spec, std::int64_t max_width, std::int64_t tokens, bool save) noexcept {
@@ -32,7 +29,7 @@ struct TrainingLayout {
       total_bytes += (static_cast<std::size_t>(count) * bytes + 255) / 256 * 256;
       return begin;
     };
-    const std::int64_t rows = tokens * spec.slots_per_token(), experts = spec.all_experts();
+    const std::int64_t rows = tokens * spec.slots_per_token();
     // The backward layer has the same experts, slots and hidden size: its layout is larger by its rows'
     // weights.
     total_bytes = workspace_layout(spec, max_width, nullptr, tokens).total_bytes;
@@ -41,16 +38,7 @@ struct TrainingLayout {
     unweighted_dz = place(keeps_both(spec) ? rows * z_columns(spec, max_width) : 0, 2);
     partials = place(rows * model::most_partials(max_width), sizeof(float));
     z = place(save ? 0 : rows * z_columns(spec, max_width), 2);
-    order = place(experts, sizeof(i32));
-    fc1_prefix = place(experts + 1, sizeof(i32));
-    fc2_prefix = place(experts + 1, sizeof(i32));
-    fc1_splits = place(experts, sizeof(abi::GradientSplit));
-    fc2_splits = place(experts, sizeof(abi::GradientSplit));
-    tickets = place(2, sizeof(i32));
-    arrivals = place(2 * kArrivals, sizeof(i32));
-    // Fewer rows are never split.
-    part_sums = place(2 * rows < 3 * abi::kLeastPartRows ? 0 : abi::kGradientSlots * model::kMostGradientTile,
-                      sizeof(float));
+    gradients = GradientLayout(spec.all_experts(), rows, place);
     shared_weight = place(spec.shared_gate ? tokens : 0, sizeof(float));
     shared_gradient = place(spec.shared_gate ? tokens * spec.num_shared() : 0, sizeof(float));
   }
@@ -181,112 +169,24 @@ class BackwardRun {
   }
 
   Status weights() noexcept {
-    if (auto ok = schedule(); !ok) return ok;
-    const std::uint64_t copied = workspace_ + chain_.layout().y;
-    if (auto ok =
-            weight_gradient(kernels_.fc2_gradient, kernels_.fc2_gradient_config, kernels_.fc2_gradient_tiles,
-                            1, chain_.layout().h, h_stride(), a_.dout, dout_stride(), copied);
-        !ok)
-      return ok;
+    const GradientRun run(context_.forward, kernels_, context_.gradients,
+                          {expert_offsets(), row_source(), rows(), a_.tokens}, workspace_, layout_.gradients,
+                          a_.accumulate_weight_gradients, a_.stream);
+    const std::int64_t hidden = spec_.hidden_size;
+    const Rows wh{at<const void>(workspace_, chain_.layout().h), h_stride(), h_stride()};
+    const Rows dz{at<const void>(workspace_, layout_.dz), z_stride(), z_stride()};
+    const Rows x{a_.x, x_stride(), hidden}, dout{a_.dout, dout_stride(), hidden};
+    const Rows copied{at<const void>(workspace_, chain_.layout().y), hidden, hidden};
+    if (auto ok = run.schedule(); !ok) return ok;
+    if (auto ok = run.product(model::GemmStage::fc2, wh, dout, copied); !ok) return ok;
     if (model::reads_copies(kernels_.fc1_gradient_config)) {
       if (auto ok = chain_.gather(a_.x, x_stride()); !ok) return ok;
     }
-    if (auto ok =
-            weight_gradient(kernels_.fc1_gradient, kernels_.fc1_gradient_config, kernels_.fc1_gradient_tiles,
-                            0, layout_.dz, z_stride(), a_.x, x_stride(), copied);
-        !ok)
-      return ok;
-    return spec_.bias ? biases() : Status{};
-  }
-
-  Status schedule() noexcept {
-    abi::GradientScheduleParams p{};
-    p.experts = at<const abi::GradientEntry>(context_.gradients, 0);
-    p.expert_offsets = expert_offsets();
-    p.expert_order = at<i32>(workspace_, layout_.order);
-    p.fc1_prefix = at<i32>(workspace_, layout_.fc1_prefix);
-    p.fc2_prefix = at<i32>(workspace_, layout_.fc2_prefix);
-    p.fc1_splits = at<abi::GradientSplit>(workspace_, layout_.fc1_splits);
-    p.fc2_splits = at<abi::GradientSplit>(workspace_, layout_.fc2_splits);
-    p.tickets = at<i32>(workspace_, layout_.tickets);
-    p.arrivals = at<i32>(workspace_, layout_.arrivals);
-    p.experts_count = static_cast<i32>(spec_.all_experts());
-    const auto shape = [&](model::GemmStage stage, const model::GradientConfig& c, i32& block, i32& tiles) {
-      const bool hidden_rows = model::gradient_rows_are_hidden(spec_, stage);
-      const std::int64_t of_hidden = hidden_rows ? c.block_m : c.block_n;
-      block = hidden_rows ? c.block_n : c.block_m;
-      tiles = static_cast<i32>((spec_.hidden_size + of_hidden - 1) / of_hidden);
-    };
-    shape(model::GemmStage::fc1, kernels_.fc1_gradient_config, p.fc1_width_block, p.fc1_tiles_per_width);
-    shape(model::GemmStage::fc2, kernels_.fc2_gradient_config, p.fc2_width_block, p.fc2_tiles_per_width);
-    const bool alternate = model::gate_and_up_alternate(spec_);
-    p.fc1_width_scale = alternate ? 2 : 1;
-    if (spec_.gated() && !alternate) p.fc1_tiles_per_width *= 2;
-    return launch(kernels_.gradient_schedule, 1, p);
-  }
-
-  /// `product`: 0 of fc1's weights, 1 of fc2's.
-  Status weight_gradient(const LoadedKernel& kernel, const model::GradientConfig& config, std::int64_t tiles,
-                         int product, std::size_t rows_at, std::int64_t rows_stride, const void* tokens,
-                         std::int64_t tokens_stride, std::uint64_t copied) noexcept {
-    abi::WeightGradientParams p{};
-    p.gradients = at<const abi::GradientEntry>(context_.gradients, 0);
-    p.expert_offsets = expert_offsets();
-    p.expert_order = at<const i32>(workspace_, layout_.order);
-    p.tile_prefix = at<const i32>(workspace_, product == 0 ? layout_.fc1_prefix : layout_.fc2_prefix);
-    p.splits =
-        at<const abi::GradientSplit>(workspace_, product == 0 ? layout_.fc1_splits : layout_.fc2_splits);
-    p.partials = at<float>(workspace_, layout_.part_sums);
-    p.arrivals = at<i32>(workspace_, layout_.arrivals) + product * kArrivals;
-    p.row_source = row_source();
-    p.rows = at<const void>(workspace_, rows_at);
-    p.tokens = tokens;
-    p.rows_stride = rows_stride;
-    p.tokens_stride = tokens_stride;
-    p.ticket = at<i32>(workspace_, layout_.tickets) + product;
-    p.experts = static_cast<i32>(spec_.all_experts());
-    p.accumulate = a_.accumulate_weight_gradients;
-    if (uses_boxes(config)) {
-      if (auto ok = encode(workspace_ + rows_at, rows_stride, &p.rows_map); !ok) return ok;
-      if (model::reads_copies(config)) {
-        if (auto ok = encode(copied, spec_.hidden_size, &p.tokens_map); !ok) return ok;
-      }
-    }
-    // The gather counts in units of 16 bytes, 32 bits of them.
-    if (uses_boxes(config) && a_.tokens * (tokens_stride / 8) > std::int64_t{UINT32_MAX})
-      return Error(ErrorCode::unsupported, "x or dout spans more than 64 GiB");
-    // Hot experts' tiles may be summed in parts.
-    return launch(kernel, std::min<std::int64_t>(tiles + abi::kGradientSlots, sms() * kernel.blocks_per_sm),
-                  p);
-  }
-
-  /// [rows, columns] in boxes of 64 by 64.
-  Status encode(std::uint64_t base, std::int64_t columns, abi::TensorMap* map) const noexcept {
-    cuda::TensorBoxes boxes;
-    boxes.base = base;
-    boxes.rank = 2;
-    boxes.size = {static_cast<std::uint64_t>(columns), static_cast<std::uint64_t>(rows())};
-    boxes.stride = {static_cast<std::uint64_t>(columns) * 2};
-    boxes.box = {64, 64};
-    boxes.bf16 = spec_.dtype == DType::bf16;
-    return cuda::encode_tensor_map(*context_.forward.driver, boxes, map);
-  }
-
-  Status biases() noexcept {
-    abi::BiasGradientParams p{};
-    p.gradients = at<const abi::GradientEntry>(context_.gradients, 0);
-    p.expert_offsets = expert_offsets();
-    p.row_source = row_source();
-    p.rows = at<const void>(workspace_, keeps_both(spec_) ? layout_.unweighted_dz : layout_.dz);
-    p.dout = a_.dout;
-    p.topk_weights = a_.topk_weights;
-    p.rows_stride = z_stride();
-    p.dout_stride = dout_stride();
-    p.experts = static_cast<i32>(spec_.all_experts());
-    p.accumulate = a_.accumulate_weight_gradients;
-    const auto blocks = [&](std::int64_t columns) { return p.experts * ((columns + 255) / 256); };
-    if (auto ok = launch(kernels_.fc1_bias_gradient, blocks(z_stride()), p); !ok) return ok;
-    return launch(kernels_.fc2_bias_gradient, blocks(spec_.hidden_size), p);
+    if (auto ok = run.product(model::GemmStage::fc1, dz, x, copied); !ok) return ok;
+    if (!spec_.bias) return {};
+    const Rows unweighted{at<const void>(workspace_, layout_.unweighted_dz), z_stride(), z_stride()};
+    if (auto ok = run.fc1_bias(keeps_both(spec_) ? unweighted : dz); !ok) return ok;
+    return run.fc2_bias(dout, a_.topk_weights);
   }
 
   Status shared_gate() noexcept {
@@ -313,7 +213,6 @@ class BackwardRun {
   Status launch(const LoadedKernel& kernel, std::int64_t blocks, Params& p) noexcept {
     return chain_.launch_kernel(kernel, blocks, p);
   }
-  static bool uses_boxes(const model::GradientConfig& c) noexcept { return c.schedule == Schedule::wgmma; }
   /// Rows of dout lie in expert order, for the products that take boxes.
   bool copies() const noexcept { return kernels_.backward[Stage::gather].function != nullptr; }
   const i32* expert_offsets() const noexcept {
@@ -340,10 +239,6 @@ class BackwardRun {
 };
 
 }  // namespace
-
-std::int64_t z_columns(const LayerSpec& spec, std::int64_t max_width) noexcept {
-  return model::h_columns(max_width) * (spec.gated() ? 2 : 1);
-}
 
 std::size_t training_saved_bytes(const LayerSpec& spec, std::int64_t tokens,
                                  bool save_preactivation) noexcept {

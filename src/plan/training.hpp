@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "model/gradient_config.hpp"
+#include "plan/gradient_run.hpp"
 #include "plan/plan.hpp"
 #include "varmoe/error.hpp"
 #include "varmoe/layer_spec.hpp"
@@ -16,14 +16,12 @@
 namespace varmoe::plan {
 
 /// Everything that forward and backward of one bucket need; immutable once published.
-struct TrainingKernels {
+struct TrainingKernels : WeightGradientKernels {
   KernelSet forward;       ///< its fc1 keeps z, unless backward makes z again
   LoadedKernel fc1_again;  ///< fc1 that keeps z; null where forward's does
   KernelSet backward;      ///< of model::backward_layer
-  LoadedKernel topk_weight_gradient, gradient_schedule, fc1_gradient, fc2_gradient;
-  LoadedKernel fc1_bias_gradient, fc2_bias_gradient, shared_gate_gradient;  ///< null where the layer has none
-  model::GradientConfig fc1_gradient_config, fc2_gradient_config;
-  std::int64_t fc1_gradient_tiles = 0, fc2_gradient_tiles = 0;  ///< of all experts
+  LoadedKernel topk_weight_gradient;
+  LoadedKernel shared_gate_gradient;  ///< null where the layer has none
 };
 
 /// What does not change from call to call.
@@ -42,9 +40,6 @@ Result<std::vector<std::byte>> make_backward_table(const LayerSpec& spec, const 
 /// gate's gradient.
 Result<std::vector<std::byte>> make_gradient_table(const LayerSpec& spec, const Weights& gradients);
 
-/// Row length of z and dz in elements: each of gate and up in whole stages of 64 of the widest expert.
-std::int64_t z_columns(const LayerSpec& spec, std::int64_t max_width) noexcept;
-
 std::size_t training_saved_bytes(const LayerSpec& spec, std::int64_t tokens,
                                  bool save_preactivation) noexcept;
 /// Of forward and backward, whatever the configs.
@@ -57,8 +52,13 @@ Status run_training_forward(const TrainingContext& context, const TrainingKernel
 Status run_backward(const TrainingContext& context, const TrainingKernels& kernels,
                     const BackwardArgs& args) noexcept;
 
-/// Enqueues zeroes for every gradient: a backward of no tokens.
+/// Which gradients.
+struct GradientParts {
+  bool fc1 = true, fc2 = true, shared_gate = true;
+};
+
+/// Enqueues zeroes for gradients: a backward of no rows.
 Status clear_gradients(const cuda::Driver& driver, const LayerSpec& spec, GradientType type,
-                       const Weights& gradients, void* stream) noexcept;
+                       const Weights& gradients, void* stream, const GradientParts& parts = {}) noexcept;
 
 }  // namespace varmoe::plan

@@ -115,7 +115,7 @@ Result<std::vector<std::byte>> make_gradient_table(const LayerSpec& spec, const 
 }
 
 Status clear_gradients(const cuda::Driver& driver, const LayerSpec& spec, GradientType type,
-                       const Weights& gradients, void* stream) noexcept {
+                       const Weights& gradients, void* stream, const GradientParts& parts) noexcept {
   const std::int64_t bytes = type == GradientType::fp32 ? 4 : 2;
   // Rows of `columns` elements, `stride` apart.
   const auto clear = [&](const void* base, std::int64_t rows, std::int64_t columns,
@@ -131,22 +131,21 @@ Status clear_gradients(const cuda::Driver& driver, const LayerSpec& spec, Gradie
     const bool alternate = model::gate_and_up_alternate(spec);
     const std::int64_t outputs = alternate ? 2 * width : width;
     const bool kn = spec.fc1_layout == WeightLayout::kn, down_kn = spec.fc2_layout == WeightLayout::kn;
-    if (auto ok =
-            clear(alternate ? nullptr : w.up, kn ? hidden : outputs, kn ? outputs : hidden, w.fc1_stride);
-        !ok)
-      return ok;
-    if (auto ok = clear(spec.gated() ? w.gate : nullptr, kn ? hidden : outputs, kn ? outputs : hidden,
-                        w.fc1_stride);
-        !ok)
-      return ok;
+    if (parts.fc1) {
+      for (const void* matrix : {alternate ? nullptr : w.up, spec.gated() ? w.gate : nullptr})
+        if (auto ok = clear(matrix, kn ? hidden : outputs, kn ? outputs : hidden, w.fc1_stride); !ok)
+          return ok;
+      for (const void* bias : {w.gate_bias, w.up_bias})
+        if (auto ok = clear(spec.bias ? bias : nullptr, width, 1, w.fc1_bias_stride); !ok) return ok;
+    }
+    if (!parts.fc2) continue;
     if (auto ok = clear(w.down, down_kn ? width : hidden, down_kn ? hidden : width, w.fc2_stride); !ok)
       return ok;
-    if (!spec.bias) continue;
-    if (auto ok = clear(w.gate_bias, width, 1, w.fc1_bias_stride); !ok) return ok;
-    if (auto ok = clear(w.up_bias, width, 1, w.fc1_bias_stride); !ok) return ok;
-    if (auto ok = clear(w.down_bias, 1, hidden, hidden); !ok) return ok;
+    if (auto ok = clear(spec.bias ? w.down_bias : nullptr, 1, hidden, hidden); !ok) return ok;
   }
-  return spec.shared_gate ? clear(gradients.shared_gate, 1, spec.hidden_size, spec.hidden_size) : Status{};
+  return spec.shared_gate && parts.shared_gate
+             ? clear(gradients.shared_gate, 1, spec.hidden_size, spec.hidden_size)
+             : Status{};
 }
 
 }  // namespace varmoe::plan

@@ -1,6 +1,7 @@
 // The building blocks through the C API, on the CPU.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -24,7 +25,8 @@ struct CpuBlocks {
   varmoe_blocks* blocks = nullptr;
   oracle::RandomCase source;
 
-  CpuBlocks() : source(oracle::make_case(uniform_spec(64, 4, 72, 2), {.tokens = 10})) {
+  explicit CpuBlocks(const varmoe_blocks_options* blocks_options = nullptr)
+      : source(oracle::make_case(uniform_spec(64, 4, 72, 2), {.tokens = 10})) {
     varmoe_engine_options options;
     REQUIRE(varmoe_engine_options_init(&options, sizeof options) == VARMOE_OK);
     options.device = VARMOE_CPU_DEVICE;
@@ -37,7 +39,7 @@ struct CpuBlocks {
     spec.expert_widths = widths;
     spec.num_experts = 4;
     spec.top_k = 2;
-    REQUIRE(varmoe_blocks_create(engine, &spec, nullptr, &blocks) == VARMOE_OK);
+    REQUIRE(varmoe_blocks_create(engine, &spec, blocks_options, &blocks) == VARMOE_OK);
     varmoe_weights weights;
     REQUIRE(varmoe_weights_init(&weights, sizeof weights) == VARMOE_OK);
     weights.fc1 = source.fc1.data();
@@ -204,4 +206,108 @@ TEST_CASE("C: building blocks refuse nulls, enumerators and structs of another s
   spec.top_k = 1;
   CHECK(varmoe_blocks_create(b.engine, &spec, &options, &none) == VARMOE_E_INVALID_ARGUMENT);
   CHECK(last_error_has("weighted_down = 3"));
+  options.weighted_down = 0;
+  options.training = 2;
+  CHECK(varmoe_blocks_create(b.engine, &spec, &options, &none) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("training = 2"));
+  options.training = 1;
+  options.gradient_type = 7;
+  CHECK(varmoe_blocks_create(b.engine, &spec, &options, &none) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("gradient_type = 7"));
+  auto down = made(varmoe_grouped_down_backward_args_init);
+  CHECK(down.weight_gradients == 1);
+  rows = made(varmoe_rows_by_expert_init);
+  const std::int32_t offsets[5] = {};
+  rows.expert_offsets = offsets;
+  down.by_expert = &rows;
+  CHECK(varmoe_blocks_down_backward(b.blocks, &down) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("training"));
+  down.weight_gradients = 4;
+  CHECK(varmoe_blocks_down_backward(b.blocks, &down) == VARMOE_E_INVALID_ARGUMENT);
+  CHECK(last_error_has("weight_gradients = 4"));
+  CHECK(varmoe_blocks_backward_workspace_bytes(b.blocks, 4, &bytes) == VARMOE_E_INVALID_ARGUMENT);
+}
+
+TEST_CASE("C: the backward passes of up and down pass every argument on") {
+  // Of one-hot rows the gradients are single products, which are checked here; tests/engine has the rest.
+  auto options = made(varmoe_blocks_options_init);
+  options.training = options.weighted_down = 1;
+  options.gradient_type = VARMOE_GRADIENT_FP32;
+  const CpuBlocks b(&options);
+  constexpr std::int64_t kRows = 8, kHidden = 64, kWidth = 72, kStride = 128;
+  std::vector<float> fc1(4 * 2 * kWidth * kHidden, -1), fc2(4 * kHidden * kWidth, -1);
+  auto gradients = made(varmoe_weights_init);
+  gradients.fc1 = fc1.data();
+  gradients.fc2 = fc2.data();
+  REQUIRE_MESSAGE(varmoe_blocks_bind_gradients(b.blocks, &gradients) == VARMOE_OK, varmoe_last_error());
+  std::size_t bytes = 0, forward_bytes = 0;
+  REQUIRE(varmoe_blocks_backward_workspace_bytes(b.blocks, kRows, &bytes) == VARMOE_OK);
+  REQUIRE(varmoe_blocks_workspace_bytes(b.blocks, kRows, &forward_bytes) == VARMOE_OK);
+  oracle::Buffer16 workspace(static_cast<std::int64_t>(std::max(bytes, forward_bytes) / 2));
+  const auto zeros = [](std::int64_t n) {
+    oracle::Buffer16 buffer(n);
+    std::fill_n(buffer.data(), n, std::uint16_t{0});
+    return buffer;
+  };
+  auto x = zeros(kRows * kHidden), dy = zeros(kRows * kHidden), h = zeros(kRows * kStride),
+       dh = zeros(kRows * kStride), z = zeros(kRows * 2 * kStride), dz = zeros(kRows * 2 * kStride),
+       dx = zeros(kRows * kHidden);
+  const auto one = oracle::encode(DType::bf16, 1.0);
+  x[2 * kHidden + 5] = dy[2 * kHidden + 9] = one;  // of expert 1's one row
+  const std::int32_t counts[] = {2, 1, 0, 5};
+  std::vector<float> weights(kRows, 0.5f), dw(kRows, -1.0f);
+  auto rows = made(varmoe_rows_by_expert_init);
+  rows.rows = kRows;
+  rows.layout = VARMOE_ROWS_COUNTS;
+  rows.expert_counts = counts;
+  auto up = made(varmoe_grouped_up_args_init);
+  up.by_expert = &rows;
+  up.x = x.data();
+  up.h = h.data();
+  up.z = z.data();
+  up.workspace = workspace.data();
+  up.workspace_bytes = forward_bytes;
+  REQUIRE_MESSAGE(varmoe_blocks_up(b.blocks, &up) == VARMOE_OK, varmoe_last_error());
+  auto down = made(varmoe_grouped_down_backward_args_init);
+  down.by_expert = &rows;
+  down.dy = dy.data();
+  down.h = h.data();
+  down.dh = dh.data();
+  down.row_weights = weights.data();
+  down.drow_weights = dw.data();
+  down.workspace = workspace.data();
+  down.workspace_bytes = bytes;
+  REQUIRE_MESSAGE(varmoe_blocks_down_backward(b.blocks, &down) == VARMOE_OK, varmoe_last_error());
+  auto back = made(varmoe_grouped_up_backward_args_init);
+  back.by_expert = &rows;
+  back.x = x.data();
+  back.z = z.data();
+  back.dh = dh.data();
+  back.dz = dz.data();
+  back.dx = dx.data();
+  back.workspace = workspace.data();
+  back.workspace_bytes = bytes;
+  REQUIRE_MESSAGE(varmoe_blocks_up_backward(b.blocks, &back) == VARMOE_OK, varmoe_last_error());
+  const auto number = [](std::uint16_t v) { return oracle::decode(DType::bf16, v); };
+  const std::uint16_t *fc1_1 = b.source.fc1.data() + 2 * kWidth * kHidden,
+                      *fc2_1 = b.source.fc2.data() + kHidden * kWidth;
+  double sum = 0, dx5 = 0;
+  for (std::int64_t j = 0; j < kWidth; ++j) {
+    const double h_j = number(h[2 * kStride + j]), w2 = number(fc2_1[9 * kWidth + j]);
+    sum += h_j * w2;
+    CHECK(number(z[2 * 2 * kStride + 128 + j]) ==
+          doctest::Approx(number(fc1_1[(kWidth + j) * kHidden + 5])).epsilon(0.01));
+    CHECK(number(dh[2 * kStride + j]) == doctest::Approx(0.5 * w2).epsilon(0.01));
+    CHECK(static_cast<double>(fc2[static_cast<std::size_t>((kHidden + 9) * kWidth + j)]) ==
+          doctest::Approx(0.5 * h_j).epsilon(0.01));
+    const double gate = number(dz[2 * 2 * kStride + j]), up_j = number(dz[2 * 2 * kStride + 128 + j]);
+    CHECK(static_cast<double>(fc1[static_cast<std::size_t>((2 * kWidth + j) * kHidden + 5)]) == gate);
+    CHECK(static_cast<double>(fc1[static_cast<std::size_t>((3 * kWidth + j) * kHidden + 5)]) == up_j);
+    dx5 += gate * number(fc1_1[j * kHidden + 5]) + up_j * number(fc1_1[(kWidth + j) * kHidden + 5]);
+  }
+  CHECK(static_cast<double>(dw[2]) == doctest::Approx(sum).epsilon(0.01));
+  CHECK(number(dx[2 * kHidden + 5]) == doctest::Approx(dx5).epsilon(0.01));
+  // Expert 2 has no rows.
+  CHECK(std::all_of(fc2.begin() + 2 * kHidden * kWidth, fc2.begin() + 3 * kHidden * kWidth,
+                    [](float v) { return v == 0; }));
 }

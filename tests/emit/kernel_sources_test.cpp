@@ -130,7 +130,8 @@ TEST_CASE("a kernel carries the headers that it reaches and no others, as they a
   kernels.insert(kernels.end(), of_gradient.begin(), of_gradient.end());
   kernels.push_back(emit::emit_align({8, 128}, Stage::align_single).value());
   for (const Stage stage :
-       {Stage::block_schedule, Stage::block_gather, Stage::block_slot_rows, Stage::combine_gradient})
+       {Stage::block_schedule, Stage::block_gather, Stage::block_slot_rows, Stage::combine_gradient,
+        Stage::activation_gradient, Stage::row_weight_gradient, Stage::weigh_rows})
     kernels.push_back(emit::emit_block(pruned_spec(), stage, 256).value());
   for (const Stage stage : {Stage::topk_weight_gradient, Stage::gradient_schedule, Stage::fc1_gradient,
                             Stage::fc1_bias_gradient, Stage::shared_gate_gradient}) {

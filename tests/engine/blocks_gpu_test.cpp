@@ -47,8 +47,10 @@ struct GpuBlocks : EngineFixture {
     Names found;
     for (const std::string& name : test::launched_kernels()) {
       std::string stage = name.substr(std::string("varmoe_").size());
-      for (const char* known : {"block_schedule", "block_gather", "block_slot_rows", "fc1", "fc2",
-                                "combine_gradient", "combine", "gather", "sort"})
+      for (const char* known :
+           {"block_schedule", "block_gather", "block_slot_rows", "fc1_gradient", "fc2_gradient",
+            "fc1_bias_gradient", "fc2_bias_gradient", "fc1", "fc2", "combine_gradient", "combine", "gather",
+            "sort", "activation_gradient", "row_weight_gradient", "weigh_rows", "gradient_schedule"})
         if (stage.rfind(std::string(known) + "_", 0) == 0) {
           stage = known;
           break;
@@ -175,4 +177,90 @@ TEST_CASE_FIXTURE(GpuBlocks,
   const int compiles = fake_nvrtc::compiles();
   require_ok(blocks.up(args));
   CHECK(fake_nvrtc::compiles() == compiles);
+}
+
+TEST_CASE_FIXTURE(GpuBlocks,
+                  "blocks' backward: prepared, it launches what is asked for, and compiles no more") {
+  Engine engine = make_engine();
+  for (const int kind : {0, 1, 2}) {
+    CAPTURE(kind);
+    LayerSpec spec = test::pruned_spec();
+    spec.weight_on_input = kind == 2;
+    BlocksOptions blocks_options;
+    blocks_options.training = true;
+    blocks_options.weighted_down = kind == 1;
+    Blocks blocks = make(engine, spec, blocks_options);
+    auto report = blocks.prepare(tokens_of({64}));
+    require_ok(report);
+    for (const char* stage : {"up", "up_saving", "down", "dh", "dz", "dx", "activation_gradient",
+                              "gradient_schedule", "fc1_gradient", "fc2_gradient"})
+      CHECK_MESSAGE(std::any_of(report->kernels.begin(), report->kernels.end(),
+                                [&](const KernelReport& k) { return k.stage == stage; }),
+                    stage);
+    require_ok(blocks.bind_gradients(test::fake_weights(spec)));
+    const int compiles = fake_nvrtc::compiles();
+    fake_cuda::clear_launches();
+    constexpr std::int64_t kRows = 128;
+    GroupedUpArgs up = up_args(blocks, kRows);
+    if (kind == 2) up.row_weights = static_cast<const float*>(arena.take(kRows * 4));
+    up.z = arena.take(kRows * 512 * 2);
+    require_ok(blocks.up(up));
+    CHECK(stages() == Names{"block_schedule", "fc1"});
+
+    GroupedDownBackwardArgs down;
+    down.by_expert = up.by_expert;
+    down.dy = up.x;
+    down.h = up.h;
+    down.dh = arena.take(kRows * 256 * 2);
+    down.workspace_bytes = *blocks.backward_workspace_bytes(kRows);
+    down.workspace = arena.take(down.workspace_bytes);
+    if (kind == 1) {
+      down.row_weights = static_cast<const float*>(arena.take(kRows * 4));
+      down.drow_weights = static_cast<float*>(arena.take(kRows * 4));
+    }
+    require_ok(blocks.down_backward(down));
+    CHECK(stages() == (kind == 1 ? Names{"block_schedule", "fc1", "row_weight_gradient", "gradient_schedule",
+                                         "fc2_gradient"}
+                                 : Names{"block_schedule", "fc1", "gradient_schedule", "fc2_gradient"}));
+    down.weight_gradients = false;
+    down.drow_weights = nullptr;
+    require_ok(blocks.down_backward(down));
+    const Names from_h = test::launched_kernels();
+    CHECK(stages() == Names{"block_schedule", "fc1"});
+    down.h = nullptr;
+    down.dh = nullptr;
+    down.z = up.z;
+    down.dz = arena.take(kRows * 512 * 2);
+    require_ok(blocks.down_backward(down));
+    const Names from_z = test::launched_kernels();
+    CHECK(stages() == Names{"block_schedule", "fc1"});
+    CHECK(from_h != from_z);
+
+    GroupedUpBackwardArgs back;
+    back.by_expert = up.by_expert;
+    back.x = up.x;
+    back.z = up.z;
+    back.dh = arena.take(kRows * 256 * 2);
+    back.dz = down.dz;
+    back.dx = arena.take(static_cast<std::size_t>(kRows * spec.hidden_size) * 2);
+    back.workspace = down.workspace;
+    back.workspace_bytes = down.workspace_bytes;
+    if (kind == 2) {
+      back.row_weights = up.row_weights;
+      back.drow_weights = static_cast<float*>(arena.take(kRows * 4));
+    }
+    require_ok(blocks.up_backward(back));
+    CHECK(stages() == (kind == 2 ? Names{"block_schedule", "activation_gradient", "fc2", "weigh_rows",
+                                         "weigh_rows", "gradient_schedule", "fc1_gradient"}
+                                 : Names{"block_schedule", "activation_gradient", "fc2", "gradient_schedule",
+                                         "fc1_gradient"}));
+    back.z = nullptr;
+    back.dh = nullptr;
+    back.weight_gradients = false;
+    back.drow_weights = nullptr;
+    require_ok(blocks.up_backward(back));
+    CHECK(stages() ==
+          (kind == 2 ? Names{"block_schedule", "fc2", "weigh_rows"} : Names{"block_schedule", "fc2"}));
+    CHECK(fake_nvrtc::compiles() == compiles);
+  }
 }

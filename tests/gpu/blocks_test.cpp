@@ -1,12 +1,11 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "cuda/graph.hpp"
-#include "gpu/device_bytes.hpp"
+#include "gpu/device_blocks.hpp"
 #include "gpu/device_layer.hpp"
 #include "oracle/blocks_case.hpp"
 #include "varmoe/blocks.hpp"
@@ -16,79 +15,11 @@
 
 namespace {
 
+using gpu::DeviceBlocks;
+using gpu::DeviceMemory;
+using gpu::kLayouts;
+using gpu::mixed_spec;
 using varmoe::RowLayout;
-using varmoe::cuda::DeviceBuffer;
-
-/// Device memory with a guard behind every array.
-class DeviceMemory {
- public:
-  explicit DeviceMemory(void* stream) : stream_(stream) {}
-  template <class T>
-  T* put(const std::vector<T>& values) {
-    constexpr std::size_t kGuard = 4096;
-    const std::size_t bytes = (values.size() * sizeof(T) + 255) / 256 * 256;
-    auto buffer = gpu::must(DeviceBuffer::allocate(gpu::device(), bytes + kGuard), "allocate");
-    gpu::must(varmoe::cuda::fill_async(*gpu::device(), buffer.address(), 0xa5, buffer.size(), nullptr),
-              "fill");
-    if (!values.empty())
-      gpu::must(varmoe::cuda::copy_to_device(*gpu::device(), buffer.address(), values.data(),
-                                             values.size() * sizeof(T)),
-                "upload");
-    buffers_.push_back(std::move(buffer));
-    return static_cast<T*>(buffers_.back().data());
-  }
-  template <class T>
-  std::vector<T> get(const T* at, std::size_t count) const {
-    std::vector<T> host(count);
-    gpu::must(varmoe::cuda::copy_to_host(*gpu::device(), host.data(), reinterpret_cast<std::uint64_t>(at),
-                                         count * sizeof(T)),
-              "download");
-    for (const DeviceBuffer& buffer : buffers_) {
-      if (buffer.data() != at) continue;
-      std::vector<std::uint8_t> all(buffer.size());
-      gpu::must(varmoe::cuda::copy_to_host(*gpu::device(), all.data(), buffer.address(), all.size()),
-                "download");
-      CHECK_MESSAGE(std::all_of(all.begin() + static_cast<std::ptrdiff_t>(count * sizeof(T)), all.end(),
-                                [](std::uint8_t b) { return b == 0xa5; }),
-                    "wrote behind the end");
-    }
-    return host;
-  }
-  void* stream() const { return stream_; }
-  void synchronize() const {
-    gpu::must(varmoe::cuda::synchronize_stream(*gpu::device(), stream_), "synchronize");
-  }
-
- private:
-  void* stream_;
-  std::vector<DeviceBuffer> buffers_;
-};
-
-/// A case's weights on the device and blocks bound to them.
-struct DeviceBlocks {
-  DeviceBuffer fc1, up, fc2, fc1_bias, fc2_bias;
-  std::unique_ptr<varmoe::Blocks> blocks;
-  varmoe::cuda::Stream stream;
-
-  explicit DeviceBlocks(const oracle::RandomCase& c, varmoe::BlocksOptions options = {},
-                        varmoe::Engine* on = nullptr)
-      : stream(gpu::must(varmoe::cuda::Stream::create(gpu::device()), "stream")) {
-    const auto upload = [](const oracle::Buffer16& b) {
-      return gpu::upload(std::vector<std::uint16_t>(b.data(), b.data() + b.size()));
-    };
-    fc1 = upload(c.fc1);
-    up = upload(c.up);
-    fc2 = upload(c.fc2);
-    fc1_bias = upload(c.fc1_bias);
-    fc2_bias = upload(c.fc2_bias);
-    varmoe::Engine& engine = on != nullptr ? *on : gpu::engine();
-    blocks =
-        std::make_unique<varmoe::Blocks>(gpu::must(engine.create_blocks(c.spec, options), "create_blocks"));
-    gpu::must(blocks->bind(gpu::must(
-                  c.weights(fc1.data(), up.data(), fc2.data(), fc1_bias.data(), fc2_bias.data()), "weights")),
-              "bind");
-  }
-};
 
 /// All blocks twice, on workspaces of other contents: right, and the same bits.
 void check(DeviceBlocks& on, const oracle::RandomCase& c, RowLayout layout, std::int64_t multiple,
@@ -109,35 +40,6 @@ void check(DeviceBlocks& on, const oracle::RandomCase& c, RowLayout layout, std:
       CHECK_MESSAGE(found == first, "two runs differ");
     }
   }
-}
-
-constexpr RowLayout kLayouts[] = {RowLayout::offsets, RowLayout::counts, RowLayout::batched,
-                                  RowLayout::aligned_blocks};
-
-varmoe::LayerSpec mixed_spec(int kind) {
-  varmoe::LayerSpec spec = varmoe::uniform_spec(264, 12, 96, 3);
-  for (std::size_t e = 0; e < spec.expert_widths.size(); ++e)
-    spec.expert_widths[e] = e % 3 == 0 ? 40 : e % 3 == 1 ? 96 : 136;
-  switch (kind) {
-    case 1:
-      spec.bias = true;
-      spec.activation = varmoe::Activation::swiglu_oai;
-      spec.gate_order = varmoe::GateOrder::interleaved;
-      break;
-    case 2:
-      spec.shared_widths = {200, 72};
-      spec.shared_gate = true;
-      spec.fc1_layout = spec.fc2_layout = varmoe::WeightLayout::kn;
-      break;
-    case 3:
-      spec.weight_on_input = true;
-      spec.activation = varmoe::Activation::relu2;
-      spec.dtype = varmoe::DType::fp16;
-      break;
-    default:
-      break;
-  }
-  return spec;
 }
 
 }  // namespace

@@ -9,10 +9,13 @@
 #include "base/thread_pool.hpp"
 #include "compile/findings.hpp"
 #include "emit/blocks.hpp"
+#include "emit/training.hpp"
 #include "kernels/families.hpp"
+#include "model/backward_layer.hpp"
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
 #include "model/device_profile.hpp"
+#include "model/gradient_config.hpp"
 
 using namespace varmoe;
 using namespace kernels_test;
@@ -36,13 +39,44 @@ LayerSpec layer_of(std::vector<std::int64_t> widths, WeightLayout layout, bool b
   return spec;
 }
 
-}  // namespace
+GemmConfig copied(GemmConfig config) {
+  config.gather = GatherMode::copy;
+  return config;
+}
 
-TEST_CASE("the building blocks' kernels compile without spills and findings: rows with gaps, weighted rows") {
+/// Compiles them; each must be without spills, and fit.
+void compile_all(std::vector<Job>& jobs) {
+  parallel_for(jobs.size(), 0, [&](std::size_t i) {
+    Job& job = jobs[i];
+    const auto compiled = compile_one(job.kernel, job.device->arch);
+    const Result<KernelBinary>& binary = *compiled;
+    if (!binary) return void(job.problem = binary.error().message());
+    for (const std::string& finding : compile::findings(*binary)) job.problem += finding + "; ";
+    const ResourceUsage& used = binary->resources;
+    if (used.spill_loads + used.spill_stores != 0) job.problem += "spills; ";
+    if (used.stack_bytes != 0) job.problem += "a stack frame; ";
+    if (used.static_smem + job.kernel.emitted.dynamic_smem_bytes > job.device->smem_per_block)
+      job.problem += "shared memory; ";
+    if ((used.registers + 7) / 8 * 8 * job.kernel.emitted.block_threads > job.device->regs_per_sm)
+      job.problem += "registers; ";
+  });
+  for (const Job& job : jobs)
+    CHECK_MESSAGE(job.problem.empty(), job.kernel.what, ", ", job.device->arch, ": ", job.problem);
+  MESSAGE(jobs.size(), " kernels");
+}
+
+std::vector<model::DeviceProfile> target_devices() {
   std::vector<model::DeviceProfile> targets;
   for (const auto& device : devices())
     if (device.arch == "sm_90a" || device.arch == "sm_80") targets.push_back(device);
   REQUIRE(targets.size() == 2);
+  return targets;
+}
+
+}  // namespace
+
+TEST_CASE("the building blocks' kernels compile without spills and findings: rows with gaps, weighted rows") {
+  const std::vector<model::DeviceProfile> targets = target_devices();
   std::vector<Job> jobs;
   std::vector<std::int64_t> many;
   for (std::int64_t e = 1; e <= 20; ++e) many.push_back(40 * e);
@@ -118,21 +152,59 @@ TEST_CASE("the building blocks' kernels compile without spills and findings: row
       add(emit::emit_kernel(plain, down), "weighted down, " + to_string(config));
     }
   }
-  parallel_for(jobs.size(), 0, [&](std::size_t i) {
-    Job& job = jobs[i];
-    const auto compiled = compile_one(job.kernel, job.device->arch);
-    const Result<KernelBinary>& binary = *compiled;
-    if (!binary) return void(job.problem = binary.error().message());
-    for (const std::string& finding : compile::findings(*binary)) job.problem += finding + "; ";
-    const ResourceUsage& used = binary->resources;
-    if (used.spill_loads + used.spill_stores != 0) job.problem += "spills; ";
-    if (used.stack_bytes != 0) job.problem += "a stack frame; ";
-    if (used.static_smem + job.kernel.emitted.dynamic_smem_bytes > job.device->smem_per_block)
-      job.problem += "shared memory; ";
-    if ((used.registers + 7) / 8 * 8 * job.kernel.emitted.block_threads > job.device->regs_per_sm)
-      job.problem += "registers; ";
-  });
-  for (const Job& job : jobs)
-    CHECK_MESSAGE(job.problem.empty(), job.kernel.what, ", ", job.device->arch, ": ", job.problem);
-  MESSAGE(jobs.size(), " kernels");
+  compile_all(jobs);
+}
+
+TEST_CASE("the kernels of the building blocks' backward compile without spills and findings") {
+  const std::vector<model::DeviceProfile> targets = target_devices();
+  std::vector<Job> jobs;
+  std::vector<std::int64_t> many;
+  for (std::int64_t e = 1; e <= 20; ++e) many.push_back(40 * e);
+  for (const model::DeviceProfile& device : targets) {
+    std::set<std::string> seen;
+    const auto add = [&](Result<emit::EmittedKernel> kernel, const std::string& what) {
+      REQUIRE_MESSAGE(kernel.ok(), what, ": ", (kernel.ok() ? std::string() : kernel.error().message()));
+      if (seen.insert(kernel->entry_name).second)
+        jobs.push_back({{what, *std::move(kernel), false, 1}, &device, {}});
+    };
+    for (int kind = 0; kind < 4; ++kind) {
+      LayerSpec spec =
+          layer_of({512, 264, 128, 72}, kind == 1 ? WeightLayout::kn : WeightLayout::nk, kind == 1);
+      if (kind == 1) spec.gate_order = GateOrder::interleaved;
+      if (kind == 2) spec.activation = Activation::gelu_erf;
+      if (kind == 3) spec = layer_of(many, WeightLayout::nk, false);
+      const bool runtime = kind == 3;
+      const LayerSpec back = model::backward_layer(spec);
+      LayerSpec plain = back;
+      plain.weight_on_input = false;
+      const BackwardConfig products = model::predict_products(spec, 4096, device);
+      emit::KernelRequest dh;
+      dh.stage = Stage::fc1;
+      dh.gemm = model::saving_config(copied(products.dh));
+      dh.runtime_width = dh.row_gaps = runtime;
+      add(emit::emit_kernel(plain, dh), "dh, " + to_string(dh.gemm));
+      dh.backward = emit::block_row_weights();
+      add(emit::emit_kernel(back, dh), "weighted dh, " + to_string(dh.gemm));
+      for (const bool weighs : {false, true}) {
+        dh.backward = emit::block_activation_backward(spec, weighs);
+        add(emit::emit_kernel(back, dh), "dz, " + to_string(dh.gemm));
+      }
+      add(emit::emit_block(spec, Stage::activation_gradient, 0), "activation_gradient");
+      add(emit::emit_block(spec, Stage::row_weight_gradient, 0), "row_weight_gradient");
+      add(emit::emit_block(spec, Stage::weigh_rows, 0), "weigh_rows");
+      for (const GradientType type : {GradientType::layer_dtype, GradientType::fp32}) {
+        for (const Stage stage : {Stage::gradient_schedule, Stage::fc1_gradient, Stage::fc2_gradient,
+                                  Stage::fc1_bias_gradient, Stage::fc2_bias_gradient}) {
+          emit::GradientRequest request;
+          request.stage = stage;
+          request.config = stage == Stage::fc1_gradient ? products.fc1_gradient : products.fc2_gradient;
+          if (request.config.schedule == Schedule::wgmma) request.config.gather = GatherMode::copy;
+          request.type = type;
+          request.segments = true;
+          add(emit::emit_gradient(spec, request), emit::to_string(stage));
+        }
+      }
+    }
+  }
+  compile_all(jobs);
 }

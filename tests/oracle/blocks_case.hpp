@@ -105,6 +105,30 @@ inline BlocksCase make_blocks_case(const RandomCase& c, varmoe::RowLayout layout
   return b;
 }
 
+/// The arrays that say where a case's rows lie, put where blocks compute.
+template <class Memory>
+varmoe::RowsByExpert put_rows(const BlocksCase& b, Memory& memory) {
+  const auto indices = [&](const std::vector<std::int64_t>& v) -> const void* {
+    if (v.empty()) return nullptr;
+    if (b.index_64) return memory.put(v);
+    return memory.put(std::vector<std::int32_t>(v.begin(), v.end()));
+  };
+  varmoe::RowsByExpert by_expert;
+  by_expert.layout = b.layout;
+  by_expert.rows = b.rows;
+  by_expert.expert_offsets = indices(b.offsets);
+  by_expert.expert_counts = indices(b.counts);
+  by_expert.index_type = b.index_64 ? varmoe::IdType::int64 : varmoe::IdType::int32;
+  by_expert.multiple = b.multiple;
+  if (b.layout == varmoe::RowLayout::aligned_blocks) {
+    by_expert.sorted_token_ids = memory.put(b.row_map);
+    by_expert.expert_ids = memory.put(b.expert_ids);
+    by_expert.num_tokens_post_pad = memory.put(b.post_pad);
+    by_expert.routed_rows = b.tokens() * b.slots();
+  }
+  return by_expert;
+}
+
 struct BlocksOutput {
   std::int64_t h_stride = 0;
   std::vector<std::uint16_t> x, h, y, out,
@@ -126,25 +150,9 @@ BlocksOutput run_blocks(varmoe::Blocks& blocks, const BlocksCase& b, Memory& mem
   const auto rows = static_cast<std::size_t>(b.rows), hidden = static_cast<std::size_t>(spec.hidden_size);
   const std::int64_t h_stride = (spec.widest_of_all() + 63) / 64 * 64 + 8;
   const auto poison = [](std::size_t n) { return std::vector<std::uint16_t>(n, kPoison); };
-  const auto indices = [&](const std::vector<std::int64_t>& v) -> const void* {
-    if (v.empty()) return nullptr;
-    if (b.index_64) return memory.put(v);
-    return memory.put(std::vector<std::int32_t>(v.begin(), v.end()));
-  };
-  varmoe::RowsByExpert by_expert;
-  by_expert.layout = b.layout;
-  by_expert.rows = b.rows;
-  by_expert.expert_offsets = indices(b.offsets);
-  by_expert.expert_counts = indices(b.counts);
-  by_expert.index_type = b.index_64 ? varmoe::IdType::int64 : varmoe::IdType::int32;
-  by_expert.multiple = b.multiple;
-  const std::int32_t* row_map = memory.put(b.row_map);
-  if (b.layout == varmoe::RowLayout::aligned_blocks) {
-    by_expert.sorted_token_ids = row_map;
-    by_expert.expert_ids = memory.put(b.expert_ids);
-    by_expert.num_tokens_post_pad = memory.put(b.post_pad);
-    by_expert.routed_rows = b.tokens() * b.slots();
-  }
+  const varmoe::RowsByExpert by_expert = put_rows(b, memory);
+  const std::int32_t* row_map =
+      by_expert.sorted_token_ids != nullptr ? by_expert.sorted_token_ids : memory.put(b.row_map);
   const RandomCase& c = *b.source;
   const std::vector<std::uint16_t> x(c.x.data(), c.x.data() + c.x.size());
 

@@ -20,7 +20,11 @@ namespace {
 template <int kHiddenSize, int kHalfCount, int kScale, bool kHiddenRows>
 struct Gradient {
   static constexpr int kHidden = kHiddenSize, kHalves = kHalfCount, kWidthScale = kScale;
-  static constexpr bool kTokensFirst = kHiddenRows;
+  static constexpr bool kTokensFirst = kHiddenRows, kSegments = false;
+};
+
+struct OfSegments : Gradient<128, 1, 1, false> {
+  static constexpr bool kSegments = true;
 };
 
 /// What gradient_schedule.cuh writes.
@@ -131,6 +135,22 @@ TEST_CASE("tiles of the weights' gradients cover every matrix once, experts with
   walk<Gradient<520, 2, 1, true>, 128, 128>();
   walk<Gradient<264, 1, 2, true>, 256, 64>();
   walk<Gradient<264, 1, 1, false>, 64, 64>();
+}
+
+TEST_CASE("tiles of a caller's segments take rows of each expert from behind the first rows") {
+  // Two experts of width 64, whose segments lie in descending order and with a gap; the third has no rows.
+  std::vector<abi::GradientEntry> experts(3);
+  for (auto& e : experts) e.width = 64;
+  const std::vector<i32> offsets{200, 7, 0, 300, 50, 90, 0}, order{1, 0, 2}, prefix{0, 1, 2, 3};
+  const std::vector<abi::GradientSplit> splits(3);
+  const i32 begins[] = {7, 200, 0}, rows[] = {90, 50, 0};
+  for (i32 index = 0; index < 3; ++index) {
+    const GradientTile t = schedule::gradient_tile<OfSegments, 64, 128>(
+        prefix.data(), order.data(), splits.data(), offsets.data(), experts.data(), 3, index);
+    CHECK(t.expert == order[static_cast<std::size_t>(index)]);
+    CHECK(t.row_begin == begins[index]);
+    CHECK(t.rows == rows[index]);
+  }
 }
 
 TEST_CASE("an expert is split where it has 1.5 fair shares of the work, and no sum is shorter than it pays") {

@@ -246,6 +246,53 @@ class Client(unittest.TestCase):
         with self.assertRaisesRegex(client.VarmoeError, "expert_offsets is null"):
             blocks.up_call(blocks.by_expert(8), rows, h)()
 
+    def test_backward_of_building_blocks(self):
+        """Rows as above: 2 of expert 0, 1 of expert 1 and of weight 1/2; dy is 1. z: gate is x, up is 64 · x; dh is 64 times the weight."""
+        blocks = self.engine.blocks(HIDDEN, WIDTHS, 1, weighted_down=True, training=True, gradient_type="fp32")
+        blocks.bind(*padded_weights(), storage="padded", padded_width=WIDEST)
+        gradients = [client.host_copy(bytes([255]) * (n * 24 * HIDDEN * 4)) for n in (2, 1)]
+        blocks.bind_gradients(*gradients)
+        by = blocks.by_expert(8, "counts", expert_counts=array.array("i", [1, 1]), multiple=4)
+        x = bf16([2.0] * HIDDEN + [float("nan")] * (3 * HIDDEN) + [1.0] * HIDDEN + [float("nan")] * (3 * HIDDEN))
+        weights, dweights = array.array("f", [1.0] * 4 + [0.5] * 4), array.array("f", [7.0] * 8)
+        slope = lambda v: silu(v) / v * (1 + v - silu(v))
+        floats = lambda buffer: list(memoryview(buffer).cast("B").cast("f"))
+        rows = ((0, 8, 2.0, 1.0), (4, 16, 1.0, 0.5))  # where, width, x, weight
+        for from_z in (False, True):
+            h, dh = bf16([0.0] * (8 * 64)), bf16([9.0] * (8 * 64))
+            z, dz, dx = bf16([0.0] * (8 * 128)), bf16([9.0] * (8 * 128)), bf16([9.0] * (8 * HIDDEN))
+            blocks.up_call(by, x, h, z=z)()
+            dy = bf16([1.0] * (8 * HIDDEN))
+            if from_z:
+                blocks.down_backward_call(by, dy, z=z, dz=dz, row_weights=weights, drow_weights=dweights)()
+                blocks.up_backward_call(by, dz, x=x, dx=dx)()
+            else:
+                blocks.down_backward_call(by, dy, h=h, dh=dh, row_weights=weights, drow_weights=dweights)()
+                self.assert_near(numbers(dh)[:8] + numbers(dh)[4 * 64:4 * 64 + 16], [64.0] * 8 + [32.0] * 16)
+                blocks.up_backward_call(by, dz, x=x, z=z, dh=dh, dx=dx)()
+            wanted = [7.0] * 8 if not from_z else dweights.tolist()
+            for row, width, value, weight in rows:
+                wanted[row] = 64 * width * 64 * value * silu(value)
+                gate, up = 64 * weight * 64 * value * slope(value), 64 * weight * silu(value)
+                self.assert_near(numbers(z)[row * 128:row * 128 + width] + numbers(z)[row * 128 + 64:row * 128 + 64 + width],
+                                 [value] * width + [64 * value] * width)
+                self.assert_near(numbers(dz)[row * 128:row * 128 + width] + numbers(dz)[row * 128 + 64:row * 128 + 64 + width],
+                                 [gate] * width + [up] * width)
+                self.assert_near(numbers(dx)[row * HIDDEN:(row + 1) * HIDDEN], [width * (gate / 64 + up)] * HIDDEN)
+            self.assert_near(dweights.tolist(), wanted)
+            self.assertEqual(numbers(dx)[HIDDEN:4 * HIDDEN], [9.0] * (3 * HIDDEN))
+            dw1, dw2 = map(floats, gradients)
+            at = 0
+            for row, width, value, weight in rows:
+                gate, up = 64 * weight * 64 * value * slope(value), 64 * weight * silu(value)
+                n = width * HIDDEN
+                self.assert_near(dw1[2 * at:2 * at + n], [gate * value] * n)
+                self.assert_near(dw1[2 * at + n:2 * at + 2 * n], [up * value] * n)
+                self.assert_near(dw2[at:at + n], [weight * 64 * value * silu(value)] * n)
+                at += n
+        with self.assertRaisesRegex(client.VarmoeError, "h and z are given"):
+            blocks.down_backward_call(by, dy, h=h, z=z, dh=dh, row_weights=weights)()
+
     def test_training(self):
         """x and dout are 1. Expert 0: z = 64 in 8 columns, h = 64² and out its sum; g = 64, dz = 64 · 2 · 64 times the weight."""
         for kind, element in (("layer_dtype", 2), ("fp32", 4)):

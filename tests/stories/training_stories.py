@@ -269,6 +269,38 @@ class Autograd(unittest.TestCase):
                             parameter.add_(step, alpha=-sign)
                     self.assertAlmostEqual((losses[0] - losses[1]) / 0.4 / norm, 1.0, delta=0.1, msg=name)
 
+    def test_experts_alone_on_rows_that_lie_by_expert(self):
+        torch.manual_seed(5)
+        counts, count = torch.tensor([3, 0, 6, 2]), 16
+        experts = torch.repeat_interleave(torch.arange(4), counts)
+        for weighted in (False, True):
+            for gradients in ("in_place", "returned"):
+                with self.subTest(weighted=weighted, gradients=gradients):
+                    module = autograd.MoEExperts(self.engine, 64, self.WIDTHS, 2, gradients=gradients, weighted_down=weighted)
+                    x = torch.randn(count, 64).bfloat16().requires_grad_()
+                    weights = torch.rand(count).requires_grad_() if weighted else None
+                    by = module.layer.by_expert(count, "counts", expert_counts=counts)
+                    y = module(x, by, weights)
+                    dy = torch.randn(count, 64).bfloat16()
+                    y.backward(dy)
+                    rows = x.detach()[:11].double().requires_grad_()
+                    w = (weights.detach()[:11].double() if weighted else torch.ones(11, dtype=torch.float64)).requires_grad_()
+                    pairs = [tuple(m.detach().double().requires_grad_() for m in pair) for pair in module.experts()]
+                    wanted = autograd.expert_loop(rows, experts[:, None], w[:, None], pairs)
+                    wanted.backward(dy.double()[:11])
+                    self.assert_near(y[:11], wanted)
+                    self.assert_near(x.grad[:11], rows.grad)
+                    self.assertEqual(float(x.grad[11:].abs().sum()), 0.0)
+                    if weighted:
+                        self.assert_near(weights.grad[:11], w.grad)
+                        self.assertEqual(float(weights.grad[11:].abs().sum()), 0.0)
+                    for e, (pair, views) in enumerate(zip(pairs, module.experts(lambda p: p.grad))):
+                        for matrix, view in zip(pair, views):
+                            if counts[e] == 0:
+                                self.assertEqual(float(view.abs().sum()), 0.0)
+                            else:
+                                self.assert_near(view, matrix.grad)
+
     def test_mistakes_are_named(self):
         with self.assertRaisesRegex(ValueError, "gradients = 'summed': must be in_place or returned"):
             self.make(gradients="summed")

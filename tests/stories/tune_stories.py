@@ -99,7 +99,11 @@ class Compile(Story):
         weighted = self.lines(self.tune("compile", *SMALL, "--blocks", "--weighted-down", "--json"), "kernel")
         self.assertEqual({row["stage"] for row in weighted if not row["hit"]}, {"down"})
         self.tune("compile", *SMALL, "--weighted-down", status=2)
-        self.tune("compile", *SMALL, "--blocks", "--training", status=2)
+        learning = self.lines(self.tune("compile", *SMALL, "--blocks", "--weighted-down", "--training", "--fp32-gradients", "--json"), "kernel")
+        self.assertEqual({row["stage"] for row in learning} - {row["stage"] for row in rows},
+                         {"up_saving", "dh", "dz", "dx", "activation_gradient", "row_weight_gradient", "gradient_schedule", "fc1_gradient", "fc2_gradient"})
+        self.assertEqual([row for row in learning if row["spill_bytes"] or row["findings"] or row["error"]], [])
+        self.tune("compile", *SMALL, "--blocks", "--training", "--recompute", status=2)
 
     def test_fault_13_no_home_and_nothing_written_elsewhere(self):
         temporary = self.root / "tmp"

@@ -23,6 +23,9 @@ Gradients. There is one persistent buffer per parameter.
       do not either.
   gradients="returned"             backward returns copies, and torch does with them what it does with all gradients.
 
+MoEExperts has the experts alone, on rows that lie by expert already (varmoe_client.Blocks.by_expert says which are whose): what is between an all-to-all and
+its return.
+
 x may have gaps between rows. Gradients of gradients are not there (an error). Ids that name no expert (−1) contribute nothing and get weights' gradients of 0.
 """
 import torch
@@ -74,6 +77,44 @@ class MoEFunction(torch.autograd.Function):
         accumulate = any(wanted) and module.gradients == "in_place" and module.begin_gradients(wanted)
         layer.backward(x, topk_ids, topk_weights, as_rows(dout), saved, dx=dx, dtopk_weights=dweights, weight_gradients=any(wanted),
                        accumulate_weight_gradients=accumulate, workspace=aligned_bytes(layer.workspace_bytes(tokens), x.device))
+        if module.gradients == "in_place":
+            module.end_gradients(wanted)
+            return (dx, dweights, None, None) + (None,) * len(parameters)
+        return (dx, dweights, None, None) + tuple(b.clone() if w else None for b, w in zip(module.gradient_buffers, wanted))
+
+
+class ExpertsFunction(torch.autograd.Function):
+    """rows x [R, H], weights of rows fp32 [R] or None → y [R, H]. dz is made in one product's epilogue: h is not kept."""
+
+    @staticmethod
+    def forward(ctx, x, row_weights, by_expert, module, *parameters):
+        x, blocks, count = as_rows(x), module.layer, x.shape[0]
+        row_weights = None if row_weights is None else row_weights.contiguous()
+        module.place()
+        made = lambda columns: torch.empty((count, columns), dtype=x.dtype, device=x.device)
+        h, z, y = made(blocks.up_stride), made(blocks.z_stride), torch.zeros_like(made(module.hidden_size))
+        workspace = aligned_bytes(blocks.workspace_bytes(count), x.device)
+        blocks.up_call(by_expert, x, h, z=z, workspace=workspace)()
+        blocks.down_call(by_expert, h, y, row_weights=row_weights, workspace=workspace)()
+        ctx.save_for_backward(x, row_weights, z, *parameters)
+        ctx.by_expert, ctx.module = by_expert, module
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, row_weights, z, *parameters = ctx.saved_tensors
+        module, blocks, by_expert = ctx.module, ctx.module.layer, ctx.by_expert
+        wanted = ctx.needs_input_grad[4:]
+        # Padding has no gradient.
+        dx = torch.zeros(x.shape, dtype=x.dtype, device=x.device) if ctx.needs_input_grad[0] else None
+        dweights = torch.zeros_like(row_weights) if ctx.needs_input_grad[1] else None
+        accumulate = any(wanted) and module.gradients == "in_place" and module.begin_gradients(wanted)
+        of_weights = {"weight_gradients": any(wanted), "accumulate_weight_gradients": accumulate,
+                      "workspace": aligned_bytes(blocks.backward_workspace_bytes(x.shape[0]), x.device)}
+        dz = torch.empty_like(z)
+        blocks.down_backward_call(by_expert, as_rows(dy), z=z, dz=dz, row_weights=row_weights, drow_weights=dweights, **of_weights)()
+        blocks.up_backward_call(by_expert, dz, x=x, dx=dx, **of_weights)()
         if module.gradients == "in_place":
             module.end_gradients(wanted)
             return (dx, dweights, None, None) + (None,) * len(parameters)
@@ -142,16 +183,21 @@ class MoEParameters(torch.nn.Module):
 
 class MoELayer(MoEParameters):
     """See the top of this file. options: save_preactivation=False lets backward compute fc1's sums again instead of keeping them; max_sms."""
+    options = ("save_preactivation", "max_sms")
 
-    def __init__(self, engine, hidden_size, expert_widths, top_k, gradients="in_place", save_preactivation=True, max_sms=0, **more):
+    def __init__(self, engine, hidden_size, expert_widths, top_k, gradients="in_place", **more):
+        options = {name: more.pop(name) for name in self.options if name in more}
         super().__init__(hidden_size, expert_widths, top_k, **more)
         if gradients not in ("in_place", "returned"):
             raise ValueError(f"gradients = {gradients!r}: must be in_place or returned")
         self.gradients = gradients
         kind = "layer_dtype" if self.parameter_dtype == self.dtype else "fp32"
-        self.layer = engine.training_layer(hidden_size, self.expert_widths, top_k, save_preactivation=save_preactivation, gradient_type=kind, max_sms=max_sms,
-                                           **self.spec)
+        self.layer = self.made_by(engine)(hidden_size, self.expert_widths, top_k, gradient_type=kind, **options, **self.spec)
         self.placed, self.rounded, self.gradient_buffers = None, None, None
+
+    @staticmethod
+    def made_by(engine):
+        return engine.training_layer
 
     def prepare(self, tokens):
         """Compiles or loads the kernels for these token counts."""
@@ -197,6 +243,20 @@ class MoELayer(MoEParameters):
         rows = x.reshape(-1, self.hidden_size)
         out = MoEFunction.apply(rows, topk_weights.reshape(-1, self.top_k), topk_ids.reshape(-1, self.top_k), self, *self.parameter_list())
         return out.view(x.shape)
+
+
+class MoEExperts(MoELayer):
+    """The experts alone: rows x [R, H] that lie by expert → y [R, H], 0 in rows that are nobody's. options: weighted_down (then forward takes fp32 row_weights
+    [R]); max_sms. Shared experts count as the last ones."""
+    options = ("weighted_down", "max_sms")
+
+    @staticmethod
+    def made_by(engine):
+        return lambda *arguments, **members: engine.blocks(*arguments, training=True, **members)
+
+    def forward(self, x, by_expert, row_weights=None):
+        """by_expert: self.layer.by_expert(R, ...), whose tensors stay as they are until the backward has run."""
+        return ExpertsFunction.apply(x, row_weights, by_expert, self, *self.parameter_list())
 
 
 def expert_loop(x, topk_ids, topk_weights, experts, activation="silu_mul", fc1_kn=False, fc2_kn=False, weight_on_input=False):

@@ -227,6 +227,11 @@ int compile_verb(const CompileOptions& options, const Output& out) {
   if (options.blocks) {
     purpose.blocks.emplace();
     purpose.blocks->weighted_down = options.weighted_down;
+    if (purpose.training) {
+      purpose.blocks->training = true;
+      purpose.blocks->gradient_type = purpose.training->gradient_type;
+      purpose.training.reset();
+    }
   }
   auto rows = build_all(*layers, *buckets, purpose, *chooser, builder, !out.json());
   if (!rows) return out.fail(rows.error());
@@ -304,8 +309,9 @@ void add_compile(Command& app, Action& run) {
   options->training.add_options(*verb, "the kernels of a layer that learns: forward and backward");
   auto* blocks =
       verb->add_flag("--blocks", options->blocks,
-                     "what the building blocks need (Blocks): gather, up, down, combine, each alone")
-          ->excludes(verb->get_option("--training"));
+                     "what the building blocks need (Blocks): gather, up, down, combine, each alone; with "
+                     "--training their backward passes too")
+          ->excludes(verb->get_option("--recompute"));
   verb->add_flag("--weighted-down", options->weighted_down, "of blocks whose down multiplies rows by weights")
       ->needs(blocks);
   verb->callback(

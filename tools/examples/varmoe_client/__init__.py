@@ -20,7 +20,7 @@
 
     blocks = engine.blocks(2048, [768, 512, 512, 256], 2)   # gather, up, down and combine, each alone, on rows in your order
     rows = blocks.by_expert(R, expert_offsets=offsets)      # or layout="counts", "batched", "aligned_blocks"
-    blocks.up_call(rows, x_rows, h)()
+    blocks.up_call(rows, x_rows, h)()                     # with engine.blocks(..., training=True) also z, down_backward_call and up_backward_call
 
 What serves as a tensor: torch tensors, numpy arrays, array.array, ctypes arrays, anything with the buffer interface, and plain addresses (int). Where
 it says its shape, element type and strides, they are checked; else the library takes the address at its word, and `tokens` must be given.
@@ -32,7 +32,7 @@ Keep an engine as long as forwards run and captured graphs of its layers are use
 # One file a part; this is what a program uses.
 from .structs import (ACTIVATIONS, AlignArgs, AlignSpec, BackwardArgs, BlocksOptions, CombineArgs, CombineBackwardArgs, Counters, DTYPES, ELEMENTS,
                       ENUMERATORS, EngineOptions, ExpertBiases, ExpertWeights, F32, F64, ForwardArgs, GATE_ORDERS, GatherArgs, GroupedDownArgs,
-                      GroupedUpArgs, I32, I64, KernelReport, LAYOUTS, LayerOptions, LayerSpec, PTR, PrepareOptions, RouteArgs, RouterGradientArgs,
+                      GroupedDownBackwardArgs, GroupedUpArgs, GroupedUpBackwardArgs, I32, I64, KernelReport, LAYOUTS, LayerOptions, LayerSpec, PTR, PrepareOptions, RouteArgs, RouterGradientArgs,
                       RouterGradientSpec, RouterProductGradientArgs, RouterSpec, RouterStatisticsArgs, RouterStatisticsSpec, RowsByExpert, SIZE,
                       STORAGES, STR, SlotRowsArgs, Struct, TrainingOptions, UpArgs, Weights)
 from .tensors import address, contiguous, element, expert_weights, host_buffer, host_copy, length, require, rows, scratch, stream_of

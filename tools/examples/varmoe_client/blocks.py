@@ -3,13 +3,21 @@ import ctypes as c
 
 from .handle import Call
 from .layer import AnyLayer
-from .structs import CombineArgs, CombineBackwardArgs, GatherArgs, GroupedDownArgs, GroupedUpArgs, PTR, RowsByExpert, SlotRowsArgs
+from .structs import (CombineArgs, CombineBackwardArgs, GatherArgs, GroupedDownArgs, GroupedDownBackwardArgs, GroupedUpArgs, GroupedUpBackwardArgs, PTR,
+                      RowsByExpert, SlotRowsArgs)
 from .tensors import address, require, rows, scratch
+from .training import Learns
 
 
-class Blocks(AnyLayer):
+class Blocks(Learns, AnyLayer):
     """A layer's parts, each usable alone: varmoe/blocks.hpp. Every …_call gives a Call."""
     destroy, prefix = "varmoe_blocks_destroy", "varmoe_blocks"
+
+    def __init__(self, library, pointer, engine, spec, gradient_type="layer_dtype"):
+        super().__init__(library, pointer, engine, spec)
+        self.of_gradients(gradient_type)
+        # The least elements between rows of z and dz: gate and up.
+        self.z_stride = self.up_stride * (2 if spec.activation < 4 else 1)
 
     def by_expert(self, rows, layout="offsets", **members):
         """Which of a batch's rows are which expert's, as up and down take it; members: those of varmoe_rows_by_expert that the layout names, int32 or
@@ -58,12 +66,13 @@ class Blocks(AnyLayer):
         args = self.library.made(SlotRowsArgs)
         return self.made_call("slot_rows", args, slot_row, (), row_map=row_map, slot_row=slot_row, tokens=tokens, rows=rows, row_count=row_count)
 
-    def up_call(self, by_expert, x, h, row_weights=None, workspace=None):
-        """h [rows, at least up_stride] of x [rows, H]."""
+    def up_call(self, by_expert, x, h, row_weights=None, workspace=None, z=None):
+        """h [rows, at least up_stride] of x [rows, H]; z [rows, at least z_stride], of blocks that learn: gets what the backward passes need."""
         args = self.library.made(GroupedUpArgs)
         self.of_hidden(args, x, "x", by_expert.rows, "x_stride")
         self.of_h(args, h, by_expert.rows)
-        return self.grouped("up", args, by_expert, x, workspace, x=x, h=h, row_weights=row_weights)
+        self.of_h(args, z, by_expert.rows, "z", "z_stride")
+        return self.grouped("up", args, by_expert, x, workspace, x=x, h=h, row_weights=row_weights, z=z)
 
     def down_call(self, by_expert, h, y, row_weights=None, workspace=None):
         """y [rows, H] of h [rows, …]."""
@@ -72,16 +81,46 @@ class Blocks(AnyLayer):
         self.of_hidden(args, y, "y", by_expert.rows)
         return self.grouped("down", args, by_expert, h, workspace, h=h, y=y, row_weights=row_weights)
 
-    def of_h(self, args, h, least):
-        require(h, "h", (self.dtype,))
-        shape = rows(h, "h", h.shape[-1]) if getattr(h, "shape", None) is not None else None
+    def down_backward_call(self, by_expert, dy, h=None, z=None, dh=None, dz=None, row_weights=None, drow_weights=None, weight_gradients=True,
+                           accumulate_weight_gradients=False, workspace=None):
+        """Of blocks that learn: dy [rows, H], h and dh [rows, at least up_stride] of one stride; or z and dz [rows, at least z_stride] instead, which do the
+        activation's backward too. fp32 drow_weights [rows]; those that are None are not computed."""
+        args = self.library.made(GroupedDownBackwardArgs)
+        self.of_hidden(args, dy, "dy", by_expert.rows, "dy_stride")
+        for tensor, name in ((h, "h"), (dh, "dh"), (z, "z"), (dz, "dz")):
+            self.of_h(args, tensor, by_expert.rows, name, ("z_stride" if "z" in name else "h_stride"))
+        return self.grouped("down_backward", args, by_expert, dy, workspace, dy=dy, h=h, z=z, dh=dh, dz=dz, row_weights=row_weights,
+                            drow_weights=drow_weights, weight_gradients=int(weight_gradients),
+                            accumulate_weight_gradients=int(accumulate_weight_gradients))
+
+    def up_backward_call(self, by_expert, dz, x=None, z=None, dh=None, dx=None, row_weights=None, drow_weights=None, weight_gradients=True,
+                         accumulate_weight_gradients=False, workspace=None):
+        """Of blocks that learn: dz of z and dh, or without them the dz that down_backward left; dx [rows, H]; those that are None are not computed."""
+        args = self.library.made(GroupedUpBackwardArgs)
+        self.of_hidden(args, x, "x", by_expert.rows, "x_stride")
+        self.of_hidden(args, dx, "dx", by_expert.rows)
+        for tensor, name, stride in ((z, "z", "z_stride"), (dz, "dz", "z_stride"), (dh, "dh", "dh_stride")):
+            self.of_h(args, tensor, by_expert.rows, name, stride)
+        return self.grouped("up_backward", args, by_expert, dz, workspace, x=x, z=z, dh=dh, dz=dz, dx=dx, row_weights=row_weights,
+                            drow_weights=drow_weights, weight_gradients=int(weight_gradients),
+                            accumulate_weight_gradients=int(accumulate_weight_gradients))
+
+    def backward_workspace_bytes(self, rows):
+        return self.library.size("varmoe_blocks_backward_workspace_bytes", self.pointer, rows)
+
+    def of_h(self, args, h, least, name="h", stride="h_stride"):
+        """Checks rows as long as its own; two that share a stride must agree."""
+        require(h, name, (self.dtype,))
+        shape = rows(h, name, h.shape[-1]) if getattr(h, "shape", None) is not None else None
         if shape is not None:
-            args.h_stride = shape[1]
+            if getattr(args, stride) not in (0, shape[1]):
+                raise ValueError(f"{name} has {shape[1]} elements between rows: must have {getattr(args, stride)}, as the other has")
+            setattr(args, stride, shape[1])
             if shape[0] < least:
-                raise ValueError(f"h has {shape[0]} rows: must have {least}")
+                raise ValueError(f"{name} has {shape[0]} rows: must have {least}")
 
     def grouped(self, function, args, by_expert, tensor, workspace, **members):
-        size = self.workspace_bytes(by_expert.rows)
+        size = (self.backward_workspace_bytes if "backward" in function else self.workspace_bytes)(by_expert.rows)
         workspace = scratch(tensor, size) if workspace is None else workspace
         args.assign({"by_expert": c.addressof(by_expert), "workspace": address(workspace), "workspace_bytes": size})
         return self.made_call(function, args, tensor, (by_expert, workspace), **members)

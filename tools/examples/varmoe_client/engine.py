@@ -39,12 +39,12 @@ class Engine(Handle):
         options.assign({"save_preactivation": int(save_preactivation), "gradient_type": gradient_type, "max_sms": max_sms})
         return self.made(TrainingLayer, spec, "varmoe_training_layer_create", c.byref(options), more=(gradient_type,))
 
-    def blocks(self, hidden_size, expert_widths, top_k, weighted_down=False, max_sms=0, **members):
-        """A layer's parts, each usable alone; members: as of layer."""
+    def blocks(self, hidden_size, expert_widths, top_k, weighted_down=False, max_sms=0, training=False, gradient_type="layer_dtype", **members):
+        """A layer's parts, each usable alone; members: as of layer. training: with down's and up's backward; gradient_type: as of training_layer."""
         spec = self.layer_spec(hidden_size, expert_widths, top_k, **members)
         options = self.library.made(BlocksOptions)
-        options.assign({"weighted_down": int(weighted_down), "max_sms": max_sms})
-        return self.made(Blocks, spec, "varmoe_blocks_create", c.byref(options))
+        options.assign({"weighted_down": int(weighted_down), "max_sms": max_sms, "training": int(training), "gradient_type": gradient_type})
+        return self.made(Blocks, spec, "varmoe_blocks_create", c.byref(options), more=(gradient_type,))
 
     def router(self, num_experts, top_k, **members):
         """members: the others of varmoe_router_spec."""

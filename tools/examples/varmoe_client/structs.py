@@ -104,7 +104,7 @@ class UpArgs(Struct):
 
 class BlocksOptions(Struct):
     c_name = "varmoe_blocks_options"
-    _fields_ = [("struct_size", SIZE), ("max_sms", I32), ("weighted_down", I32)]
+    _fields_ = [("struct_size", SIZE), ("max_sms", I32), ("weighted_down", I32), ("training", I32), ("gradient_type", I32)]
 
 
 class RowsByExpert(Struct):
@@ -127,6 +127,20 @@ class SlotRowsArgs(Struct):
 class GroupedUpArgs(Struct):
     c_name = "varmoe_grouped_up_args"
     _fields_ = [("struct_size", SIZE), ("by_expert", PTR), ("x", PTR), ("x_stride", I64), ("row_weights", PTR), ("h", PTR), ("h_stride", I64),
+                ("workspace", PTR), ("workspace_bytes", SIZE), ("stream", PTR), ("z", PTR), ("z_stride", I64)]
+
+
+class GroupedDownBackwardArgs(Struct):
+    c_name = "varmoe_grouped_down_backward_args"
+    _fields_ = [("struct_size", SIZE), ("by_expert", PTR), ("dy", PTR), ("dy_stride", I64), ("h", PTR), ("h_stride", I64), ("z", PTR), ("z_stride", I64),
+                ("row_weights", PTR), ("dh", PTR), ("dz", PTR), ("drow_weights", PTR), ("weight_gradients", I32), ("accumulate_weight_gradients", I32),
+                ("workspace", PTR), ("workspace_bytes", SIZE), ("stream", PTR)]
+
+
+class GroupedUpBackwardArgs(Struct):
+    c_name = "varmoe_grouped_up_backward_args"
+    _fields_ = [("struct_size", SIZE), ("by_expert", PTR), ("x", PTR), ("x_stride", I64), ("z", PTR), ("z_stride", I64), ("dh", PTR), ("dh_stride", I64),
+                ("row_weights", PTR), ("dz", PTR), ("dx", PTR), ("drow_weights", PTR), ("weight_gradients", I32), ("accumulate_weight_gradients", I32),
                 ("workspace", PTR), ("workspace_bytes", SIZE), ("stream", PTR)]
 
 

@@ -6,20 +6,27 @@ from .structs import BackwardArgs, PTR, SIZE
 from .tensors import address, scratch
 
 
-class TrainingLayer(AnyLayer):
-    """A layer with its backward pass: varmoe/training.hpp."""
-    destroy, prefix = "varmoe_training_layer_destroy", "varmoe_training_layer"
+class Learns:
+    """Of what has gradients of weights."""
 
-    def __init__(self, library, pointer, engine, spec, gradient_type):
-        super().__init__(library, pointer, engine, spec)
+    def of_gradients(self, gradient_type):
         self.gradient_dtype = "fp32" if gradient_type == "fp32" else self.dtype
 
     def bind_gradients(self, fc1=None, fc2=None, storage="blocks", **members):
         """Where backward writes the gradients: members as of bind, of tensors whose elements are of gradient_dtype; they may be stored otherwise
         than the weights."""
         gradients, keeps = self.described(self.gradient_dtype, storage, {"fc1": fc1, "fc2": fc2, **members})
-        self.library.check(self.library.lib.varmoe_training_layer_bind_gradients(self.pointer, c.byref(gradients)))
+        self.library.check(getattr(self.library.lib, self.prefix + "_bind_gradients")(self.pointer, c.byref(gradients)))
         self.bound_gradients = keeps
+
+
+class TrainingLayer(Learns, AnyLayer):
+    """A layer with its backward pass: varmoe/training.hpp."""
+    destroy, prefix = "varmoe_training_layer_destroy", "varmoe_training_layer"
+
+    def __init__(self, library, pointer, engine, spec, gradient_type):
+        super().__init__(library, pointer, engine, spec)
+        self.of_gradients(gradient_type)
 
     def saved_bytes(self, tokens):
         return self.library.size("varmoe_training_layer_saved_bytes", self.pointer, tokens)
