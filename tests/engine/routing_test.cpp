@@ -397,11 +397,11 @@ TEST_CASE_FIXTURE(RoutingFixture,
   const auto launches = fake_cuda::launches();
   REQUIRE(launches.size() == 4);
   CHECK(begins(launches[0].name, "varmoe_align_single_"));
-  CHECK(launches[0].grid[0] == 1);
+  CHECK(launches[0].grid[0] > 1);  // one places the rows, the others write what is not a row
   CHECK(begins(launches[1].name, "varmoe_align_single_"));
   CHECK(begins(launches[2].name, "varmoe_align_count_"));
   CHECK(begins(launches[3].name, "varmoe_align_scatter_"));
-  CHECK(launches[3].grid[0] == launches[2].grid[0] + 1);
+  CHECK(launches[3].grid[0] > launches[2].grid[0]);
   CHECK(*aligner.workspace_bytes(32768) == launches[2].grid[0] * 64 * 4);
 
   many.workspace_bytes -= 1;

@@ -346,7 +346,11 @@ TEST_CASE("backward: no tokens make weight gradients zero or leave them") {
   }
 }
 
-TEST_CASE("backward: dh in every kind of tile") {
+namespace {
+
+enum class Kind { plain, weights_on_input, and_biases };
+
+void check_dh_in_every_tile(Kind kind) {
   // One warpgroup's columns are 64 or 128, a warp's 16 to 64; widths end within them, and within 64.
   for (const char* config :
        {"schedule=wgmma,block_m=64,block_n=128,warps_m=1,warps_n=8",
@@ -377,21 +381,30 @@ TEST_CASE("backward: dh in every kind of tile") {
         spec.expert_widths = {64, 8, 200, 136, 328, 72, 104};
         if (alternating) spec.gate_order = GateOrder::interleaved;
         if (alternating) spec.fc1_layout = spec.fc2_layout = WeightLayout::kn;
-        // Plain, weights on the input, and these with biases.
-        for (int kind = 0; kind < 3; ++kind) {
-          spec.weight_on_input = kind > 0;
-          spec.bias = kind == 2;
-          spec.shared_widths.assign(kind < 2 ? 1 : 0, 520);
-          spec.shared_gate = kind < 2;
-          CAPTURE(config);
-          CAPTURE(tuning_signature(spec));
-          const auto c = make(spec, {.tokens = 500, .seed = 28, .invalid_fraction = 0.1});
-          gpu::DeviceTraining training(c, true, 0, &engine);
-          gpu::check_training("backward, dh's tiles", c, training);
-        }
+        spec.weight_on_input = kind != Kind::plain;
+        spec.bias = kind == Kind::and_biases;
+        if (!spec.bias) spec.shared_widths = {520};
+        spec.shared_gate = !spec.bias;
+        CAPTURE(config);
+        CAPTURE(tuning_signature(spec));
+        const auto c = make(spec, {.tokens = 500, .seed = 28, .invalid_fraction = 0.1});
+        gpu::DeviceTraining training(c, true, 0, &engine);
+        gpu::check_training("backward, dh's tiles", c, training);
       }
     }
   }
+}
+
+}  // namespace
+
+TEST_CASE("backward: dh in every kind of tile") {
+  check_dh_in_every_tile(Kind::plain);
+}
+TEST_CASE("backward: dh in every kind of tile: weights on the input") {
+  check_dh_in_every_tile(Kind::weights_on_input);
+}
+TEST_CASE("backward: dh in every kind of tile: weights on the input and biases") {
+  check_dh_in_every_tile(Kind::and_biases);
 }
 
 TEST_CASE("backward: a bound of SMs") {

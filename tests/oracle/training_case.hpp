@@ -295,6 +295,8 @@ inline TrainingCase draw_training_case(std::uint64_t seed, const TrainingLimits&
   }
   // Another generator: the cases of old seeds stay what they are in all else.
   spec.weight_on_input = detail::mix(seed, 23, 0) % 4 == 0;
+  // z is made of a rounded product there, which a bias may take across relu's kink.
+  if (spec.weight_on_input && spec.bias && spec.activation == varmoe::Activation::relu) o.round_z = true;
 
   CaseOptions c;
   c.seed = seed;
