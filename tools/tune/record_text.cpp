@@ -2,6 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <utility>
+
 #include "tuningdb/record_order.hpp"
 
 namespace varmoe::tools {
@@ -42,12 +46,9 @@ std::string one_launch_text(const LayerConfig& config) {
                                           : "-";
 }
 
-std::string layer_text(const TuningKey& key) {
-  std::string widths;
-  for (const WidthClass& c : key.inter_dim) {
-    if (!widths.empty()) widths += ", ";
-    widths += key.inter_dim.size() == 1 ? std::to_string(c.width) : fmt::format("{} x {}", c.count, c.width);
-  }
+namespace {
+
+std::string layer_of(const TuningKey& key, std::string widths) {
   if (!key.shared_inter_dim.empty()) {
     std::string shared;
     for (const WidthClass& c : key.shared_inter_dim)
@@ -56,6 +57,24 @@ std::string layer_text(const TuningKey& key) {
   }
   return fmt::format("{} experts of {}, top-{}, hidden {}, {}, {}", key.expert, widths, key.topk,
                      key.model_dim, to_string(key.act_type), to_string(key.dtype));
+}
+
+}  // namespace
+
+std::string layer_text(const TuningKey& key) {
+  std::string widths;
+  for (const WidthClass& c : key.inter_dim) {
+    if (!widths.empty()) widths += ", ";
+    widths += key.inter_dim.size() == 1 ? std::to_string(c.width) : fmt::format("{} x {}", c.count, c.width);
+  }
+  return layer_of(key, std::move(widths));
+}
+
+std::string brief(const TuningKey& key) {
+  constexpr std::size_t kMostNamed = 4;
+  if (key.inter_dim.size() <= kMostNamed) return layer_text(key);
+  const auto [least, most] = std::ranges::minmax(key.inter_dim, {}, &WidthClass::width);
+  return layer_of(key, fmt::format("{} widths from {} to {}", key.inter_dim.size(), least.width, most.width));
 }
 
 }  // namespace varmoe::tools

@@ -25,5 +25,7 @@ std::string pass_text(const TuningKey& key);
 std::string one_launch_text(const LayerConfig& config);
 /// "128 experts of 768, top-8, hidden 2048, silu_mul, bf16".
 std::string layer_text(const TuningKey& key);
+/// The same for a column of a table: many widths as "64 experts of 16 widths from 128 to 2048, …".
+std::string brief(const TuningKey& key);
 
 }  // namespace varmoe::tools

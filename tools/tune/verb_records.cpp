@@ -57,10 +57,10 @@ int show_verb(const RecordsOptions& options, const Output& out) {
       const std::string tokens = std::to_string(r.key.token), us = fmt::format("{:.1f}", r.us),
                         baseline = r.baseline_us > 0 ? fmt::format("{:.1f}", r.baseline_us) : "-";
       if (r.key.pass == TuningPass::backward) {
-        backward.add({r.key.device.name, layer_text(r.key), pass_text(r.key), tokens, us, baseline,
+        backward.add({r.key.device.name, brief(r.key), pass_text(r.key), tokens, us, baseline,
                       products[0].brief, products[1].brief, products[2].brief, products[3].brief, state});
       } else {
-        table.add({r.key.device.name, layer_text(r.key), tokens, us, baseline, products[0].brief,
+        table.add({r.key.device.name, brief(r.key), tokens, us, baseline, products[0].brief,
                    products[1].brief, one_launch_text(r.config), state});
       }
       Json json;
