@@ -18,10 +18,10 @@ namespace varmoe::tools {
 namespace {
 
 constexpr const char* kStyle = R"(
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #1b1f24; background: #fff; }
+body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 92em; padding: 0 1em; color: #1b1f24; background: #fff; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2.2em; border-bottom: 1px solid #d0d7de; padding-bottom: .2em; }
-table { border-collapse: collapse; margin: .8em 0; } th, td { padding: .2em .7em; text-align: right; border-bottom: 1px solid #eaeef2; }
-th { font-weight: 600; } td.text, th.text { text-align: left; } .stale { color: #9a6700; } .bad { color: #cf222e; }
+table { border-collapse: collapse; margin: .8em 0; } th, td { padding: .2em .7em; text-align: right; border-bottom: 1px solid #eaeef2; } td { white-space: nowrap; }
+th { font-weight: 600; } td.text, th.text { text-align: left; } td.text { white-space: normal; } .stale { color: #9a6700; } .bad { color: #cf222e; }
 td.cell { min-width: 3.6em; text-align: center; } details { margin: .5em 0; } summary { cursor: pointer; }
 svg { max-width: 100%; height: auto; } .note { color: #57606a; }
 )";
@@ -49,13 +49,23 @@ std::string escaped(std::string_view text) {
   return out;
 }
 
+/// A config, in which lines may end behind its commas.
+std::string breakable(std::string_view config) {
+  std::string out;
+  for (const char c : escaped(config)) {
+    out += c;
+    if (c == ',') out += "<wbr>";
+  }
+  return out;
+}
+
 std::string number(double value, int digits = 1) {
   return value > 0 ? fmt::format("{:.{}f}", value, digits) : "–";
 }
 
 /// Time over tokens, both by powers: winners, cost model's choice, floor.
 std::string curve_svg(const ReportLayer& layer) {
-  constexpr double kWidth = 640, kHeight = 300, kLeft = 60, kRight = 150, kTop = 12, kBottom = 36;
+  constexpr double kWidth = 720, kHeight = 300, kLeft = 60, kRight = 160, kTop = 12, kBottom = 36;
   struct Line {
     const char *name, *colour, *dash;
     std::vector<std::pair<double, double>> points;
@@ -94,10 +104,10 @@ std::string curve_svg(const ReportLayer& layer) {
         kLeft, kWidth - kRight, y(us), y(us), kLeft - 6, y(us) + 4, us);
   }
   for (const ReportBucket& b : layer.buckets) {
-    svg += fmt::format("<text x=\"{:.1f}\" y=\"{}\" font-size=\"11\" text-anchor=\"middle\">{}</text>",
+    svg += fmt::format("<text x=\"{:.1f}\" y=\"{}\" font-size=\"10\" text-anchor=\"middle\">{}</text>",
                        x(static_cast<double>(b.record.key.token)), kHeight - 16, b.record.key.token);
   }
-  svg += fmt::format("<text x=\"{}\" y=\"{}\" font-size=\"11\">tokens</text>", kWidth - kRight + 16,
+  svg += fmt::format("<text x=\"{}\" y=\"{}\" font-size=\"11\">tokens</text>", kWidth - kRight + 30,
                      kHeight - 16);
   double legend = kTop + 12;
   for (const Line& line : lines) {
@@ -126,6 +136,8 @@ std::string table_html(const ReportLayer& layer) {
   const std::vector<ProductText> products = products_of(layer.buckets.front().record);
   for (const ProductText& product : products) html += fmt::format("<th>{} µs</th>", product.name);
   for (const ProductText& product : products) html += fmt::format("<th class=\"text\">{}</th>", product.name);
+  const bool forward = layer.buckets.front().record.key.pass == TuningPass::forward;
+  if (forward) html += "<th class=\"text\">one launch</th>";
   html += "<th class=\"text\">state</th></tr>\n";
   for (const ReportBucket& b : layer.buckets) {
     const TuningRecord& r = b.record;
@@ -144,6 +156,7 @@ std::string table_html(const ReportLayer& layer) {
     for (const ProductText& product : of) html += fmt::format("<td>{}</td>", number(product.us));
     for (const ProductText& product : of)
       html += fmt::format("<td class=\"text\">{}</td>", escaped(product.brief));
+    if (forward) html += fmt::format("<td class=\"text\">{}</td>", one_launch_text(r.config));
     html += fmt::format("<td class=\"text\">{}</td></tr>\n", state);
   }
   return html + "</table>\n";
@@ -221,7 +234,8 @@ std::string trials_html(const ReportBucket& bucket) {
       std::string configs;
       for (const ProductText& product : products_of(bucket.record)) {
         const auto config = t->configs.find(product.name);
-        if (config != t->configs.end()) configs += (configs.empty() ? "" : "<br>") + escaped(config->second);
+        if (config != t->configs.end())
+          configs += (configs.empty() ? "" : "<br>") + breakable(config->second);
       }
       html +=
           fmt::format("<tr><td class=\"text\">{}</td><td>{:.2f}</td><td>{:.2f}</td><td>{:.1f} %</td></tr>\n",
