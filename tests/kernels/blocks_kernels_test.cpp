@@ -6,11 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "base/thread_pool.hpp"
-#include "compile/findings.hpp"
 #include "emit/blocks.hpp"
 #include "emit/training.hpp"
-#include "kernels/families.hpp"
+#include "kernels/compile_jobs.hpp"
 #include "model/backward_layer.hpp"
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
@@ -22,12 +20,6 @@ using namespace kernels_test;
 using emit::Stage;
 
 namespace {
-
-struct Job {
-  Kernel kernel;
-  const model::DeviceProfile* device;
-  std::string problem;
-};
 
 LayerSpec layer_of(std::vector<std::int64_t> widths, WeightLayout layout, bool bias) {
   LayerSpec spec;
@@ -42,27 +34,6 @@ LayerSpec layer_of(std::vector<std::int64_t> widths, WeightLayout layout, bool b
 GemmConfig copied(GemmConfig config) {
   config.gather = GatherMode::copy;
   return config;
-}
-
-/// Compiles them; each must be without spills, and fit.
-void compile_all(std::vector<Job>& jobs) {
-  parallel_for(jobs.size(), 0, [&](std::size_t i) {
-    Job& job = jobs[i];
-    const auto compiled = compile_one(job.kernel, job.device->arch);
-    const Result<KernelBinary>& binary = *compiled;
-    if (!binary) return void(job.problem = binary.error().message());
-    for (const std::string& finding : compile::findings(*binary)) job.problem += finding + "; ";
-    const ResourceUsage& used = binary->resources;
-    if (used.spill_loads + used.spill_stores != 0) job.problem += "spills; ";
-    if (used.stack_bytes != 0) job.problem += "a stack frame; ";
-    if (used.static_smem + job.kernel.emitted.dynamic_smem_bytes > job.device->smem_per_block)
-      job.problem += "shared memory; ";
-    if ((used.registers + 7) / 8 * 8 * job.kernel.emitted.block_threads > job.device->regs_per_sm)
-      job.problem += "registers; ";
-  });
-  for (const Job& job : jobs)
-    CHECK_MESSAGE(job.problem.empty(), job.kernel.what, ", ", job.device->arch, ": ", job.problem);
-  MESSAGE(jobs.size(), " kernels");
 }
 
 std::vector<model::DeviceProfile> target_devices() {

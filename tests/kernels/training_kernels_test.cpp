@@ -6,10 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "base/thread_pool.hpp"
-#include "compile/findings.hpp"
 #include "emit/training.hpp"
-#include "kernels/families.hpp"
+#include "kernels/compile_jobs.hpp"
 #include "model/backward_layer.hpp"
 #include "model/config_space.hpp"
 #include "model/cost_model.hpp"
@@ -73,12 +71,6 @@ std::vector<Form> forms() {
   on_input("weights on the input, biases, alternating", all[plain - 1]);
   return all;
 }
-
-struct Job {
-  Kernel kernel;
-  const model::DeviceProfile* device;
-  std::string problem;
-};
 
 }  // namespace
 
@@ -200,21 +192,5 @@ TEST_CASE("the kernels of training compile for Hopper and the portable path, wit
       }
     }
   }
-  parallel_for(jobs.size(), 0, [&](std::size_t i) {
-    Job& job = jobs[i];
-    const auto compiled = compile_one(job.kernel, job.device->arch);
-    const Result<KernelBinary>& binary = *compiled;
-    if (!binary) return void(job.problem = binary.error().message());
-    for (const std::string& finding : compile::findings(*binary)) job.problem += finding + "; ";
-    const ResourceUsage& used = binary->resources;
-    if (used.spill_loads + used.spill_stores != 0) job.problem += "spills; ";
-    if (used.stack_bytes != 0) job.problem += "a stack frame; ";
-    if (used.static_smem + job.kernel.emitted.dynamic_smem_bytes > job.device->smem_per_block)
-      job.problem += "shared memory; ";
-    if ((used.registers + 7) / 8 * 8 * job.kernel.emitted.block_threads > job.device->regs_per_sm)
-      job.problem += "registers; ";
-  });
-  for (const Job& job : jobs)
-    CHECK_MESSAGE(job.problem.empty(), job.kernel.what, ", ", job.device->arch, ": ", job.problem);
-  MESSAGE(jobs.size(), " kernels");
+  compile_all(jobs);
 }

@@ -350,7 +350,7 @@ class Report(GpuStory):
 
     def check_page(self, page):
         """Well formed, and nothing is fetched from anywhere."""
-        problems, stack, void = [], [], {"meta", "br", "line", "polyline"}
+        problems, stack, void = [], [], {"meta", "br", "wbr", "line", "polyline"}
 
         class Reader(html.parser.HTMLParser):
             def handle_starttag(self, tag, attributes):
@@ -379,7 +379,7 @@ class Report(GpuStory):
         self.run_tune("--tokens", "1,64,1024")
         page = self.page()
         self.check_page(page)
-        for word in ("NVIDIA H200", "8 experts of 128", "floor", "cost model", "fc1 wgmma", "fc2 wgmma", "block_m", "leaders", "<svg"):
+        for word in ("NVIDIA H200", "8 experts of 128", "floor", "cost model", "fc1 wgmma", "fc2 wgmma", "block_m", "leaders", "one launch", "<svg"):
             self.assertIn(word, page)
         self.assertEqual(page, self.page())
         self.assert_says(self.tune("report"), "share of floor", "gain", "verified")
