@@ -259,11 +259,12 @@ std::string report_html(const ReportData& data) {
   html += "</style></head><body>\n<h1>varmoe tuning report</h1>\n";
   html +=
       "<p class=\"note\">Times are of whole forwards, or whole backward passes, on uniform routing. The "
-      "floor is what memory or tensor "
-      "cores allow at best; "
-      "gain is over the cost model's choice, measured in the same session. Tables of trials show the best "
-      "time that any config "
-      "with that tile had, in µs that the GEMM adds to the pass.</p>\n";
+      "floor "
+      "is what memory or tensor cores allow at best; gain is over the cost model's choice, measured in the "
+      "same session. A forward's winner has the least of three quarters of its time and one of that on "
+      "skewed "
+      "routing, so that its gain may be below zero. Tables of trials show the best time that any config with "
+      "that tile had, in µs that the GEMM adds to the pass.</p>\n";
   for (const ReportLayer& layer : data.layers) {
     html += fmt::format("<h2>{}: {}</h2>\n", escaped(layer.device), escaped(layer.layer));
     html += curve_svg(layer) + "\n" + table_html(layer);
