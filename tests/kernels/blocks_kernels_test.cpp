@@ -54,9 +54,7 @@ TEST_CASE("the building blocks' kernels compile without spills and findings: row
   for (const model::DeviceProfile& device : targets) {
     std::set<std::string> seen;
     const auto add = [&](Result<emit::EmittedKernel> kernel, const std::string& what) {
-      REQUIRE_MESSAGE(kernel.ok(), what, ": ", (kernel.ok() ? std::string() : kernel.error().message()));
-      if (seen.insert(kernel->entry_name).second)
-        jobs.push_back({{what, *std::move(kernel), false, 1}, &device, {}});
+      add_job(jobs, seen, device, std::move(kernel), what);
     };
     for (const std::int64_t experts : {1, 60, 1024})
       add(emit::emit_block(uniform_spec(64, experts, 64, 1), Stage::block_schedule, 0),
@@ -134,9 +132,7 @@ TEST_CASE("the kernels of the building blocks' backward compile without spills a
   for (const model::DeviceProfile& device : targets) {
     std::set<std::string> seen;
     const auto add = [&](Result<emit::EmittedKernel> kernel, const std::string& what) {
-      REQUIRE_MESSAGE(kernel.ok(), what, ": ", (kernel.ok() ? std::string() : kernel.error().message()));
-      if (seen.insert(kernel->entry_name).second)
-        jobs.push_back({{what, *std::move(kernel), false, 1}, &device, {}});
+      add_job(jobs, seen, device, std::move(kernel), what);
     };
     for (int kind = 0; kind < 4; ++kind) {
       LayerSpec spec =

@@ -2,12 +2,21 @@
 
 #include <doctest/doctest.h>
 
+#include <utility>
+
 #include "base/thread_pool.hpp"
 #include "compile/findings.hpp"
 
 namespace kernels_test {
 
 using namespace varmoe;
+
+void add_job(std::vector<Job>& jobs, std::set<std::string>& seen, const model::DeviceProfile& device,
+             Result<emit::EmittedKernel> kernel, const std::string& what) {
+  REQUIRE_MESSAGE(kernel.ok(), what, ": ", (kernel.ok() ? std::string() : kernel.error().message()));
+  if (seen.insert(kernel->entry_name).second)
+    jobs.push_back({{what, *std::move(kernel), false, 1}, &device, {}});
+}
 
 void compile_all(std::vector<Job>& jobs) {
   parallel_for(jobs.size(), 0, [&](std::size_t i) {

@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "emit/training.hpp"
@@ -84,9 +85,7 @@ TEST_CASE("the kernels of training compile for Hopper and the portable path, wit
   for (const model::DeviceProfile& device : targets) {
     std::set<std::string> seen;
     const auto add = [&](Result<emit::EmittedKernel> kernel, const std::string& what) {
-      REQUIRE_MESSAGE(kernel.ok(), what, ": ", (kernel.ok() ? std::string() : kernel.error().message()));
-      if (seen.insert(kernel->entry_name).second)
-        jobs.push_back({{what, *std::move(kernel), false, 1}, &device, {}});
+      add_job(jobs, seen, device, std::move(kernel), what);
     };
     const std::vector<Form> all = forms();
     for (const Form& form : all) {
